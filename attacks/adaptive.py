@@ -1,0 +1,126 @@
+"""Adaptive attackers: they know the defence, invert the update, and then undo the defence with a learnt inverse.
+
+Three threat models, from the realistic to the limit: the defence's code (`Adaptive`), its trained modules as well
+(`AdaptiveWeights`), and on top of those an inversion that is perfect (`PerfectInversion`), which by data processing
+bounds what the others could ever reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.base import ATTACKS, Attack, Knowledge, Observation
+from attacks.floor import labels_of
+from attacks.inverting_gradients import InvertingGradients
+from attacks.rehearsal import Rehearsal
+from attacks.tuning import best_tv, visible_masks
+from fl.messages import Reconstruction, ThreatModel
+
+
+@ATTACKS.register("adaptive")
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Attack):
+    """Invert the update through what the defence leaves visible, then undo what it did to the data.
+
+    Granted the defence's code alone, the attacker has trained his own copy of the defence on public images, and the
+    inverse on what that copy makes of them.
+
+    Attributes:
+        inversion: the gradient inversion.
+    """
+
+    name: ClassVar[str] = "adaptive"
+    needs: ClassVar[ThreatModel] = ThreatModel(labels=False, public_data=True, defense_algorithm=True)
+    adaptive: ClassVar[bool] = True
+
+    inversion: InvertingGradients = field(default_factory=InvertingGradients)
+
+    @classmethod
+    def configured(cls, inversion: InvertingGradients) -> Adaptive:
+        """See `Attack.configured`."""
+        return cls(inversion=inversion)
+
+    def run(
+        self,
+        observations: Sequence[Observation],
+        knowledge: Knowledge,
+        earlier: Mapping[str, Sequence[Reconstruction]],
+    ) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        rehearsals = [knowledge.rehearsal(observation.client) for observation in observations]
+        inverted = self._invert(observations, rehearsals[0], knowledge, earlier)
+        return [undo(found, rehearsal) for found, rehearsal in zip(inverted, rehearsals, strict=True)]
+
+    def _invert(
+        self,
+        observations: Sequence[Observation],
+        rehearsal: Rehearsal,
+        knowledge: Knowledge,
+        earlier: Mapping[str, Sequence[Reconstruction]],
+    ) -> Sequence[Reconstruction]:
+        surrogate = rehearsal.surrogate
+        if surrogate.update is None:
+            plain = earlier.get(self.inversion.name)
+            return plain if plain is not None else self.inversion.invert(observations, knowledge)
+        tuned = replace(self.inversion, tv=best_tv(self.inversion, observations[0], surrogate, knowledge))
+        return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
+
+
+@ATTACKS.register("adaptive_weights")
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveWeights(Adaptive):
+    """`Adaptive` who holds the client's own trained modules too, and has trained his inverse on what they make."""
+
+    name: ClassVar[str] = "adaptive_weights"
+    needs: ClassVar[ThreatModel] = ThreatModel(
+        labels=False, public_data=True, defense_algorithm=True, defense_weights=True
+    )
+
+
+@ATTACKS.register("perfect_inversion")
+@dataclass(frozen=True, kw_only=True)
+class PerfectInversion(Attack):
+    """Handed the very images that the client trained on and the client's modules: only the defence itself is left.
+
+    No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
+    best estimator of x from x'; this is that estimator, as well as the attacker could train it.
+    """
+
+    name: ClassVar[str] = "perfect_inversion"
+    needs: ClassVar[ThreatModel] = ThreatModel(
+        labels=False, public_data=True, defense_algorithm=True, defense_weights=True, trained_images=True
+    )
+    adaptive: ClassVar[bool] = True
+
+    def run(
+        self,
+        observations: Sequence[Observation],
+        knowledge: Knowledge,
+        earlier: Mapping[str, Sequence[Reconstruction]],
+    ) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        results = []
+        for observation in observations:
+            found = Reconstruction(_granted(observation.trained_images), labels_of(observation), 0.0)
+            results.append(undo(found, knowledge.rehearsal(observation.client)))
+        return results
+
+
+def _granted(images: Tensor | None) -> Tensor:
+    if images is None:
+        raise ValueError("the observation lacks trained_images, which the threat model grants")
+    return images
+
+
+@torch.no_grad()
+def undo(found: Reconstruction, rehearsal: Rehearsal) -> Reconstruction:
+    """Pass a reconstruction of the trained-on images through the learnt inverse, where the defence changes images."""
+    if rehearsal.inverse is None:
+        return found
+    device = next(rehearsal.inverse.parameters()).device
+    return replace(found, images=rehearsal.inverse(found.images.to(device)).clamp(0, 1).cpu())

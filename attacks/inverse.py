@@ -1,0 +1,69 @@
+"""A learnt inverse: undoes a data defence, trained afresh by the attacker on public images.
+
+The co-trained adversary of the minimax game under-reports leakage (the defender has learnt to fool just that one), so an
+attacker always starts from new weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defense.modules import Inverse
+from defense.seeded import seeded
+from fl.data.images import Images
+
+
+@dataclass(frozen=True)
+class InverseTraining:
+    """How an attacker trains his inverse.
+
+    Attributes:
+        steps: Adam steps with a cosine schedule.
+        batch_size: public images per step.
+        learning_rate: at the start.
+        width: of the network (see `defense.modules.Inverse`).
+        artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
+            inverse is applied to imperfect gradient inversions as well as to perfect ones.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    width: int = 32
+    artefacts: float = 0.1
+
+
+def train_inverse(
+    public: Images,
+    defend: Callable[[Tensor, torch.Generator], Tensor],
+    training: InverseTraining,
+    *,
+    device: torch.device,
+    stream: torch.Generator,
+) -> Inverse:
+    """Train A to minimise MSE(A(x'), x) over public x and x' = ``defend``(x) with fresh noise for every batch.
+
+    Returns:
+        The inverse on ``device``, in evaluation mode.
+    """
+    inverse = seeded(lambda: Inverse(public.shape, training.width), stream).to(device)
+    optimizer = torch.optim.Adam(inverse.parameters(), lr=training.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, training.steps))
+    for _ in range(training.steps):
+        x, _ = public.batch(torch.randint(len(public), (training.batch_size,), generator=stream))
+        x = x.to(device)
+        with torch.no_grad():
+            defended = defend(x, stream)
+        level = training.artefacts * torch.rand((len(x), 1, 1, 1), generator=stream)
+        level[::2] = 0
+        defended = (defended + (level * torch.randn(x.shape, generator=stream)).to(device)).clamp(0, 1)
+        optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(inverse(defended), x).backward()
+        optimizer.step()
+        schedule.step()
+    return inverse.eval()

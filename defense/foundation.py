@@ -1,0 +1,108 @@
+"""Stage 0 of the latent defences, on public images alone: an autoencoder and a reference classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from defense.base import Preparation
+from defense.modules import Autoencoder
+from defense.seeded import seeded
+from fl.cache import State, cached, fingerprint
+from fl.data.images import Images
+from fl.models import build_model
+
+
+@dataclass(frozen=True, eq=False)
+class Foundation:
+    """What all clients start from. Nothing private has touched it.
+
+    Attributes:
+        autoencoder: trained by mean squared error.
+        reference: the federation's own kind of classifier, trained on untouched public images.
+    """
+
+    autoencoder: Autoencoder
+    reference: nn.Module
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Put a module into evaluation mode and stop its gradients."""
+    return module.eval().requires_grad_(False)
+
+
+def lay_foundation(preparation: Preparation, *, steps: int) -> Foundation:
+    """Train both modules, each for ``steps`` Adam steps of 64 images, or take them from the preparation's cache."""
+    public = preparation.public
+    key = (fingerprint(public), steps, preparation.seed, str(preparation.device.type))
+    autoencoder = Autoencoder(public.shape)
+    reference = build_model(preparation.model)
+
+    def build_autoencoder() -> State:
+        return train_autoencoder(
+            public, steps=steps, device=preparation.device, stream=preparation.stream("autoencoder")
+        ).state_dict()
+
+    def build_reference() -> State:
+        return _train_reference(preparation, steps=steps).state_dict()
+
+    autoencoder.load_state_dict(cached(preparation.cache, ("autoencoder", *key), build_autoencoder))
+    reference.load_state_dict(
+        cached(preparation.cache, ("reference", preparation.model, *key), build_reference)
+    )
+    frozen(autoencoder)
+    frozen(reference)
+    return Foundation(autoencoder, reference)
+
+
+def train_autoencoder(
+    images: Images,
+    *,
+    steps: int,
+    device: torch.device,
+    stream: torch.Generator,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+) -> Autoencoder:
+    """Train an autoencoder on ``images`` by mean squared error with Adam and a cosine schedule.
+
+    Args:
+        images: at least one.
+        steps: optimiser steps.
+        device: where to train.
+        stream: the only source of randomness, the initial weights included.
+        batch_size: images per step.
+        learning_rate: at the start.
+
+    Returns:
+        The autoencoder on the CPU.
+    """
+    model = seeded(lambda: Autoencoder(images.shape), stream).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for _ in range(steps):
+        x, _ = images.batch(torch.randint(len(images), (batch_size,), generator=stream))
+        x = x.to(device)
+        optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(model(x), x).backward()
+        optimizer.step()
+        schedule.step()
+    return model.cpu()
+
+
+def _train_reference(preparation: Preparation, *, steps: int, batch_size: int = 64) -> nn.Module:
+    public, stream = preparation.public, preparation.stream("reference")
+    model = seeded(lambda: build_model(preparation.model), stream).to(preparation.device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for _ in range(steps):
+        x, y = public.batch(torch.randint(len(public), (batch_size,), generator=stream))
+        loss = F.cross_entropy(model(x.to(preparation.device)), y.to(preparation.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.cpu()

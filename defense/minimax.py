@@ -1,0 +1,178 @@
+"""Stage 1: the minimax game that learns the perturbation (arXiv 2503.16542; our reading of it).
+
+The defender P minimises
+
+    utility_weight * CE(f(x'), y) - privacy_weight * min(MSE(A(x'), x), ceiling) / ceiling
+
+over x' = Dec(P(Enc(x))), while the adversary A minimises MSE(A(x'), x), several steps to each of the defender's, and the
+local copy f of the classifier minimises its loss on x'. Whatever a server computes from an update that was trained on x'
+alone is a function of x', so the best A bounds every gradient attack.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defense.foundation import Foundation, frozen
+from defense.modules import Autoencoder, Inverse, Perturbation
+from defense.seeded import seeded
+from fl.data.images import Images
+
+ADVERSARY_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Game:
+    """The weights and the schedule of the minimax game.
+
+    Attributes:
+        strength: rho, size of the perturbation relative to the latent's root mean square.
+        privacy_weight: weight of the adversary's error, which is measured in units of the ceiling.
+        utility_weight: weight of the classification loss.
+        ceiling: the adversary's error beyond which nothing more is gained, as a multiple of the error of guessing the
+            class mean. It stops the maximisation from running away.
+        adversary_steps: adversary steps per defender step.
+        batch_size: images per step.
+    """
+
+    strength: float
+    privacy_weight: float
+    utility_weight: float
+    ceiling: float
+    adversary_steps: int
+    batch_size: int = 32
+
+
+def class_mean_error(images: Images) -> float:
+    """MSE of guessing each image's class mean: the natural ceiling of an attacker who sees nothing but the label."""
+    x = images.floats()
+    error = 0.0
+    for label in images.labels.unique():
+        members = x[images.labels == label]
+        error += float((members - members.mean(dim=0)).square().mean(dim=(1, 2, 3)).sum())
+    return error / len(x)
+
+
+def perturbed(
+    autoencoder: Autoencoder, perturbation: Perturbation, z: Tensor, stream: torch.Generator
+) -> Tensor:
+    """Return x' = clip(Dec(P(z)), 0, 1), (n, C, H, W), with fresh noise from ``stream`` (drawn on the CPU).
+
+    Args:
+        autoencoder: its decoder is used.
+        perturbation: P.
+        z: Enc(x), (n, 32, h, w).
+        stream: of the noise.
+    """
+    noise = torch.randn(z.shape, generator=stream).to(z.device)
+    return autoencoder.decode(perturbation(z, noise)).clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """The three who play: their weights are what a game starts from and ends with.
+
+    Attributes:
+        defender: the perturbation P.
+        adversary: A, as far as it was trained; an attacker always trains his own.
+        classifier: the local copy f.
+    """
+
+    defender: Perturbation
+    adversary: Inverse
+    classifier: nn.Module
+
+
+def newcomers(foundation: Foundation, game: Game, stream: torch.Generator) -> Players:
+    """Return an untrained defender and adversary, and a classifier that starts from the public reference."""
+    shape = foundation.autoencoder.shape
+    return Players(
+        defender=seeded(lambda: Perturbation(game.strength), stream),
+        adversary=seeded(lambda: Inverse(shape, width=ADVERSARY_WIDTH), stream),
+        classifier=foundation.reference,
+    )
+
+
+def play(
+    images: Images,
+    foundation: Foundation,
+    players: Players,
+    game: Game,
+    *,
+    steps: int,
+    anchor: Images,
+    device: torch.device,
+    stream: torch.Generator,
+) -> Players:
+    """Play the game on ``images`` and return the players on the CPU, frozen. The arguments stay as they are.
+
+    The classifier keeps learning from untouched public images (``anchor``) beside x'. Without that anchor each client's P
+    and f agree on a private code of their own for the classes, and a federated model has to learn as many codes as there
+    are clients.
+
+    Args:
+        images: the client's own, or public ones.
+        foundation: the autoencoder stays frozen.
+        players: to go on from.
+        game: weights and schedule.
+        steps: defender steps.
+        anchor: public images.
+        device: where to play.
+        stream: the only source of randomness.
+    """
+    autoencoder = copy.deepcopy(foundation.autoencoder).to(device)
+    defender = copy.deepcopy(players.defender).to(device).requires_grad_(True)
+    adversary = copy.deepcopy(players.adversary).to(device).requires_grad_(True)
+    classifier = copy.deepcopy(players.classifier).to(device).requires_grad_(True)
+    ceiling = max(game.ceiling * class_mean_error(images), 1e-6)
+    # A little momentum only: the opponent moves, so old gradients mislead.
+    betas = (0.5, 0.99)
+    defend = torch.optim.Adam(defender.parameters(), lr=1e-3, betas=betas)
+    attack = torch.optim.Adam(adversary.parameters(), lr=2e-3, betas=betas)
+    learn = torch.optim.Adam(classifier.parameters(), lr=5e-4, betas=betas)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(defend, max(1, steps))
+    latents = _encode(autoencoder, images, device)
+
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
+        indices = torch.randint(len(images), (game.batch_size,), generator=stream)
+        x, y = images.batch(indices)
+        return x.to(device), y.to(device), latents[indices.to(device)]
+
+    for _ in range(steps):
+        for _ in range(game.adversary_steps):
+            x, _, z = draw()
+            with torch.no_grad():
+                defended = perturbed(autoencoder, defender, z, stream)
+            attack.zero_grad(set_to_none=True)
+            F.mse_loss(adversary(defended), x).backward()
+            attack.step()
+
+        x, y, z = draw()
+        defended = perturbed(autoencoder, defender, z, stream)
+        error = (adversary(defended) - x).square().mean(dim=(1, 2, 3))
+        privacy = (error / ceiling).clamp(max=1).mean()
+        utility = F.cross_entropy(classifier(defended), y)
+        defend.zero_grad(set_to_none=True)
+        (game.utility_weight * utility - game.privacy_weight * privacy).backward()
+        defend.step()
+        schedule.step()
+
+        public_x, public_y = anchor.batch(torch.randint(len(anchor), (game.batch_size,), generator=stream))
+        on_public = F.cross_entropy(classifier(public_x.to(device)), public_y.to(device))
+        learn.zero_grad(set_to_none=True)
+        (F.cross_entropy(classifier(defended.detach()), y) + on_public).backward()
+        learn.step()
+    for module in (defender, adversary, classifier):
+        frozen(module.cpu())
+    return Players(defender, adversary, classifier)
+
+
+@torch.no_grad()
+def _encode(autoencoder: Autoencoder, images: Images, device: torch.device) -> Tensor:
+    chunks = torch.arange(len(images)).split(256)
+    return torch.cat([autoencoder.encode(images.batch(chunk)[0].to(device)) for chunk in chunks])

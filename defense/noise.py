@@ -1,0 +1,92 @@
+"""The unlearned controls: white noise of a set size on pixels, and on the latent of a public autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, at_least
+from defense.foundation import lay_foundation
+from defense.modules import Autoencoder, rms
+from defense.moving import on_device
+from fl.messages import ThreatModel
+
+
+@DEFENSES.register("none")
+@dataclass(frozen=True, kw_only=True)
+class NoDefense(Defense):
+    """The undefended client."""
+
+    name: ClassVar[str] = "none"
+
+
+@DEFENSES.register("pixel_noise")
+@dataclass(frozen=True, kw_only=True)
+class PixelNoise(Defense):
+    """x' = clip(x + strength * n, 0, 1), n ~ N(0, I), fresh for every batch.
+
+    Attributes:
+        strength: standard deviation in pixel units.
+    """
+
+    name: ClassVar[str] = "pixel_noise"
+    strength: float = 0.2
+
+    def __post_init__(self) -> None:
+        at_least("pixel_noise", strength=(self.strength, 0))
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        """See `fl.hooks.ClientHooks.data`."""
+        return (x + self.strength * torch.randn(x.shape, generator=stream).to(x.device)).clamp(0, 1)
+
+    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+        """The noise law is all there is to know."""
+        return Surrogate(data=lambda x, stream: self.data(x, None, stream))
+
+
+@DEFENSES.register("latent_noise")
+@dataclass(frozen=True, kw_only=True)
+class LatentNoise(Defense):
+    """x' = clip(Dec(z + strength * rms(z) * n), 0, 1), z = Enc(x), n ~ N(0, I): the learnt defence with nothing learnt.
+
+    Attributes:
+        strength: rho, relative to the latent's root mean square, as in `defense.latent.LatentPerturbation`.
+        foundation_steps: Adam steps on public images for the autoencoder.
+        autoencoder: filled by `pretrain`.
+    """
+
+    name: ClassVar[str] = "latent_noise"
+    strength: float = 1.0
+    foundation_steps: int = 500
+    autoencoder: Autoencoder | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        at_least("latent_noise", strength=(self.strength, 0), foundation_steps=(self.foundation_steps, 1))
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The autoencoder is trained on public images."""
+        return TrainedOn.PUBLIC
+
+    def pretrain(self, preparation: Preparation) -> LatentNoise:
+        """Train the autoencoder."""
+        foundation = lay_foundation(preparation, steps=self.foundation_steps)
+        return replace(self, autoencoder=foundation.autoencoder)
+
+    @torch.no_grad()
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        """See `fl.hooks.ClientHooks.data`."""
+        if self.autoencoder is None:
+            raise RuntimeError("latent_noise: pretrain() has not run")
+        autoencoder = on_device(self.autoencoder, x.device)
+        z = autoencoder.encode(x)
+        noise = torch.randn(z.shape, generator=stream).to(z.device)
+        return autoencoder.decode(z + self.strength * rms(z) * noise).clamp(0, 1)
+
+    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+        """The client's autoencoder, or one that the attacker trains himself."""
+        known = self if threat_model.defense_weights else self.pretrain(preparation)
+        return Surrogate(data=lambda x, stream: known.data(x, None, stream))

@@ -1,0 +1,52 @@
+"""Top-k sparsification of the update (gradient compression; as a defence: Zhu et al. 2019, section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from defense.base import DEFENSES, Defense, Gradients, Preparation, Surrogate
+from fl.errors import FedveilError
+from fl.messages import ClientUpdate, ThreatModel
+
+
+def keep_largest(tensor: Tensor, keep: float) -> Tensor:
+    """Zero all but the ceil(keep * n) entries of largest magnitude; ties go to the lower index."""
+    count = math.ceil(keep * tensor.numel())
+    order = tensor.flatten().abs().argsort(descending=True, stable=True)
+    sparse = torch.zeros_like(tensor).flatten()
+    sparse[order[:count]] = tensor.flatten()[order[:count]]
+    return sparse.view_as(tensor)
+
+
+@DEFENSES.register("top_k")
+@dataclass(frozen=True, kw_only=True)
+class TopK(Defense):
+    """Send the largest entries of each tensor only.
+
+    Attributes:
+        keep: share of the entries of each tensor that is sent, in (0, 1].
+    """
+
+    name: ClassVar[str] = "top_k"
+    keep: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise FedveilError(f"top_k: keep is {self.keep}; it has to be above 0 and at most 1")
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        """See `fl.hooks.ClientHooks.update`."""
+        return replace(update, tensors={n: keep_largest(t, self.keep) for n, t in update.tensors.items()})
+
+    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+        """The attacker matches what was sent and ignores the zeros."""
+
+        def visible(observed: Gradients) -> dict[str, Tensor]:
+            return {name: (tensor != 0).to(tensor.dtype) for name, tensor in observed.items()}
+
+        return Surrogate(update=self.update, visible=visible)

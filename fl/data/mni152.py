@@ -1,0 +1,209 @@
+"""``mni152``: slices of the MNI152 brain template that nilearn ships; no download, no patient.
+
+The template is the ICBM 152 nonlinear symmetric 2009 average (V. Fonov et al., NeuroImage 54, 2011),
+skull-stripped, T1, 1 mm voxels. A slice's class is its plane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fl.data.checks import checked_data
+from fl.data.images import ImageData, Images
+from fl.data.source import DataEntry, Source, chosen_size, named
+from fl.errors import FedveilError
+
+_FILE = Path("datasets", "data", "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
+_CENTRE = (98.0, 117.0, 77.0)
+"""Voxel in the middle of the brain; 98 is the plane of symmetry."""
+_FIELD = 192.0
+"""Side of a slice in mm; the brain's longest extent is 181."""
+_SPACING = 2.3
+"""The volume is sampled at least every so many mm, before the area average down to the size asked for."""
+_TILTS = (-20.0, -10.0, 0.0, 10.0, 20.0)
+"""Degrees by which a plane is tilted, as scans are in practice: more images that are not near-copies."""
+_STEP = 2.0
+"""mm from one slice to the next within a block."""
+_POSITIONS = 4
+"""Slices of one tilt in a block."""
+_GAP = 6.0
+"""mm from the last slice of a block to the first of the next."""
+_SPLITS = ("train", "test", "train", "train", "val", "train")
+"""Splits of successive blocks of a plane, over and over, so that each split sees all parts of the brain."""
+_BRAIN_SHARE = 0.1
+"""A slice with a smaller share of brain pixels is dropped."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A family of parallel slices.
+
+    Attributes:
+        name: the class.
+        normal: the axis that the slices stand across: 0 left to right, 1 back to front, 2 bottom to top.
+        hinge: the axis in the plane about which it is tilted.
+        first: mm from the centre to the first slice.
+        last: mm from the centre beyond which no slice lies.
+    """
+
+    name: str
+    normal: int
+    hinge: int
+    first: float
+    last: float
+
+
+# The template is its own mirror image: the sagittal slices at +d and -d are the same picture, so only one
+# hemisphere is cut. It begins 2 mm off the middle, where slices tilted to and fro would be mirror twins.
+# The other two planes are tilted about the left-right axis only, for the same reason.
+PLANES = (
+    Plane("sagittal", normal=0, hinge=2, first=2.0, last=72.0),
+    Plane("coronal", normal=1, hinge=0, first=-90.0, last=90.0),
+    Plane("axial", normal=2, hinge=0, first=-77.0, last=77.0),
+)
+
+
+def template_path() -> Path:
+    """Return the template's file inside the installed nilearn, found without importing nilearn (seconds).
+
+    Raises:
+        FedveilError: nilearn is not installed, or its file has moved.
+    """
+    spec = find_spec("nilearn")
+    if spec is None or spec.origin is None:
+        raise FedveilError("mni152: the package nilearn is not installed; it ships the template")
+    path = Path(spec.origin).parent / _FILE
+    if not path.is_file():
+        raise FedveilError(f"mni152: nilearn's template is not at {path}; reinstall nilearn")
+    return path
+
+
+def template_volume() -> Tensor:
+    """Return the template as (197, 233, 189) float32 in [0, 1], the 99.9th percentile of the brain at 1.
+
+    One scale for the whole volume: a scale per slice would make dim slices bright.
+    """
+    volume = np.asarray(nibabel.Nifti1Image.from_filename(template_path()).dataobj, dtype=np.float32)
+    top = float(np.percentile(volume[volume > 0], 99.9))
+    return torch.from_numpy(volume / top).clamp(0.0, 1.0)
+
+
+def sample_slice(volume: Tensor, plane: Plane, *, position: float, tilt: float, size: int) -> Tensor:
+    """Cut one slice, the whole field of view, trilinear and then averaged over areas.
+
+    Args:
+        volume: (X, Y, Z) as of `template_volume`.
+        plane: which family.
+        position: mm from the centre along the normal.
+        tilt: degrees about the hinge.
+        size: pixels a side.
+
+    Returns:
+        (size, size) float32 in [0, 1]; back or left at the left, top or front at the top.
+    """
+    along, up = (axis for axis in range(3) if axis != plane.normal)
+    # A multiple of the size, so that all areas hold equally many samples.
+    fine = size * math.ceil(_FIELD / _SPACING / size)
+    ruler = ((torch.arange(fine) + 0.5) / fine - 0.5) * _FIELD
+    points = torch.zeros(fine, fine, 3)
+    points[..., along] = ruler[None, :]
+    points[..., up] = -ruler[:, None]
+    points = points @ _rotation(plane.hinge, tilt).T + torch.tensor(_CENTRE)
+    points[..., plane.normal] += position
+    last_voxel = torch.tensor(volume.shape) - 1
+    grid = (points / last_voxel * 2 - 1).flip(-1)
+    samples = F.grid_sample(volume[None, None], grid[None, None], align_corners=True)[0]
+    return F.interpolate(samples, size=(size, size), mode="area")[0, 0]
+
+
+def _rotation(axis: int, degrees: float) -> Tensor:
+    first, second = (other for other in range(3) if other != axis)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = torch.eye(3)
+    matrix[first, first] = matrix[second, second] = cosine
+    matrix[first, second], matrix[second, first] = -sine, sine
+    return matrix
+
+
+def blocks(plane: Plane) -> Iterator[tuple[float, ...]]:
+    """Yield the positions in mm of each block of ``plane``; all tilts of a position belong to its block."""
+    extent = (_POSITIONS - 1) * _STEP
+    start = plane.first
+    while start + extent <= plane.last:
+        yield tuple(start + index * _STEP for index in range(_POSITIONS))
+        start += extent + _GAP
+
+
+def _split(volume: Tensor, split: str, size: int) -> Images:
+    """Cut the images of one split. A block has one group number, whatever the split."""
+    slices: list[Tensor] = []
+    labels: list[int] = []
+    groups: list[int] = []
+    group = 0
+    for label, plane in enumerate(PLANES):
+        for number, positions in enumerate(blocks(plane)):
+            group += 1
+            if _SPLITS[number % len(_SPLITS)] != split:
+                continue
+            for position, tilt in product(positions, _TILTS):
+                image = sample_slice(volume, plane, position=position, tilt=tilt, size=size)
+                if float((image > 0.1).float().mean()) >= _BRAIN_SHARE:
+                    slices.append(image)
+                    labels.append(label)
+                    groups.append(group)
+    pixels = (torch.stack(slices)[:, None] * 255).round().to(torch.uint8)
+    return Images(pixels, torch.tensor(labels), torch.tensor(groups))
+
+
+class Mni152(Source):
+    """Slices of the template, plane as class: sagittal, coronal, axial.
+
+    Successive blocks of four slices, 2 mm apart and each at five tilts, go to train, val or test; 6 mm lie
+    between blocks, those of one split too. A block is a group, so that public images are carved without
+    near-copies of private ones.
+    """
+
+    def entry(self) -> DataEntry:
+        """See `Source.entry`."""
+        return DataEntry(
+            name="mni152",
+            origin="MNI152 brain template, shipped with nilearn",
+            sizes=tuple(range(28, 65)),
+            default_size=32,
+            channels=1,
+            classes=len(PLANES),
+            found=(template_path(),),
+        )
+
+    def load(self, *, size: int | None, seed: int) -> ImageData:
+        """See `Source.load`. Takes a second or two; nothing is kept on disk."""
+        chosen = chosen_size(self.entry(), size)
+        volume = template_volume()
+        return checked_data(
+            name="mni152",
+            where="mni152",
+            train=_split(volume, "train", chosen),
+            val=_split(volume, "val", chosen),
+            test=_split(volume, "test", chosen),
+            classes=tuple(plane.name for plane in PLANES),
+            published=True,
+        )
+
+    def fetch(self, *, size: int | None) -> Path:
+        """Return the packaged file; there is nothing to download."""
+        chosen_size(self.entry(), size)
+        return template_path()
+
+
+named.register("mni152")(Mni152())

@@ -1,0 +1,150 @@
+"""``npz:PATH``: a NumPy archive with MedMNIST's keys."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fl.data.images import ImageData
+from fl.data.search import user_path
+from fl.data.source import DataEntry, Source, prefixed
+from fl.errors import FedveilError
+
+_REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
+_VAL = ("val_images", "val_labels")
+
+
+@dataclass(frozen=True)
+class NpzArrays:
+    """What an archive holds; see `SplitArrays`. ``val`` and ``label_names`` may be missing."""
+
+    train: SplitArrays
+    val: SplitArrays | None
+    test: SplitArrays
+    label_names: tuple[str, ...] | None
+
+
+def read_npz(path: Path) -> NpzArrays:
+    """Read an archive without ever unpickling.
+
+    Raises:
+        FedveilError: the file is missing or damaged, lacks a key, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise FedveilError(f"{path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise FedveilError(f"{path}: this is no .npz archive, or it is damaged or cut short")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _arrays(path, archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise FedveilError(f"{path}: the archive is damaged or cut short ({error})") from error
+
+
+def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
+    keys = set(archive.files)
+    missing = [key for key in _REQUIRED if key not in keys]
+    if len(keys.intersection(_VAL)) == 1:
+        missing += [key for key in _VAL if key not in keys]
+    if missing:
+        raise FedveilError(
+            f"{path}: {', '.join(missing)} missing; expected {', '.join(_REQUIRED)}"
+            f" and, if there is a validation split, {', '.join(_VAL)};"
+            f" found {', '.join(sorted(keys)) or 'nothing'}"
+        )
+
+    def array(key: str) -> Array:
+        try:
+            return np.asarray(archive[key])
+        except ValueError as error:
+            # NumPy has no exception class of its own for this; both its wordings name pickle.
+            reason = (
+                "holds pickled objects, which are never loaded" if "pickle" in str(error) else "is damaged"
+            )
+            raise FedveilError(f"{path}: {key} {reason}; allowed: plain arrays of numbers") from error
+
+    names = array("label_names") if "label_names" in keys else None
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
+        raise FedveilError(f"{path}: label_names is {names.dtype} {names.shape}; allowed: (classes,) text")
+    return NpzArrays(
+        train=SplitArrays(array("train_images"), array("train_labels")),
+        val=SplitArrays(array("val_images"), array("val_labels")) if keys.issuperset(_VAL) else None,
+        test=SplitArrays(array("test_images"), array("test_labels")),
+        label_names=None if names is None else tuple(names.tolist()),
+    )
+
+
+def image_data(
+    arrays: NpzArrays,
+    *,
+    name: str,
+    where: str,
+    classes: tuple[str, ...] | None,
+    published: bool,
+    notes: tuple[str, ...] = (),
+) -> ImageData:
+    """Check ``arrays`` and put them together; see `checked_data`."""
+    val = None if arrays.val is None else checked_images(arrays.val, where=where, split="val")
+    return checked_data(
+        name=name,
+        where=where,
+        train=checked_images(arrays.train, where=where, split="train"),
+        val=val,
+        test=checked_images(arrays.test, where=where, split="test"),
+        classes=classes,
+        published=published,
+        notes=notes,
+    )
+
+
+@prefixed.register("npz")
+class NpzSource(Source):
+    """The user's own archive.
+
+    Keys: ``train_images`` and ``test_images`` (n, H, W) or (n, H, W, 3) uint8, ``train_labels`` and
+        ``test_labels``
+    (n,) or (n, 1) integers; optional: ``val_images`` with ``val_labels``, and ``label_names`` (classes,)
+    text.
+
+    Args:
+        path: absolute, or relative to the working folder or to a search folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.name = f"npz:{path}"
+
+    def entry(self) -> DataEntry:
+        """See `Source.entry`."""
+        return DataEntry(
+            name=self.name,
+            origin="your file with MedMNIST's keys",
+            sizes=(),
+            default_size=None,
+            channels=None,
+            classes=None,
+            found=(user_path(self.path, what=self.name),),
+        )
+
+    def load(self, *, size: int | None, seed: int) -> ImageData:
+        """See `Source.load`. Images keep the size that they have in the file."""
+        path = user_path(self.path, what=self.name)
+        arrays = read_npz(path)
+        data = image_data(
+            arrays, name=self.name, where=str(path), classes=arrays.label_names, published=False
+        )
+        if size is not None and data.train.shape[1:] != (size, size):
+            height, width = data.train.shape[1:]
+            raise FedveilError(
+                f"{self.name}: size {size} is not available; allowed: the file's own {height}x{width}"
+            )
+        return data
+
+    def fetch(self, *, size: int | None) -> Path:
+        """Always raises: the file is the user's own."""
+        raise FedveilError(f"{self.name}: this is your own file; there is nothing to download")

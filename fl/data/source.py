@@ -1,0 +1,102 @@
+"""What a source of images is, and the two tables of sources: by name, and by prefix (``npz:PATH``)."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl.data.images import ImageData
+from fl.errors import FedveilError
+from fl.registry import Registry
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """One line of ``fedveil data list``.
+
+    Attributes:
+        name: what `fl.data.load_data` takes.
+        origin: where the images come from.
+        sizes: the allowed sizes in pixels (images are square); empty where the file decides.
+        default_size: the size if none is asked for; None where the file decides.
+        channels: 1 or 3; None if only the file knows.
+        classes: number of classes; None if only the file knows.
+        found: the files or folders that are here already, so that nothing is downloaded.
+    """
+
+    name: str
+    origin: str
+    sizes: tuple[int, ...]
+    default_size: int | None
+    channels: int | None
+    classes: int | None
+    found: tuple[Path, ...]
+
+    @property
+    def present(self) -> bool:
+        """Whether the data set can be loaded, in some size, without a download."""
+        return bool(self.found)
+
+    def size_text(self) -> str:
+        """The allowed sizes in words: ``28 to 64``, ``28, 64, 128, 224``, or ``as in the file``."""
+        if not self.sizes:
+            return "as in the file"
+        if len(self.sizes) > 2 and self.sizes == tuple(range(self.sizes[0], self.sizes[-1] + 1)):
+            return f"{self.sizes[0]} to {self.sizes[-1]}"
+        return ", ".join(map(str, self.sizes))
+
+
+class Source(ABC):
+    """Images under one name. To add one, subclass and register it in `named` or `prefixed`."""
+
+    @abstractmethod
+    def entry(self) -> DataEntry:
+        """Say what this source holds and what of it is on this machine. Never touches the network."""
+
+    @abstractmethod
+    def load(self, *, size: int | None, seed: int) -> ImageData:
+        """Read all images, downloading what is missing.
+
+        Args:
+            size: pixels a side, None for the default.
+            seed: decides a split that the source itself does not have.
+
+        Raises:
+            FedveilError: the size is not allowed, or the files are missing, damaged or malformed.
+        """
+
+    @abstractmethod
+    def fetch(self, *, size: int | None) -> Path:
+        """Download into the cache what is not there yet, and return the place.
+
+        Raises:
+            FedveilError: the size is not allowed, the download failed, or there is nothing to download from.
+        """
+
+
+named: Registry[Source] = Registry("data set")
+"""Sources by their whole name."""
+
+prefixed: Registry[Callable[[str], Source]] = Registry("kind of data")
+"""Source constructors by prefix; they are given what follows the colon."""
+
+
+def chosen_size(entry: DataEntry, size: int | None) -> int:
+    """Return ``size`` or the default of ``entry``.
+
+    Raises:
+        FedveilError: the size is not among those of ``entry``.
+    """
+    chosen = entry.default_size if size is None else size
+    if chosen is None or chosen not in entry.sizes:
+        raise FedveilError(f"{entry.name}: size {size} is not available; allowed: {entry.size_text()}")
+    return chosen
+
+
+def caution(text: str) -> str:
+    """Warn of ``text``, and return it so that it can be kept in `ImageData.notes`."""
+    warnings.warn(text, stacklevel=3)
+    return text

@@ -1,0 +1,296 @@
+"""CIFAR-10, MNIST and Fashion-MNIST, read by hand from the official files (torchvision downloads them)."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fl.data.download import download, file_md5
+from fl.data.images import ImageData
+from fl.data.npz import image_data, read_npz
+from fl.data.search import cache_folder, find_first
+from fl.data.source import DataEntry, Source, caution, chosen_size, named
+from fl.errors import FedveilError
+
+_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR_FOLDER = "cifar-10-batches-bin"
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+_CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}"
+_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_CIFAR_TEST = "test_batch.bin"
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+"""One byte of label, then the red, the green and the blue plane."""
+
+
+class Cifar10(Source):
+    """CIFAR-10 (A. Krizhevsky, 2009) from its *binary* version: torchvision's layout is pickles.
+
+    Looked for, in this order: the folder ``cifar-10-batches-bin``, the archive ``cifar-10-binary.tar.gz``,
+    and ``cifar10.npz`` or ``cifar10_subset.npz`` with MedMNIST's keys. There is no validation split.
+    """
+
+    def entry(self) -> DataEntry:
+        """See `Source.entry`."""
+        found = find_first(list(_CIFAR_READERS))
+        return DataEntry(
+            name="cifar10",
+            origin="CIFAR-10 (University of Toronto)",
+            sizes=(32,),
+            default_size=32,
+            channels=3,
+            classes=10,
+            found=() if found is None else (found,),
+        )
+
+    def load(self, *, size: int | None, seed: int) -> ImageData:
+        """See `Source.load`. From an ``.npz`` there is a warning and a note, since none is official."""
+        chosen_size(self.entry(), size)
+        path = find_first(list(_CIFAR_READERS)) or self.fetch(size=size)
+        return _CIFAR_READERS[path.name](path)
+
+    def fetch(self, *, size: int | None) -> Path:
+        """See `Source.fetch`."""
+        chosen_size(self.entry(), size)
+        return download([_CIFAR_URL], cache_folder() / _CIFAR_ARCHIVE, md5=_CIFAR_MD5, what="cifar10")
+
+
+def _cifar_npz(path: Path) -> ImageData:
+    arrays = read_npz(path)
+    if arrays.train.pixels.shape[1:] != (32, 32, 3):
+        raise FedveilError(
+            f"{path}: train_images: the shape is {arrays.train.pixels.shape}; allowed: (n, 32, 32, 3)"
+        )
+    note = caution(
+        f"{path} is not the official release: {len(arrays.train.labels)} of 50000 training images and"
+        f" {len(arrays.test.labels)} of 10000 test images; accuracies may not compare with published ones"
+    )
+    return image_data(
+        arrays, name="cifar10", where=str(path), classes=_CIFAR_CLASSES, published=True, notes=(note,)
+    )
+
+
+def _cifar_folder(path: Path) -> ImageData:
+    def content(member: str) -> bytes:
+        try:
+            return (path / member).read_bytes()
+        except OSError as error:
+            raise FedveilError(
+                f"{path / member}: the file is missing or unreadable ({error.strerror})"
+            ) from error
+
+    return _cifar_binary(path, content, notes=())
+
+
+def _cifar_archive(path: Path) -> ImageData:
+    md5 = file_md5(path)
+    notes = (
+        () if md5 == _CIFAR_MD5 else (f"{path} is not the official file: its md5 is {md5}, not {_CIFAR_MD5}",)
+    )
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+
+            def content(member: str) -> bytes:
+                stream = archive.extractfile(f"{_CIFAR_FOLDER}/{member}")
+                return b"" if stream is None else stream.read()
+
+            return _cifar_binary(path, content, notes=tuple(map(caution, notes)))
+    except KeyError as error:
+        raise FedveilError(f"{path}: the archive holds no {_CIFAR_FOLDER}/*.bin ({error.args[0]})") from error
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise FedveilError(f"{path}: the archive is damaged or cut short ({error})") from error
+
+
+def _cifar_binary(path: Path, content: Callable[[str], bytes], *, notes: tuple[str, ...]) -> ImageData:
+    def read(members: Sequence[str]) -> SplitArrays:
+        parts = [_cifar_records(content(member), f"{path}/{member}") for member in members]
+        records = np.concatenate(parts)
+        planes = records[:, 1:].reshape(-1, 3, 32, 32)
+        return SplitArrays(planes.transpose(0, 2, 3, 1), records[:, 0])
+
+    return checked_data(
+        name="cifar10",
+        where=str(path),
+        train=checked_images(read(_CIFAR_TRAIN), where=str(path), split="train"),
+        val=None,
+        test=checked_images(read([_CIFAR_TEST]), where=str(path), split="test"),
+        classes=_CIFAR_CLASSES,
+        published=True,
+        notes=notes,
+    )
+
+
+def _cifar_records(content: bytes, where: str) -> Array:
+    if not content or len(content) % _CIFAR_RECORD:
+        raise FedveilError(
+            f"{where}: {len(content)} bytes, cut short; allowed: multiples of {_CIFAR_RECORD} (1 + 32x32x3)"
+        )
+    return np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
+
+
+_CIFAR_READERS: dict[str, Callable[[Path], ImageData]] = {
+    _CIFAR_FOLDER: _cifar_folder,
+    _CIFAR_ARCHIVE: _cifar_archive,
+    "cifar10.npz": _cifar_npz,
+    "cifar10_subset.npz": _cifar_npz,
+}
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One file of an MNIST-like set and its official md5."""
+
+    name: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class IdxSource(Source):
+    """An MNIST-like set: four gzipped IDX files in ``FOLDER/raw``, as with torchvision. No validation split.
+
+    Attributes:
+        name: as in the configuration.
+        origin: for the listing.
+        folder: ``MNIST`` or ``FashionMNIST``.
+        mirrors: addresses to put a file's name behind, best first.
+        classes: one name per label.
+        train_images, train_labels, test_images, test_labels: the four files.
+    """
+
+    name: str
+    origin: str
+    folder: str
+    mirrors: tuple[str, ...]
+    classes: tuple[str, ...]
+    train_images: IdxFile
+    train_labels: IdxFile
+    test_images: IdxFile
+    test_labels: IdxFile
+
+    def files(self) -> tuple[IdxFile, ...]:
+        """All four files."""
+        return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+    def entry(self) -> DataEntry:
+        """See `Source.entry`."""
+        raw = self._raw()
+        return DataEntry(
+            name=self.name,
+            origin=self.origin,
+            sizes=(28,),
+            default_size=28,
+            channels=1,
+            classes=len(self.classes),
+            found=() if raw is None else (raw,),
+        )
+
+    def load(self, *, size: int | None, seed: int) -> ImageData:
+        """See `Source.load`. A file whose md5 is not the official one is used, with a warning and a note."""
+        chosen_size(self.entry(), size)
+        raw = self._raw() or self.fetch(size=size)
+        notes = []
+        for file in self.files():
+            if not (raw / file.name).is_file():
+                raise FedveilError(
+                    f"{raw / file.name}: there is no such file;"
+                    f" needed: {', '.join(needed.name for needed in self.files())}"
+                )
+            md5 = file_md5(raw / file.name)
+            if md5 != file.md5:
+                notes.append(
+                    caution(f"{raw / file.name} is not the official file: its md5 is {md5}, not {file.md5}")
+                )
+        train = SplitArrays(read_idx(raw / self.train_images.name), read_idx(raw / self.train_labels.name))
+        test = SplitArrays(read_idx(raw / self.test_images.name), read_idx(raw / self.test_labels.name))
+        return checked_data(
+            name=self.name,
+            where=str(raw),
+            train=checked_images(train, where=str(raw), split="train"),
+            val=None,
+            test=checked_images(test, where=str(raw), split="test"),
+            classes=self.classes,
+            published=True,
+            notes=tuple(notes),
+        )
+
+    def fetch(self, *, size: int | None) -> Path:
+        """See `Source.fetch`. Returns the folder of the four files."""
+        chosen_size(self.entry(), size)
+        raw = cache_folder() / self.folder / "raw"
+        for file in self.files():
+            urls = [f"{mirror}{file.name}" for mirror in self.mirrors]
+            download(urls, raw / file.name, md5=file.md5, what=self.name)
+        return raw
+
+    def _raw(self) -> Path | None:
+        # The last file: an interrupted download has left the ones before it.
+        last = find_first([f"{self.folder}/raw/{self.files()[-1].name}"])
+        return None if last is None else last.parent
+
+
+def read_idx(path: Path) -> Array:
+    """Read a gzipped IDX file of bytes: two zeros, type 8, number of dimensions, big-endian sizes, data.
+
+    Raises:
+        FedveilError: the file is damaged, or is not such a file.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise FedveilError(f"{path}: the file is damaged or cut short ({error})") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise FedveilError(f"{path}: this is no IDX file of bytes (it begins with {content[:4]!r})")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    if len(shape) != content[3] or int(np.prod(shape, dtype=object)) != len(content) - start:
+        raise FedveilError(
+            f"{path}: {len(content) - start} bytes of data for the shape {shape}; the file is damaged"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+named.register("cifar10")(Cifar10())
+named.register("mnist")(
+    IdxSource(
+        name="mnist",
+        origin="MNIST (Y. LeCun et al., 1998)",
+        folder="MNIST",
+        mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/",),
+        classes=tuple(map(str, range(10))),
+        train_images=IdxFile("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        train_labels=IdxFile("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+        test_images=IdxFile("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+        test_labels=IdxFile("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+    )
+)
+named.register("fashionmnist")(
+    IdxSource(
+        name="fashionmnist",
+        origin="Fashion-MNIST (H. Xiao et al., 2017)",
+        folder="FashionMNIST",
+        mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        classes=(
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+        train_images=IdxFile("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        train_labels=IdxFile("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+        test_images=IdxFile("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+        test_labels=IdxFile("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+    )
+)

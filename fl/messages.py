@@ -1,0 +1,132 @@
+"""The messages that pass between client, server, attacker and scorer. All are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class UpdateKind(StrEnum):
+    """What the tensors of a `ClientUpdate` are."""
+
+    GRADIENT = "gradient"
+    """The mean gradient of the loss at the weights that the server sent (FedSGD)."""
+    DELTA = "delta"
+    """Local weights after training minus the weights that the server sent (FedAvg)."""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What leaves a client, and all that an attacker on the server ever sees of it. Never images or labels.
+
+    Attributes:
+        tensors: by parameter name, shaped as that parameter, float32.
+        buffers: by buffer name, the change of floating-point buffers (BatchNorm statistics); may be empty.
+        examples: number of training examples behind the update, the weight in FedAvg.
+        kind: gradient or weight delta.
+        local_steps: optimiser steps that were taken; 1 for a gradient.
+        learning_rate: the client's learning rate.
+    """
+
+    tensors: Mapping[str, Tensor]
+    examples: int
+    kind: UpdateKind
+    local_steps: int
+    learning_rate: float
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def nbytes(self) -> int:
+        """Bytes of the non-zero entries as float32, with a 4-byte index each where that is smaller than dense."""
+        total = 0
+        for tensor in [*self.tensors.values(), *self.buffers.values()]:
+            dense = tensor.numel() * tensor.element_size()
+            sparse = int(tensor.count_nonzero()) * (tensor.element_size() + 4)
+            total += min(dense, sparse)
+        return total
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker holds beside the update, the model's code and the weights that the server sent.
+
+    The batch size and the number of local steps are always granted: both are protocol settings.
+
+    Attributes:
+        labels: the true labels of the batch (otherwise the attack has to recover them).
+        public_data: images of the same kind that belong to no client.
+        defense_algorithm: the defence's code and hyperparameters.
+        defense_weights: the defence's trained modules too.
+        trained_images: the very images that the client trained on, as if gradient inversion were perfect. No real
+            server has them; by data processing an attack under this grant bounds all attacks without it.
+    """
+
+    labels: bool = True
+    public_data: bool = False
+    defense_algorithm: bool = False
+    defense_weights: bool = False
+    trained_images: bool = False
+
+    def lacks(self, needed: ThreatModel) -> list[str]:
+        """Return the names of the grants that ``needed`` has and this threat model has not."""
+        return [
+            name for name in self.__dataclass_fields__ if getattr(needed, name) and not getattr(self, name)
+        ]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack returns for one victim batch. It holds no score against the truth: the attacker has none.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,) the labels that the attack used, given or recovered.
+        loss: the attack's own final objective, by which restarts are chosen (lower is better).
+    """
+
+    images: Tensor
+    labels: Tensor
+    loss: float
+
+
+@dataclass(frozen=True)
+class PrivacyRecord:
+    """The scores of one attack on one victim image. Images are in [0, 1] and errors are per pixel.
+
+    Attributes:
+        attack: the attack's name.
+        threat_model: what that attack was granted.
+        seed: the trial's seed.
+        round: the federated round before which the update was captured.
+        client: the client's number.
+        victim: the victim's number, the same for every defence.
+        label: the true label.
+        mse: mean squared error of the reconstruction against the original.
+        psnr: of that error, in dB, at most 100.
+        ssim: structural similarity against the original.
+        mse_to_perturbed: against the image that the client really trained on (did the attack itself work?).
+        ceiling_mse: of the image that the client trained on, against the original (a perfect inversion's error).
+        floor_mse: of the no-gradient attacker's guess, against the original.
+        attacker_label: the class that the evaluation classifier reads in the reconstruction.
+        identified: the nearest image of the gallery is the original itself.
+        label_recovered: the label that the attack used is the true one.
+    """
+
+    attack: str
+    threat_model: ThreatModel
+    seed: int
+    round: int
+    client: int
+    victim: int
+    label: int
+    mse: float
+    psnr: float
+    ssim: float
+    mse_to_perturbed: float
+    ceiling_mse: float
+    floor_mse: float
+    attacker_label: int
+    identified: bool
+    label_recovered: bool

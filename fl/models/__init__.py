@@ -1,0 +1,58 @@
+"""Classifiers by name. `ModelSpec` says which one; it is hashable: a worker keeps one model per spec."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl.errors import FedveilError
+from fl.models import convnet, lenet, resnet
+from fl.models.base import MODELS, Classifier, ModelSpec
+from fl.seeding import derive_seed
+
+__all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "resnet"]
+
+
+def build_model(spec: ModelSpec, seed: int = 0) -> Classifier:
+    """Build the classifier that ``spec`` names, on the CPU and in training mode.
+
+    Its first weights are drawn from the stream "model" of ``seed``. The global random generators stay as they
+    were.
+
+    Raises:
+        FedveilError: the name, the norm, the width, the number of classes or the image size is not allowed.
+    """
+    model = MODELS[spec.name]
+    norm = model.norms[0] if spec.norm is None else spec.norm
+    if norm not in model.norms:
+        raise FedveilError(
+            f"model {spec.name!r}: norm {norm!r} is not allowed; allowed: {', '.join(model.norms)}"
+        )
+    width = model.default_width if spec.width is None else spec.width
+    if width < 1:
+        raise FedveilError(f"model {spec.name!r}: width {width} is not allowed; it must be at least 1")
+    if spec.classes < 2:
+        raise FedveilError(f"model {spec.name!r}: {spec.classes} classes are not allowed; at least 2")
+    channels, height, side = spec.image_shape
+    if channels < 1 or min(height, side) < model.smallest_side:
+        raise FedveilError(
+            f"model {spec.name!r}: image shape {spec.image_shape} is not allowed; "
+            f"at least 1 channel and {model.smallest_side}x{model.smallest_side} pixels"
+        )
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators too, which the fork does not put back.
+        torch.default_generator.manual_seed(derive_seed(seed, "model"))
+        return model(image_shape=spec.image_shape, classes=spec.classes, norm=norm, width=width)
+
+
+def init_model(spec: ModelSpec, seed: int) -> dict[str, Tensor]:
+    """Return the first weights of a federated training, by name, on the CPU: parameters and floating buffers.
+
+    A pure function of its arguments. Integer buffers (BatchNorm's batch counter, which nothing reads) are
+    left out; a model's ``load_state_dict`` takes the result as it is.
+
+    Raises:
+        FedveilError: as `build_model`.
+    """
+    state = build_model(spec, seed).state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items() if tensor.is_floating_point()}

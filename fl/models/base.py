@@ -1,0 +1,50 @@
+"""What every classifier shares: its specification, its base class and the table of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from fl.registry import Registry
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which classifier, for which images.
+
+    Attributes:
+        name: ``lenet``, ``convnet``, ``resnet18`` or ``resnet20``.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        norm: ``none``, ``group`` or ``batch``; None for the model's own default.
+        width: channels of the first layer; None for the model's own default.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    norm: str | None = None
+    width: int | None = None
+
+
+class Classifier(nn.Module):
+    """Base of the classifiers: (n, C, H, W) images in [0, 1] to (n, classes) logits.
+
+    They are constructed from keywords: ``image_shape`` (C, H, W), ``classes``, ``norm`` and ``width``.
+    All of them run under ``torch.func``: no in-place activation, no control flow that depends on data.
+    (BatchNorm in training mode needs ``torch.func.replace_all_batch_norm_modules_`` first, as everywhere.)
+
+    Attributes:
+        norms: the normalisations that this model allows; the first is its default.
+        default_width: channels of the first layer where the specification leaves them open.
+        smallest_side: the least height and width in pixels.
+    """
+
+    norms: ClassVar[tuple[str, ...]]
+    default_width: ClassVar[int]
+    smallest_side: ClassVar[int]
+
+
+MODELS: Registry[type[Classifier]] = Registry("model")

@@ -1,0 +1,41 @@
+"""The family of rules that need the weighted mean update only."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fl.errors import FedveilError
+from fl.messages import ClientUpdate
+from fl.strategies.base import OptimizerState, Strategy, Totals, added
+
+
+@dataclass(frozen=True)
+class MeanStrategy(Strategy):
+    """Moves the weights by a function of the mean update. Buffers take their plain mean change.
+
+    BatchNorm statistics are estimates, not steps of an optimiser: no server learning rate applies to them.
+    """
+
+    def step(
+        self,
+        weights: Mapping[str, Tensor],
+        state: OptimizerState,
+        totals: Totals | None,
+        updates: Sequence[ClientUpdate],
+    ) -> tuple[dict[str, Tensor], OptimizerState]:
+        """See `Strategy.step`."""
+        if totals is None:
+            raise FedveilError("a round ended without any update; nothing can be averaged")
+        mean, buffers = totals.mean()
+        change, new_state = self.change(mean, state)
+        return added(weights, {**change, **buffers}), new_state
+
+    @abstractmethod
+    def change(
+        self, mean: Mapping[str, Tensor], state: OptimizerState
+    ) -> tuple[Mapping[str, Tensor], OptimizerState]:
+        """Return what to add to the parameters, by name, and the new state."""

@@ -1,0 +1,163 @@
+"""A client's local training: the one function that makes updates, for rounds and for audits alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl.data.images import Images
+from fl.errors import FedveilError
+from fl.hooks import ClientHooks
+from fl.messages import ClientUpdate, UpdateKind
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains.
+
+    Attributes:
+        kind: a gradient of one batch (FedSGD), or the weight change after ``epochs`` of SGD (FedAvg).
+        epochs: passes over the shard; FedSGD ignores it.
+        batch_size: images per step.
+        learning_rate: of plain SGD, as in McMahan et al. 2017.
+        proximal: mu of FedProx (Li et al. 2020, eq. 2); 0 turns the term off.
+    """
+
+    kind: UpdateKind
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    proximal: float = 0.0
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """One client's turn.
+
+    Attributes:
+        update: what leaves the client, after the defence's `ClientHooks.update`.
+        loss: mean training loss over the examples seen; it stays with the simulation's bookkeeping.
+    """
+
+    update: ClientUpdate
+    loss: float
+
+
+def exchanged(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's parameters and floating-point buffers by name, detached: what server and clients exchange."""
+    return {name: value.detach() for name, value in model.state_dict().items() if value.is_floating_point()}
+
+
+def load_exchanged(model: nn.Module, weights: Weights) -> None:
+    """Copy ``weights`` into ``model`` in place.
+
+    Raises:
+        FedveilError: the names differ from the model's own.
+    """
+    own = exchanged(model)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())
+        raise FedveilError(f"weights do not fit the model: {odd[:4]} are on one side only")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+
+
+def _batches(count: int, spec: LocalTraining, stream: torch.Generator) -> Iterator[Tensor]:
+    if spec.kind is UpdateKind.GRADIENT:
+        yield torch.randperm(count, generator=stream)[: spec.batch_size]
+        return
+    for _ in range(spec.epochs):
+        yield from torch.randperm(count, generator=stream).split(spec.batch_size)
+
+
+def local_update(
+    model: nn.Module,
+    weights: Weights,
+    shard: Images,
+    hooks: ClientHooks,
+    spec: LocalTraining,
+    stream: torch.Generator,
+    *,
+    on_batch: Callable[[Tensor, Tensor], None] | None = None,
+) -> LocalResult:
+    """Train ``model`` from ``weights`` on ``shard`` behind the defence ``hooks``, and return what leaves the client.
+
+    Args:
+        model: on the device to compute on; its weights are overwritten.
+        weights: as the server sent them (see `exchanged`).
+        shard: the client's images, at least one.
+        hooks: the client's defence.
+        spec: how to train.
+        stream: the only source of randomness; order of batches and the defence's noise come from it.
+        on_batch: is shown each batch as trained on, (b, C, H, W), and its indices into the shard, (b,). Audits use it
+            to know what a perfect inversion would find.
+    """
+    device = next(model.parameters()).device
+    load_exchanged(model, weights)
+    model.train()
+    parameters = dict(model.named_parameters())
+    gradient_sum = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    steps = examples = 0
+    loss_sum = 0.0
+    for indices in _batches(len(shard), spec, stream):
+        x, y = shard.batch(indices)
+        x, y = x.to(device), y.to(device)
+        trained = hooks.data(x, y, stream)
+        if on_batch is not None:
+            on_batch(trained.detach(), indices)
+        logits = model(trained)
+        loss = hooks.loss(F.cross_entropy(logits, y), model, trained, y, logits)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                if spec.kind is UpdateKind.GRADIENT:
+                    gradient_sum[name] += gradient
+                    continue
+                if spec.proximal:
+                    gradient = gradient + spec.proximal * (parameter - weights[name].to(device))
+                parameter.sub_(gradient, alpha=spec.learning_rate)
+        steps += 1
+        examples += len(y)
+        loss_sum += float(loss.detach()) * len(y)
+
+    after = exchanged(model)
+    change = {name: after[name].cpu() - weights[name].cpu() for name in after}
+    tensors = change if spec.kind is UpdateKind.DELTA else gradient_sum
+    update = ClientUpdate(
+        tensors={name: tensors[name].cpu() for name in parameters},
+        buffers={name: delta for name, delta in change.items() if name not in parameters},
+        examples=len(shard) if spec.kind is UpdateKind.DELTA else examples,
+        kind=spec.kind,
+        local_steps=steps,
+        learning_rate=spec.learning_rate,
+    )
+    return LocalResult(update=hooks.update(update, stream), loss=loss_sum / examples)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    weights: Weights,
+    images: Images,
+    hooks: ClientHooks,
+    stream: torch.Generator,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return class probabilities (n, k) of ``images`` seen through a client's own defence, as it would use the model."""
+    device = next(model.parameters()).device
+    load_exchanged(model, weights)
+    model.eval()
+    outputs = []
+    for indices in torch.arange(len(images)).split(batch_size):
+        x, _ = images.batch(indices)
+        logits = hooks.output(model(hooks.data(x.to(device), None, stream)))
+        outputs.append(logits.softmax(dim=1).cpu())
+    return torch.cat(outputs)

@@ -1,0 +1,1 @@
+"""Configuration, Ray worker slots, Tune trials and sweeps, MLflow tracking, reports and the command line."""

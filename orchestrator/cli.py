@@ -1,0 +1,216 @@
+"""The command line: ``fedveil run|sweep|report|data|ui``.
+
+Exit codes: 0 all went well; 1 a trial failed; 2 something that the user can mend, said in one line per mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fl.errors import FedveilError
+from orchestrator.cluster import connect, offline_environment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    offline_environment()
+    arguments = _parser().parse_args(argv)
+    console = Console()
+    try:
+        code: int = arguments.run(arguments, console)
+    except FedveilError as error:
+        for line in str(error).splitlines():
+            print(f"fedveil: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedveil: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedveil",
+        description="Measure what federated clients' updates leak of their images, and learn what stops it.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("run", help="run one trial")
+    _add_experiment(one)
+    one.set_defaults(run=_run)
+
+    many = commands.add_parser("sweep", help="run the sweep that a file's 'search' section describes")
+    _add_experiment(many)
+    many.add_argument("--resume", action="store_true", help="go on with the interrupted sweep of that name")
+    many.set_defaults(run=_sweep)
+
+    report = commands.add_parser("report", help="show an experiment's trials as recorded in MLflow")
+    report.add_argument("experiment")
+    report.add_argument(
+        "--uri", help="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    report.add_argument("--json", type=Path, metavar="FILE", help="write the trials to FILE as well")
+    report.set_defaults(run=_report)
+
+    data = commands.add_parser("data", help="list data sets, or download one")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("list", help="what there is, and what is here already").set_defaults(run=_data_list)
+    get = actions.add_parser("get", help="download a data set into data/cache")
+    get.add_argument("name")
+    get.add_argument("--size", type=int, help="pixels per side, where the data set has several sizes")
+    get.set_defaults(run=_data_get)
+
+    ui = commands.add_parser("ui", help="open the MLflow user interface on the local record")
+    ui.add_argument("--uri", help="as for report")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(run=_ui)
+    return parser
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="experiment file (YAML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, for example fl.rounds=5",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well"
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here"
+    )
+
+
+def _writable(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FedveilError(f"--json {path}: there is no folder {path.absolute().parent}")
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from orchestrator.config import load_experiment
+
+    experiment, _ = load_experiment(arguments.file, arguments.set)
+    _writable(arguments.json)
+    if experiment.search is not None:
+        raise FedveilError(
+            f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}"
+        )
+    from orchestrator.single import run_single
+
+    with connect(
+        arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)
+    ):
+        row = run_single(experiment, console)
+    return _finish([row], experiment.experiment, arguments.json, console)
+
+
+def _sweep(arguments: argparse.Namespace, console: Console) -> int:
+    from orchestrator.config import load_experiment
+    from orchestrator.stage import set_stage
+
+    experiment, raw = load_experiment(arguments.file, arguments.set)
+    _writable(arguments.json)
+    if experiment.search is None:
+        raise FedveilError(
+            f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}"
+        )
+    set_stage(experiment)
+    from orchestrator.sweep import run_sweep
+
+    with connect(
+        arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)
+    ):
+        outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
+    code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
+    for figure in outcome.files:
+        console.print(f"Pareto figure:   {_near(figure)}")
+    best = next((row for row in outcome.front if row.defense == "latent"), None) or next(
+        iter(outcome.front), None
+    )
+    if best is not None:
+        console.print(f"Reconstructions: {_near(outcome.root / 'trials' / best.name / 'reconstruction.png')}")
+    console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
+    return code
+
+
+def _cpus(workers: int, cpus_per_worker: float) -> int:
+    """Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more."""
+    import math
+
+    return max(os.cpu_count() or 1, math.ceil(workers * cpus_per_worker)) + 1
+
+
+def _near(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _finish(rows: list, experiment: str, file: Path | None, console: Console) -> int:  # type: ignore[type-arg]
+    from orchestrator.report import TrialTable
+    from orchestrator.rows import rows_as_json
+
+    console.print(TrialTable(rows))
+    if file is not None:
+        file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
+    return 1 if any(not row.finished for row in rows) else 0
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    from orchestrator.rows import rows_from_mlflow
+
+    rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
+    return _finish(rows, arguments.experiment, arguments.json, console)
+
+
+def _data_list(arguments: argparse.Namespace, console: Console) -> int:
+    from fl.data import available
+
+    table = Table("name", "source", "sizes", "channels", "classes", "here", box=None, header_style="bold")
+    for entry in available():
+        table.add_row(
+            entry.name,
+            entry.origin,
+            entry.size_text(),
+            str(entry.channels or "?"),
+            str(entry.classes or "?"),
+            str(entry.found[0]) if entry.present else "-",
+        )
+    console.print(table)
+    return 0
+
+
+def _data_get(arguments: argparse.Namespace, console: Console) -> int:
+    from fl.data import fetch
+
+    console.print(str(fetch(arguments.name, size=arguments.size)))
+    return 0
+
+
+def _uri(given: str | None) -> str:
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def _ui(arguments: argparse.Namespace, console: Console) -> int:
+    uri = _uri(arguments.uri)
+    if uri.startswith("http"):
+        console.print(f"MLflow runs at {uri}")
+        return 0
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise FedveilError(f"{uri}: there is no record here yet; run an experiment first")
+    from orchestrator.rows import experiment_views
+
+    for name, path in experiment_views(uri).items():
+        console.print(f"{name}:  http://127.0.0.1:{arguments.port}{path}", soft_wrap=True)
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [sys.executable, *command, "--port", str(arguments.port), "--workers", "1"])

@@ -1,0 +1,242 @@
+"""What an experiment file may say. Every key, with its default, its range and its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from attacks.base import ATTACKS, Attack
+from attacks.inverse import InverseTraining
+from attacks.inverting_gradients import InvertingGradients
+from defense.base import DEFENSES, Defense, Stack
+from fl.models import ModelSpec
+from fl.partition import PARTITIONS, Partition
+from fl.strategies import STRATEGIES, Strategy
+from orchestrator.config.options import build, build_named, normalise
+from orchestrator.tracking import ImagePolicy
+
+Named = Annotated[dict[str, Any], BeforeValidator(normalise)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$"
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys and values of the wrong type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Which images, and who holds them.
+
+    Attributes:
+        name: see ``fedveil data list``; also ``npz:PATH`` and ``folder:PATH``.
+        size: pixels per side; None for the source's default.
+        limit: at most so many training images (and test images), for quick runs.
+        public_fraction: share of train that belongs to no client.
+        partition: ``iid``, ``{kind: dirichlet, alpha: 0.5}`` or ``{kind: shards, classes_per_client: 2}``.
+    """
+
+    name: str = "mni152"
+    size: int | None = Field(default=None, ge=8, le=512)
+    limit: int | None = Field(default=None, ge=10)
+    public_fraction: float = Field(default=0.2, gt=0, lt=1)
+    partition: Annotated[
+        dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)
+    ] = Field(default={"kind": "iid"})
+
+    def build_partition(self) -> Partition:
+        """Make the partition rule."""
+        return build_named(PARTITIONS, self.partition, key="kind")
+
+
+class ModelSection(Section):
+    """Which classifier the federation trains.
+
+    Attributes:
+        name: ``lenet``, ``convnet``, ``resnet18`` or ``resnet20``.
+        norm: ``none``, ``group`` or ``batch``; None for the model's own default.
+        width: channels of the first stage; None for the model's own default.
+    """
+
+    name: str = "convnet"
+    norm: Literal["none", "group", "batch"] | None = None
+    width: int | None = Field(default=None, ge=1)
+
+    def spec(self, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
+        """Return the classifier's specification for these images."""
+        return ModelSpec(self.name, image_shape, classes, self.norm, self.width)
+
+
+class FLSection(Section):
+    """The federation.
+
+    Attributes:
+        clients: number of clients.
+        rounds: number of rounds.
+        local_epochs: passes over its shard per client and round.
+        batch_size: images per step.
+        learning_rate: of the clients' SGD.
+        strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
+        cohort: share of the clients that is drawn for each round.
+        shares: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
+    """
+
+    clients: int = Field(default=10, ge=1)
+    rounds: int = Field(default=20, ge=1)
+    local_epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    strategy: Named = Field(default={"name": "fedavg"})
+    cohort: float = Field(default=1.0, gt=0, le=1)
+    shares: int = Field(default=16, ge=1)
+
+    def build_strategy(self) -> Strategy:
+        """Make the aggregation rule."""
+        return build_named(STRATEGIES, self.strategy)
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients per round, at least one."""
+        return max(1, round(self.cohort * self.clients))
+
+
+RoundName = Literal["middle", "last"]
+
+
+class AuditSection(Section):
+    """Which updates are attacked, and how.
+
+    Attributes:
+        rounds: numbers, ``middle`` and ``last``; an audit at round r attacks what clients would send in round r.
+        victims: images that are attacked at each audited round.
+        clients: of how many clients; None for all.
+        batch_size: images behind one audited update.
+        local_steps: the client's steps on that batch; 1 sends the gradient.
+        labels: ``known`` to the attacker, or ``recovered`` by iDLG (single images only).
+        attacks: by name, run in this order; the floor always runs.
+        inversion: settings of Inverting Gradients, for all attacks that invert.
+        inverse: settings of the learnt inverse, for all attacks that undo a defence.
+        gallery: images among which a victim has to be found.
+    """
+
+    rounds: list[int | RoundName] = Field(default=[0, 1, "middle", "last"])
+    victims: int = Field(default=64, ge=1)
+    clients: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    local_steps: int = Field(default=1, ge=1)
+    labels: Literal["known", "recovered"] = "known"
+    attacks: list[str] = Field(default=["inverting_gradients", "adaptive"])
+    inversion: dict[str, Any] = Field(default={})
+    inverse: dict[str, Any] = Field(default={})
+    gallery: int = Field(default=1000, ge=1)
+
+    def build_inversion(self) -> InvertingGradients:
+        """Make the gradient inversion."""
+        return build(InvertingGradients, self.inversion)
+
+    def build_inverse(self) -> InverseTraining:
+        """Make the inverse's training settings."""
+        return build(InverseTraining, self.inverse)
+
+    def build_attacks(self) -> list[Attack]:
+        """Make the attacks, the floor first."""
+        names = [name for name in self.attacks if name != "floor"]
+        inversion = self.build_inversion()
+        return [ATTACKS[name].configured(inversion) for name in ["floor", *names]]
+
+    def round_numbers(self, rounds: int) -> list[int]:
+        """Return the audited rounds, ascending, each once."""
+        words = {"middle": rounds // 2, "last": rounds - 1}
+        return sorted({words[r] if isinstance(r, str) else r for r in self.rounds})
+
+
+class TrackingSection(Section):
+    """Where results are recorded.
+
+    Attributes:
+        uri: MLflow's tracking URI; None for ``MLFLOW_TRACKING_URI``, or else ``sqlite:///mlflow.db`` here.
+        images: what may leave as pictures; None for ``grid`` with published data sets and ``none`` with your own.
+    """
+
+    uri: str | None = None
+    images: (
+        Annotated[ImagePolicy, BeforeValidator(lambda v: ImagePolicy(v) if isinstance(v, str) else v)] | None
+    ) = None
+
+
+class ResourcesSection(Section):
+    """What one trial may use.
+
+    Attributes:
+        workers: worker slots.
+        cpus_per_worker: cores of each.
+        gpus_per_worker: share of a GPU of each.
+    """
+
+    workers: int = Field(default=2, ge=1)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+
+
+Objective = Literal["max", "min"]
+
+
+class SearchSection(Section):
+    """A sweep: fixed trials (``panel``) and a search over a space.
+
+    Attributes:
+        panel: overrides by dotted key, one trial each; controls belong here.
+        space: dotted key to ``{grid: [...]}``, ``{choice: [...]}``, ``{uniform: [a, b]}``, ``{loguniform: [a, b]}`` or
+            ``{int: [a, b]}``.
+        samples: trials drawn from the space (times the grid's points, with the grid and random searchers).
+        searcher: ``grid``, ``random`` or ``optuna``.
+        objectives: metric name to ``max`` or ``min``; the first is the one that a scheduler with one objective uses.
+        scheduler: ``none``, or ``asha`` to stop poor trials early by their learning curve.
+        concurrent: trials at a time; None for as many as fit.
+    """
+
+    panel: list[dict[str, Any]] = Field(default=[])
+    space: dict[str, dict[str, list[Any]]] = Field(default={})
+    samples: int = Field(default=1, ge=1)
+    searcher: Literal["grid", "random", "optuna"] = "random"
+    objectives: dict[str, Objective] = Field(
+        default={"utility/accuracy": "max", "privacy/mse": "max"}, min_length=1
+    )
+    scheduler: Literal["none", "asha"] = "none"
+    concurrent: int | None = Field(default=None, ge=1)
+
+
+def _check_name(name: str) -> str:
+    import re
+
+    if not re.match(NAME_PATTERN, name):
+        raise ValueError("letters, digits, '_', '-', '.' and blanks only, a letter or digit first")
+    return name
+
+
+class Experiment(Section):
+    """An experiment file: one trial, or a sweep if it has a ``search`` section."""
+
+    experiment: Annotated[str, AfterValidator(_check_name)]
+    seed: int = Field(default=0, ge=0)
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    fl: FLSection = FLSection()
+    defense: Annotated[list[dict[str, Any]], BeforeValidator(lambda v: as_list(v))] = Field(
+        default=[{"name": "none"}]
+    )
+    audit: AuditSection = AuditSection()
+    tracking: TrackingSection = TrackingSection()
+    resources: ResourcesSection = ResourcesSection()
+    search: SearchSection | None = None
+
+    def build_defense(self) -> Defense:
+        """Make the defence; several compose in their order."""
+        parts = tuple(build_named(DEFENSES, part) for part in self.defense)
+        return parts[0] if len(parts) == 1 else Stack(parts=parts)
+
+
+def as_list(value: Any) -> Any:
+    """``{name: ...}``, ``NAME`` and a list of either all mean a list of defences."""
+    return [normalise(part) for part in (value if isinstance(value, list) else [value])]

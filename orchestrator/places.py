@@ -1,0 +1,52 @@
+"""Where an experiment writes: its folder below ``runs``, and its MLflow record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import Experiment
+from orchestrator.tracking import ImagePolicy, TrackingSettings
+from orchestrator.trial import TrialFiles
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """Where a sweep writes, absolute.
+
+    Attributes:
+        root: ``runs/<experiment>``.
+    """
+
+    root: Path
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> SweepFiles:
+        """Return the places of an experiment below the working folder."""
+        return cls(Path("runs").absolute() / experiment.experiment.replace(" ", "_"))
+
+    @property
+    def tune(self) -> Path:
+        """Tune's own storage: checkpoints and state."""
+        return self.root / "tune"
+
+    @property
+    def cache(self) -> Path:
+        """Modules trained on public images alone, shared by all experiments."""
+        return self.root.parent / "cache"
+
+    def trial(self, name: str) -> TrialFiles:
+        """Return the places of a trial."""
+        return TrialFiles(folder=self.root / "trials" / name, cache=self.cache)
+
+
+def tracking_settings(
+    experiment: Experiment, files: SweepFiles, *, published: bool, deliver: bool
+) -> TrackingSettings:
+    """Return where this experiment is recorded; call it in the user's folder."""
+    images = experiment.tracking.images or (ImagePolicy.GRID if published else ImagePolicy.NONE)
+    uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return TrackingSettings(
+        experiment=experiment.experiment, uri=uri, spool=files.root / "spool", images=images, deliver=deliver
+    )

@@ -1,0 +1,79 @@
+"""What trials say while they run, brought from wherever they run to the screen of whoever started them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+
+NAME = "fedveil-progress"
+
+
+class _Board:
+    """A mailbox in the cluster; an actor's methods run one at a time."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[str, str]] = []
+
+    def post(self, who: str, text: str) -> None:
+        self._lines.append((who, text))
+
+    def take(self) -> list[tuple[str, str]]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+class Speaker:
+    """Says what one trial does. Losing a line never hurts the trial.
+
+    Args:
+        board: the mailbox of `progress_on`, or None to keep quiet.
+        who: the trial's name.
+    """
+
+    def __init__(self, board: Any, who: str) -> None:
+        self._board = board
+        self._who = who
+
+    def __call__(self, text: str) -> None:
+        """Post a line."""
+        if self._board is not None:
+            self._board.post.remote(self._who, text)
+
+
+@contextmanager
+def progress_on(console: Console, *, every: float = 0.5) -> Iterator[Any]:
+    """Print what trials post on the yielded board, with the seconds since the start, until the block ends."""
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    began = time.monotonic()
+    over = threading.Event()
+
+    def show() -> None:
+        for who, text in ray.get(board.take.remote(), timeout=30):
+            console.print(
+                f"[dim]{time.monotonic() - began:6.0f} s[/dim]  [bold]{who}[/bold]  {text}", soft_wrap=True
+            )
+
+    def watch() -> None:
+        while not over.wait(every):
+            try:
+                show()
+            except ray.exceptions.RayError:
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield board
+    finally:
+        over.set()
+        watcher.join(timeout=35)
+        try:
+            show()
+        finally:
+            ray.kill(board)

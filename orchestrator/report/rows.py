@@ -1,0 +1,66 @@
+"""One trial as reports see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FINISHED = "FINISHED"
+"""The status that MLflow gives to a run that ended well."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of a sweep, however it was stored.
+
+    Attributes:
+        name: the trial's name.
+        status: as in MLflow: ``FINISHED``, ``FAILED``, ``KILLED``, ``RUNNING`` or ``SCHEDULED``.
+        params: by the shared names, for example ``defense.strength``; numbers may be strings, as MLflow
+            returns them.
+        metrics: final scalars by the shared names, for example ``privacy/mse``.
+        error: what ended a trial that failed.
+    """
+
+    name: str
+    status: str
+    params: Mapping[str, str | float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def defense(self) -> str:
+        """The defence's name."""
+        return str(self.params.get("defense.name", "unknown"))
+
+    @property
+    def strength(self) -> float | None:
+        """The perturbation's strength, or None where the defence has none."""
+        return self.number("defense.strength")
+
+    @property
+    def finished(self) -> bool:
+        """The trial ended well."""
+        return self.status == FINISHED
+
+    @property
+    def complete(self) -> bool:
+        """An adaptive attack ran, so that ``privacy/*`` is a worst case."""
+        return self.metrics.get("privacy/complete", 0.0) > 0
+
+    @property
+    def collapsed(self) -> bool:
+        """The defence's training collapsed: its images no longer carry the task."""
+        return self.metrics.get("defense/collapsed", 0.0) > 0
+
+    @property
+    def comparable(self) -> bool:
+        """The trial may compete for the Pareto front: finished, attacked adaptively, not collapsed."""
+        return self.finished and self.complete and not self.collapsed
+
+    def number(self, param: str) -> float | None:
+        """Return a parameter as a number, or None where it is absent or no number."""
+        try:
+            return float(self.params[param])
+        except (KeyError, ValueError):
+            return None

@@ -1,0 +1,340 @@
+"""A sweep: Ray Tune runs the panel of fixed trials and then the search, MLflow keeps a parent run and one run per trial."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from fl.errors import FedveilError
+from orchestrator import checkpoint
+from orchestrator.cluster import amounts, check_fit, placement_group
+from orchestrator.config import Experiment, SearchSection, check, with_overrides
+from orchestrator.config.space import grid_points
+from orchestrator.executor import RayExecutor
+from orchestrator.outcome import SweepOutcome, summarise_sweep
+from orchestrator.places import SweepFiles, tracking_settings
+from orchestrator.progress import Speaker, progress_on
+from orchestrator.report import TrialRow
+from orchestrator.stage import set_stage
+from orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, TrialTracker
+from orchestrator.trial import Trial, params_of
+
+DRIVER_CPUS = 0.01
+"""The trial's driver only waits for its workers."""
+
+OVERRIDES_KEY = "overrides"
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every trial of a sweep shares; it travels to the trials.
+
+    Attributes:
+        raw: the experiment file with its overrides, without the search.
+        tracking: where to record.
+        parent_run_id: of the sweep's run.
+        files: where to write.
+        swept: the keys that the sweep varies.
+        board: for progress.
+    """
+
+    raw: dict[str, Any]
+    tracking: TrackingSettings
+    parent_run_id: str | None
+    files: SweepFiles
+    swept: tuple[str, ...]
+    board: Any
+
+
+_pool: tuple[tuple[Any, ...], RayExecutor] | None = None
+
+
+def _executor(experiment: Experiment) -> RayExecutor:
+    """Return this process's worker slots; a process that runs several trials keeps them between two."""
+    global _pool
+    resources = experiment.resources
+    shape = (
+        resources.workers,
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        ray.get_runtime_context().get_placement_group_id(),
+    )
+    if _pool is not None and _pool[0] != shape:
+        _pool[1].close()
+        _pool = None
+    if _pool is None:
+        executor = RayExecutor(
+            resources.workers,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+        )
+        _pool = (shape, executor)
+    return _pool[1]
+
+
+def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
+    """The Tune trainable: one trial, resumed from its checkpoint if it has one."""
+    overrides, name = _overrides_of(config)
+    experiment = check(with_overrides(job.raw, overrides))
+    saved = tune.get_checkpoint()
+    progress = None
+    if saved is not None:
+        with saved.as_directory() as folder:
+            progress = checkpoint.load(Path(folder))
+    say = Speaker(job.board, name)
+    params = params_of(experiment)
+    tracker = TrialTracker(
+        job.tracking,
+        parent_run_id=job.parent_run_id,
+        name=name,
+        params={**params, **{k: v for k, v in overrides.items() if not isinstance(v, (dict, list))}},
+        swept=[key for key in job.swept if key in overrides],
+        run_id=progress.run_id if progress else None,
+    )
+    objectives = config["objectives"]
+    with tracker:
+        trial = Trial(experiment, _executor(experiment), job.files.trial(name), say)
+
+        def on_round(now: checkpoint.Progress, running: Mapping[str, float]) -> None:
+            with TemporaryDirectory() as folder:
+                checkpoint.save(now, Path(folder))
+                # A searcher looks its objectives up in every report.
+                known = {**dict.fromkeys(objectives, math.nan), **running}
+                tune.report(known, checkpoint=tune.Checkpoint.from_directory(folder))
+
+        final = trial.run(tracker, resumed=progress, on_round=on_round)
+    tune.report({**final, "trial_params": params})
+
+
+def _overrides_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    if OVERRIDES_KEY in config:
+        overrides = dict(config[OVERRIDES_KEY])
+    else:
+        overrides = {key: value for key, value in config.items() if key != "objectives"}
+    return overrides, trial_name(overrides)
+
+
+def trial_name(overrides: Mapping[str, Any]) -> str:
+    """Return a short name that tells trials of one sweep apart: what it varies, with its values."""
+    parts = []
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        if key == "defense":
+            listed = value if isinstance(value, list) else [value]
+            parts += [_defense_name(part) for part in listed]
+        else:
+            parts.append(f"{key.rpartition('.')[2]}={_short(value)}")
+    return "_".join(parts) or "trial"
+
+
+def _defense_name(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    options = [f"{key}={_short(value)}" for key, value in part.items() if key != "name"]
+    return "_".join([str(part["name"]), *options])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("/", "-").replace(" ", "")
+
+
+def _tune_space(search: SearchSection) -> dict[str, Any]:
+    makers = {
+        "choice": lambda values: tune.choice(values),
+        "uniform": lambda values: tune.uniform(*values),
+        "loguniform": lambda values: tune.loguniform(*values),
+        # Tune's upper end is exclusive, ours is not.
+        "int": lambda values: tune.randint(values[0], values[1] + 1),
+        "grid": lambda values: (
+            tune.choice(values) if search.searcher == "optuna" else tune.grid_search(values)
+        ),
+    }
+    return {key: makers[kind](values) for key, one in search.space.items() for kind, values in one.items()}
+
+
+def _tune_config(search: SearchSection, seed: int, *, samples: int, searching: bool) -> tune.TuneConfig:
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+    from ray.tune.search.optuna import OptunaSearch
+
+    metric, mode = next(iter(search.objectives.items()))
+    algorithm: Any = BasicVariantGenerator(random_state=seed)
+    if searching and search.searcher == "optuna":
+        several = len(search.objectives) > 1
+        algorithm = OptunaSearch(
+            metric=list(search.objectives) if several else metric,
+            mode=list(search.objectives.values()) if several else mode,
+            seed=seed,
+        )
+    scheduler = None
+    if searching and search.scheduler == "asha":
+        scheduler = ASHAScheduler(metric=metric, mode=mode, grace_period=1)
+    return tune.TuneConfig(
+        num_samples=samples,
+        search_alg=algorithm,
+        scheduler=scheduler,
+        max_concurrent_trials=search.concurrent,
+        reuse_actors=True,
+        trial_name_creator=lambda trial: f"{trial.trial_id}",
+        trial_dirname_creator=lambda trial: f"{trial.trial_id}",
+    )
+
+
+def _tuners(
+    experiment: Experiment, search: SearchSection, job: TrialJob, files: SweepFiles
+) -> list[tuple[str, dict[str, Any], tune.TuneConfig]]:
+    objectives = list(search.objectives)
+    parts: list[tuple[str, dict[str, Any], tune.TuneConfig]] = []
+    fixed = [dict(overrides) for overrides in search.panel]
+    if search.searcher == "grid" and search.space:
+        fixed += grid_points(search.space)
+    if fixed:
+        space = {OVERRIDES_KEY: tune.grid_search(fixed), "objectives": objectives}
+        parts.append(("panel", space, _tune_config(search, experiment.seed, samples=1, searching=False)))
+    if search.space and search.searcher != "grid":
+        space = {**_tune_space(search), "objectives": objectives}
+        config = _tune_config(search, experiment.seed, samples=search.samples, searching=True)
+        parts.append(("search", space, config))
+    return parts
+
+
+def swept_keys(search: SearchSection) -> list[SweptKey]:
+    """Return what a search varies, for descriptions and views."""
+    keys = [
+        SweptKey(key, f"{kind} {values}", all(isinstance(v, (int, float)) for v in values))
+        for key, one in search.space.items()
+        for kind, values in one.items()
+    ]
+    return keys
+
+
+def run_sweep(
+    experiment: Experiment, raw: Mapping[str, Any], console: Console, *, resume: bool = False
+) -> SweepOutcome:
+    """Run a sweep on the connected Ray cluster and return its trials.
+
+    Args:
+        experiment: with a ``search`` section.
+        raw: the mapping behind it.
+        console: for progress.
+        resume: go on with an interrupted sweep of that name.
+
+    Raises:
+        FedveilError: the trial does not fit the cluster, or there is nothing to resume.
+    """
+    search = experiment.search
+    if search is None:
+        raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
+    files = SweepFiles.of(experiment)
+    stage = set_stage(experiment)
+    resources = experiment.resources
+    check_fit(
+        resources.workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+    )
+    one_machine = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+    tracking = tracking_settings(experiment, files, published=stage.data.published, deliver=True)
+    if not one_machine and tracking.uri.startswith("sqlite"):
+        raise FedveilError(
+            f"tracking.uri: {tracking.uri} is a file of this machine, the cluster has several; start an MLflow server and"
+            " set tracking.uri or MLFLOW_TRACKING_URI to its http address"
+        )
+    memory = files.root / "sweep.json"
+    run_id = json.loads(memory.read_text())["run_id"] if resume and memory.exists() else None
+    keys = swept_keys(search)
+    overrides_seen = tuple(dict.fromkeys([*search.space, *(key for panel in search.panel for key in panel)]))
+    # A trial on this machine leaves its record in the spool and the driver delivers: the trial need not import MLflow.
+    for_trials = replace(tracking, deliver=not one_machine)
+    console.print(
+        f"[bold]{experiment.experiment}[/bold]: {_count(search)} trials, {resources.workers} workers with"
+        f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})} each, recorded in {tracking.uri}"
+    )
+    with (
+        SweepTracker(
+            tracking,
+            name=experiment.experiment,
+            swept=keys,
+            objectives=search.objectives,
+            params={
+                "data.name": experiment.data.name,
+                "model.name": experiment.model.name,
+                "seed": experiment.seed,
+            },
+            run_id=run_id,
+        ) as parent,
+        progress_on(console) as board,
+    ):
+        files.root.mkdir(parents=True, exist_ok=True)
+        memory.write_text(json.dumps({"run_id": parent.run_id}))
+        base = {key: value for key, value in raw.items() if key != "search"}
+        job = TrialJob(base, for_trials, parent.run_id, files, overrides_seen, board)
+        rows: list[TrialRow] = []
+        for name, space, config in _tuners(experiment, search, job, files):
+            results = _tuner(name, space, config, job, experiment, resume=resume).fit()
+            rows += [_row(results[i], base) for i in range(len(results))]
+            parent.deliver()
+        outcome = summarise_sweep(experiment.experiment, rows, search.objectives, files.root)
+        parent.summary(outcome.metrics, [path for path in outcome.files if path.exists()])
+    return outcome
+
+
+def _tuner(
+    name: str,
+    space: dict[str, Any],
+    config: tune.TuneConfig,
+    job: TrialJob,
+    experiment: Experiment,
+    *,
+    resume: bool,
+) -> tune.Tuner:
+    resources = experiment.resources
+    trainable = tune.with_resources(
+        tune.with_parameters(run_tuned_trial, job=job),
+        placement_group(
+            resources.workers,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+            driver_cpus=DRIVER_CPUS,
+        ),
+    )
+    path = job.files.tune / name
+    if resume and tune.Tuner.can_restore(str(path)):
+        return tune.Tuner.restore(
+            str(path), trainable, resume_unfinished=True, restart_errored=True, param_space=space
+        )
+    run = tune.RunConfig(
+        name=name,
+        storage_path=str(job.files.tune),
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=0),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+    )
+    return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run)
+
+
+def _count(search: SearchSection) -> int:
+    drawn = len(grid_points(search.space)) if search.searcher == "grid" else search.samples
+    return len(search.panel) + (drawn if search.space else 0)
+
+
+def _row(result: Any, base: Mapping[str, Any]) -> TrialRow:
+    overrides, name = _overrides_of(result.config)
+    params = params_of(check(with_overrides(dict(base), overrides)))
+    numbers = {
+        key: float(value)
+        for key, value in (result.metrics or {}).items()
+        if "/" in key and isinstance(value, (int, float)) and not key.startswith("config/")
+    }
+    if result.error is not None:
+        lines = [line for line in str(result.error).splitlines() if line.strip()]
+        return TrialRow(name, "FAILED", params, {}, lines[-1] if lines else repr(result.error))
+    return TrialRow(name, "FINISHED", params, numbers)

@@ -1,0 +1,27 @@
+"""What is recorded of a sweep and its trials in MLflow, without ever hurting the training that is recorded.
+
+`SweepTracker` keeps the parent run and `TrialTracker` one child run. Everything is first written to a spool
+on disk and from there delivered, so that an unreachable server costs nothing but a delay; `replay` delivers
+what was left behind.
+
+MLflow itself is imported only where something is delivered: that import takes seconds.
+"""
+
+from orchestrator.tracking.delivery import Replayed, replay
+from orchestrator.tracking.operations import RunStatus
+from orchestrator.tracking.settings import ImagePolicy, TrackingSettings
+from orchestrator.tracking.sweep import SweepTracker
+from orchestrator.tracking.trial import TrialTracker
+from orchestrator.tracking.views import SweptKey, view_path
+
+__all__ = [
+    "ImagePolicy",
+    "Replayed",
+    "RunStatus",
+    "SweepTracker",
+    "SweptKey",
+    "TrackingSettings",
+    "TrialTracker",
+    "replay",
+    "view_path",
+]

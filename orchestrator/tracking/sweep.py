@@ -1,0 +1,87 @@
+"""The sweep's run: the parent of all trials, with what was swept, how to read it and what came out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.tracking.delivery import Replayed, replay
+from orchestrator.tracking.names import SUMMARY_METRICS
+from orchestrator.tracking.operations import CloseChildren, Dress, RunStatus
+from orchestrator.tracking.recorder import RunRecorder, now
+from orchestrator.tracking.settings import TrackingSettings
+from orchestrator.tracking.views import SweptKey, sweep_note
+
+_log = logging.getLogger(__name__)
+
+
+class SweepTracker(RunRecorder):
+    """The parent run, kept by the driver. See `RunRecorder` for what it is as a context manager.
+
+    Args:
+        settings: where to; the same go to the trials.
+        name: the run's name.
+        swept: what the sweep varies, for the description and the experiment's saved view.
+        objectives: metric to ``max`` or ``min``.
+        params: flat.
+        tags: more tags.
+        run_id: `run_id` of the sweep that is resumed.
+        image_step: the round whose reconstructions the saved view shows first.
+    """
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        *,
+        name: str,
+        swept: Sequence[SweptKey] = (),
+        objectives: Mapping[str, str] | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        image_step: int = 0,
+    ) -> None:
+        super().__init__(
+            settings,
+            kind="sweep",
+            name=name,
+            parent=None,
+            params=params or {},
+            tags={**(tags or {}), "mlflow.note.content": sweep_note(swept, objectives or {})},
+            run_id=run_id,
+        )
+        self._record(Dress([(key.key, key.space, key.numeric) for key in swept], image_step))
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path | str] = ()) -> None:
+        """Record what came out of the sweep: metrics ``sweep/...`` and files (tables, the Pareto figure).
+
+        Raises:
+            ValueError: a name does not begin with ``sweep/``.
+            FileNotFoundError: a file is missing.
+        """
+        SUMMARY_METRICS.check(metrics)
+        self._points(metrics, step=0)
+        for path in files:
+            self.log_file(path, "summary")
+
+    def deliver(self) -> Replayed:
+        """Deliver all that lies in the spool: this run's and that of trials that only write to it."""
+        try:
+            return replay(self.settings.spool_folder)
+        except OSError as error:
+            _log.warning("the spool %s cannot be read: %s", self.settings.spool_folder, error)
+            return Replayed(runs=0, waiting=0, refused=0)
+
+    def close(self, status: RunStatus) -> None:
+        """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""
+        self._close(status)
+
+    def _close(self, status: RunStatus) -> None:
+        if self._closed:
+            return
+        self._record(CloseChildren(now()))
+        super()._close(status)
+        left = self.deliver()
+        if left.waiting:
+            _log.warning("%d runs wait in %s for MLflow to answer", left.waiting, self.settings.spool_folder)

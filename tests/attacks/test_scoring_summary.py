@@ -1,0 +1,209 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks.scoring import (
+    METRICS,
+    TradeOff,
+    matched_utility,
+    mean_ci,
+    mse_at_accuracy,
+    paired_difference,
+    summarise,
+)
+from fl.errors import FedveilError
+from fl.messages import PrivacyRecord, ThreatModel
+
+BASE = PrivacyRecord(
+    attack="inverting_gradients",
+    threat_model=ThreatModel(),
+    seed=0,
+    round=0,
+    client=0,
+    victim=0,
+    label=1,
+    mse=0.1,
+    psnr=10.0,
+    ssim=0.2,
+    mse_to_perturbed=0.05,
+    ceiling_mse=0.02,
+    floor_mse=0.04,
+    attacker_label=0,
+    identified=False,
+    label_recovered=False,
+)
+
+
+def test_worst_round_of_the_mean_over_victims_then_worst_attack() -> None:
+    records = [
+        # round 0: mean mse .2, round 1: mean mse .15 although it holds the single best .0 only with a bad .3
+        replace(BASE, victim=0, mse=0.2, psnr=7.0, ssim=0.5, identified=True),
+        replace(BASE, victim=1, mse=0.2, psnr=7.0, ssim=0.3),
+        replace(BASE, round=1, victim=0, mse=0.0, psnr=100.0, ssim=0.1, label_recovered=True),
+        replace(BASE, round=1, victim=1, mse=0.3, psnr=5.0, ssim=0.1, label_recovered=True),
+        replace(BASE, attack="adaptive", victim=0, mse=0.16, psnr=8.0, ssim=0.6, attacker_label=1),
+        replace(BASE, attack="adaptive", victim=1, mse=0.18, psnr=7.5, ssim=0.6, mse_to_perturbed=0.01),
+    ]
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
+    assert scalars["attack/inverting_gradients/mse"] == pytest.approx(0.15)
+    assert scalars["attack/inverting_gradients/psnr"] == pytest.approx(52.5)  # mean of PSNR, not PSNR of .15
+    assert scalars["attack/inverting_gradients/ssim"] == pytest.approx(0.4)
+    assert scalars["attack/inverting_gradients/identification_rate"] == 0.5
+    assert scalars["attack/inverting_gradients/label_recovery"] == 1.0
+    assert scalars["attack/adaptive/mse_to_perturbed"] == pytest.approx(0.03)
+    assert scalars["attack/adaptive/attacker_accuracy"] == 0.5
+    assert scalars["privacy/mse"] == pytest.approx(0.15)
+    assert scalars["privacy/psnr"] == pytest.approx(52.5)
+    assert scalars["privacy/ssim"] == pytest.approx(0.6)
+    assert scalars["privacy/attacker_accuracy"] == 0.5
+    assert scalars["privacy/identification_rate"] == 0.5
+    assert scalars["privacy/complete"] == 1.0
+
+
+def test_the_names_are_those_that_the_tracker_knows() -> None:
+    scalars = summarise([BASE], adaptive=frozenset())
+    kinds = "mse psnr ssim attacker_accuracy identification_rate"
+    assert set(scalars) == {
+        *(f"attack/inverting_gradients/{kind}" for kind in [*kinds.split(), "mse_to_perturbed", "label_recovery"]),
+        *(f"privacy/{kind}" for kind in kinds.split()),
+        "privacy/chance_accuracy",
+        "privacy/ceiling_mse",
+        "privacy/floor_mse",
+        "privacy/complete",
+    }
+
+
+def test_the_floor_attack_is_logged_but_is_not_a_leak() -> None:
+    records = [BASE, replace(BASE, attack="floor", mse=0.01, ssim=0.9)]
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
+    assert scalars["attack/floor/mse"] == 0.01
+    assert scalars["privacy/mse"] == 0.1
+    assert scalars["privacy/ssim"] == 0.2
+
+
+def test_without_an_adaptive_attack_a_trial_is_incomplete() -> None:
+    assert summarise([BASE], adaptive=frozenset({"adaptive"}))["privacy/complete"] == 0.0
+    only_floor = summarise([replace(BASE, attack="floor")], adaptive=frozenset({"adaptive"}))
+    assert only_floor["privacy/complete"] == 0.0
+    assert "privacy/mse" not in only_floor
+
+
+def test_one_attack_under_two_threat_models_is_not_averaged_over_them() -> None:
+    records = [
+        replace(BASE, attack="adaptive", mse=0.09),
+        replace(BASE, attack="adaptive", mse=0.03, threat_model=ThreatModel(defense_weights=True)),
+    ]
+    assert summarise(records, adaptive=frozenset({"adaptive"}))["attack/adaptive/mse"] == 0.03
+
+
+def test_chance_is_the_commonest_class_and_means_count_each_audited_victim_once() -> None:
+    records = [
+        replace(BASE, victim=0, label=2, ceiling_mse=0.1, floor_mse=0.3),
+        replace(BASE, victim=0, label=2, ceiling_mse=0.1, floor_mse=0.3, attack="adaptive"),
+        replace(BASE, victim=1, label=2, ceiling_mse=0.2, floor_mse=0.5),
+        replace(BASE, victim=2, label=0, ceiling_mse=0.3, floor_mse=0.7),
+        replace(BASE, victim=2, label=0, ceiling_mse=0.4, floor_mse=0.7, round=1),
+    ]
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
+    assert scalars["privacy/chance_accuracy"] == pytest.approx(2 / 3)
+    assert scalars["privacy/ceiling_mse"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
+    assert scalars["privacy/floor_mse"] == pytest.approx((0.3 + 0.5 + 0.7 + 0.7) / 4)
+
+
+def test_no_records_are_an_error() -> None:
+    with pytest.raises(FedveilError, match="no attack left a record"):
+        summarise([], adaptive=frozenset())
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_one_more_attack_never_makes_the_headline_more_private(
+    scores: list[tuple[int, float, float]],
+) -> None:
+    first = [replace(BASE, victim=i, round=r, mse=m, ssim=s) for i, (r, m, s) in enumerate(scores)]
+    second = [replace(record, attack="adaptive", mse=record.ssim, ssim=record.mse) for record in first]
+    before = summarise(first, adaptive=frozenset())
+    after = summarise([*first, *second], adaptive=frozenset())
+    for metric in METRICS:
+        name = f"privacy/{metric.name}"
+        if metric.headline:
+            assert after[name] == metric.leakiest([before[name], after[name]])
+
+
+def test_mean_ci_of_known_cases() -> None:
+    assert mean_ci([0.25], seed=0) == (0.25, 0.25, 0.25)
+    mean, low, high = mean_ci([0.0, 1.0] * 50, seed=0)
+    # standard error sqrt(.25 / 100) = .05, so the interval is about .5 -+ 1.96 * .05
+    assert mean == 0.5
+    assert low == pytest.approx(0.402, abs=0.02)
+    assert high == pytest.approx(0.598, abs=0.02)
+    assert mean_ci([0.0, 1.0] * 50, seed=0) == (mean, low, high)
+    with pytest.raises(FedveilError, match="at least one value"):
+        mean_ci([], seed=0)
+
+
+def test_paired_difference_cancels_what_victims_share() -> None:
+    easy_and_hard = [0.01, 0.2, 0.5, 0.05]
+    a = [replace(BASE, victim=i, mse=m + 0.01) for i, m in enumerate(easy_and_hard)]
+    b = [replace(BASE, victim=i, mse=m) for i, m in enumerate(easy_and_hard)]
+    # unpaired, the spread of .01 to .5 would drown the difference of .01
+    assert paired_difference(a, b[::-1], "mse") == pytest.approx((0.01, 0.01, 0.01))
+    assert paired_difference(b, a, "mse").mean == pytest.approx(-0.01)
+
+
+def test_paired_difference_resamples_victims_not_rounds() -> None:
+    rounds = range(25)
+    a = [replace(BASE, victim=v, round=r, mse=float(v)) for v in (0, 1) for r in rounds]
+    b = [replace(record, mse=0.0) for record in a]
+    # two victims with differences 0 and 1: a resample has mean 0, .5 or 1; fifty rows would stay near .5
+    assert paired_difference(a, b, "mse") == (0.5, 0.0, 1.0)
+
+
+def test_paired_difference_needs_the_same_audits() -> None:
+    a = [replace(BASE, victim=i) for i in range(3)]
+    with pytest.raises(FedveilError, match="1 only in the first, 0 only in the second"):
+        paired_difference(a, a[:2], "mse")
+    with pytest.raises(FedveilError, match="3 only in the first, 3 only in the second"):
+        paired_difference(a, [replace(r, round=1) for r in a], "mse")
+    with pytest.raises(FedveilError, match="occurs twice"):
+        paired_difference([*a, replace(a[0], attack="adaptive")], a, "mse")
+    with pytest.raises(FedveilError, match="unknown privacy metric 'lpips'"):
+        paired_difference(a, a, "lpips")
+
+
+def test_mse_at_accuracy_worked_by_hand() -> None:
+    curve = [TradeOff(0.9, 0.01), TradeOff(0.8, 0.03), TradeOff(0.85, 0.005), TradeOff(0.7, 0.02)]
+    # (.85, .005) and (.7, .02) are dominated; the front runs from (.8, .03) to (.9, .01)
+    assert mse_at_accuracy(curve, 0.9) == pytest.approx(0.01)
+    assert mse_at_accuracy(curve, 0.85) == pytest.approx(0.02)
+    assert mse_at_accuracy(curve, 0.75) == pytest.approx(0.03)
+    assert mse_at_accuracy(curve, 0.69) is None
+    assert mse_at_accuracy(curve, 0.91) is None
+    assert mse_at_accuracy([], 0.9) is None
+
+
+def test_matched_utility_compares_at_one_accuracy_or_not_at_all() -> None:
+    minimax = [TradeOff(0.9, 0.01), TradeOff(0.8, 0.03)]
+    noise = [TradeOff(0.88, 0.005), TradeOff(0.8, 0.013)]
+    matched = matched_utility(minimax, noise, accuracy=0.84)
+    assert matched is not None
+    assert (matched.mse_a, matched.mse_b) == pytest.approx((0.022, 0.009))
+    assert matched.ratio == pytest.approx(22 / 9)
+    assert matched_utility(minimax, noise, accuracy=0.89) is None
+    exact_copies = matched_utility(minimax, [TradeOff(0.9, 0.0)], accuracy=0.9)
+    assert exact_copies is not None
+    assert exact_copies.ratio == float("inf")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))
+@settings(max_examples=60, deadline=None)
+def test_the_curve_lies_on_or_above_every_trial_at_least_as_accurate(
+    points: list[tuple[float, float]],
+) -> None:
+    curve = [TradeOff(*point) for point in points]
+    for point in curve:
+        here = mse_at_accuracy(curve, point.accuracy)
+        assert here is not None
+        assert here >= max(p.mse for p in curve if p.accuracy >= point.accuracy) - 1e-12

@@ -1,0 +1,195 @@
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fl.data import fetch, load_data
+from fl.errors import FedveilError
+
+
+def good() -> dict[str, Any]:
+    """Six training and four test images of 4x5; each pixel holds its own number."""
+    return {
+        "train_images": np.arange(120, dtype=np.uint8).reshape(6, 4, 5),
+        "train_labels": np.array([[0], [1], [2], [0], [1], [2]], np.uint8),
+        "test_images": np.arange(80, dtype=np.uint8).reshape(4, 4, 5),
+        "test_labels": np.array([0, 1, 2, 0], np.int32),
+    }
+
+
+def saved(folder: Path, **changes: Any) -> str:
+    """Write `good` with ``changes`` (None removes a key) and return the data set's name."""
+    arrays = {key: value for key, value in {**good(), **changes}.items() if value is not None}
+    np.savez(folder / "mine.npz", **arrays)
+    return f"npz:{folder / 'mine.npz'}"
+
+
+def test_only_train_and_test(tmp_path: Path) -> None:
+    data = load_data(saved(tmp_path))
+    assert data.train.shape == (1, 4, 5)
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.train.pixels[1, 0, 2, 3].item() == 20 + 2 * 5 + 3
+    assert len(data.val) == 0
+    assert data.val.shape == (1, 4, 5)
+    assert data.classes == ("0", "1", "2")
+    assert not data.published
+
+
+def test_colour_val_and_names(tmp_path: Path) -> None:
+    pixels = np.arange(6 * 4 * 5 * 3).astype(np.uint8).reshape(6, 4, 5, 3)
+    name = saved(
+        tmp_path,
+        train_images=pixels,
+        val_images=pixels[:2],
+        val_labels=np.array([1, 2]),
+        test_images=pixels[:4],
+        label_names=np.array(["a", "b", "c"]),
+    )
+    data = load_data(name)
+    assert data.train.shape == (3, 4, 5)
+    assert data.train.pixels[2, 1, 3, 4].item() == pixels[2, 3, 4, 1]
+    assert data.val.labels.tolist() == [1, 2]
+    assert data.classes == ("a", "b", "c")
+
+
+def test_writing_to_the_images_does_not_reach_the_file(tmp_path: Path) -> None:
+    name = saved(tmp_path)
+    load_data(name).train.pixels.zero_()
+    assert load_data(name).train.pixels.max() == 119
+
+
+def test_the_limit_holds_for_every_split(tmp_path: Path) -> None:
+    data = load_data(saved(tmp_path), limit=3)
+    assert sorted(data.train.labels.tolist()) == sorted(data.test.labels.tolist()) == [0, 1, 2]
+
+
+def test_the_size_is_the_files_own(tmp_path: Path) -> None:
+    with pytest.raises(FedveilError, match=r"size 28 is not available; allowed: the file's own 4x5"):
+        load_data(saved(tmp_path), size=28)
+
+
+def test_found_by_name_in_a_search_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setenv("FEDVEIL_DATA", str(tmp_path))
+    assert len(load_data("npz:mine.npz").train) == 6
+
+
+def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVEIL_DATA", str(tmp_path))
+    with pytest.raises(FedveilError, match=r"there is no 'absent\.npz' in .*" + str(tmp_path)):
+        load_data("npz:absent.npz")
+    with pytest.raises(FedveilError, match=r"there is no '/nowhere/absent\.npz'"):
+        load_data("npz:/nowhere/absent.npz")
+
+
+def test_own_files_are_not_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(FedveilError, match="nothing to download"):
+        fetch(saved(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [10, 0.5, 0.99])
+def test_truncated(tmp_path: Path, keep: float) -> None:
+    name = saved(tmp_path)
+    path = tmp_path / "mine.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
+    with pytest.raises(FedveilError, match="damaged or cut short"):
+        load_data(name)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    name = saved(tmp_path)
+    path = tmp_path / "mine.npz"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FedveilError, match="damaged"):
+        load_data(name)
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    name = saved(tmp_path, train_labels=np.array([Trap(tmp_path / "sprung")] * 6, dtype=object))
+    with pytest.raises(FedveilError, match="train_labels holds pickled objects, which are never loaded"):
+        load_data(name)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_bare_pickle_is_not_unpickled(tmp_path: Path) -> None:
+    (tmp_path / "mine.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(FedveilError, match=r"this is no \.npz archive"):
+        load_data(f"npz:{tmp_path / 'mine.npz'}")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_as_member_is_not_unpickled(tmp_path: Path) -> None:
+    name = saved(tmp_path, train_images=None)
+    with zipfile.ZipFile(tmp_path / "mine.npz", "a") as archive:
+        archive.writestr("train_images.npy", pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(FedveilError, match="train_images"):
+        load_data(name)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"test_labels": None},
+            r"test_labels missing; expected train_images, .*; found test_images, train_images, ",
+        ),
+        ({"val_images": np.zeros((1, 4, 5), np.uint8)}, "val_labels missing"),
+        ({"train_images": np.zeros((6, 4, 5))}, "train_images: the dtype is float64; allowed: uint8"),
+        ({"train_images": np.zeros((6, 20), np.uint8)}, r"train_images: the shape is \(6, 20\)"),
+        ({"train_images": np.zeros((6, 3, 4, 5), np.uint8)}, r"train_images: the shape is \(6, 3, 4, 5\)"),
+        ({"train_images": np.zeros((6, 0, 5), np.uint8)}, r"train_images: the shape is \(6, 0, 5\)"),
+        ({"test_images": np.zeros((4, 5, 5), np.uint8)}, r"of test is \(1, 5, 5\), of train \(1, 4, 5\)"),
+        ({"train_labels": np.zeros(6)}, "train_labels: the dtype is float64; allowed: integers"),
+        ({"train_labels": np.zeros((6, 2), np.uint8)}, r"train_labels: the shape is \(6, 2\)"),
+        ({"train_labels": np.array([0, 1, 2])}, "train has 6 images but 3 labels"),
+        ({"train_labels": np.array([0, 1, 2, 0, 1, -1])}, "train_labels: the label -1 is out of range"),
+        (
+            {"test_labels": np.array([0, 1, 2, 3])},
+            "test_labels: the label 3 is out of range; allowed: 0 to 2",
+        ),
+        ({"train_labels": np.array([0, 1, 3, 0, 1, 3])}, "class 2 has no training image"),
+        ({"train_labels": np.array([0, 1, 2**62, 0, 1, 2])}, "class 3 has no training image"),
+        ({"train_labels": np.zeros(6, int), "test_labels": np.zeros(4, int)}, "one class only"),
+        ({"label_names": np.array(["a", "b"])}, "train_labels: the label 2 is out of range; allowed: 0 to 1"),
+        ({"label_names": np.array(["a", "b", "c", "d"])}, r"class 3 \(d\) has no training image"),
+        ({"label_names": np.array([1, 2, 3])}, "label_names is int64"),
+        ({"test_images": np.zeros((0, 4, 5), np.uint8), "test_labels": np.zeros(0, int)}, "test is empty"),
+    ],
+)
+def test_a_malformed_file_is_one_clear_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FedveilError, match=message) as caught:
+        load_data(saved(tmp_path, **changes))
+    assert str(tmp_path / "mine.npz") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mnits", "npz", "npz:", "zip:x"])
+def test_an_unknown_name_lists_the_known(name: str) -> None:
+    with pytest.raises(
+        FedveilError, match=r"unknown data set .*cifar10, .*folder:PATH, .*mni152, .*npz:PATH"
+    ):
+        load_data(name)
+
+
+def test_images_are_uint8_at_rest(tmp_path: Path) -> None:
+    images = load_data(saved(tmp_path)).train
+    assert images.pixels.dtype == torch.uint8
+    assert images.pixels.is_contiguous()
