@@ -116,7 +116,9 @@ def choose_targets(
     orders = [torch.randperm(len(s), generator=torch_stream(seed, "victims", c)) for c, s in enumerate(shards)]
     rows = [order.split(batch_size) for order in orders[:clients]]
     # In turn, so that every client is hit before one is hit twice; a client drops out when its images are used up.
-    turns = [(turn, client) for client, row in enumerate(rows) for turn, own in enumerate(row) if len(own) == batch_size]
+    turns = [
+        (turn, client) for client, row in enumerate(rows) for turn, own in enumerate(row) if len(own) == batch_size
+    ]
     batches = victims // batch_size
     if len(turns) < batches:
         raise FedveilError(
@@ -130,20 +132,14 @@ def choose_targets(
     chosen = {(t.client, i) for t in targets for i in t.indices}
     pixels = [shards[t.client].pixels[i] for t in targets for i in t.indices]
     others = [(c, i) for c, order in enumerate(orders) for i in order.tolist() if (c, i) not in chosen]
-    drawn = torch.randperm(len(others), generator=torch_stream(seed, "gallery"))[
-        : max(0, gallery - len(pixels))
-    ]
+    drawn = torch.randperm(len(others), generator=torch_stream(seed, "gallery"))[: max(0, gallery - len(pixels))]
     pixels += [shards[c].pixels[i] for c, i in (others[k] for k in drawn.tolist())]
     return tuple(targets), Gallery(torch.stack(pixels))
 
 
-def build_scorer(
-    public: Images, gallery: Gallery, *, classes: int, seed: int, device: torch.device
-) -> Scorer:
+def build_scorer(public: Images, gallery: Gallery, *, classes: int, seed: int, device: torch.device) -> Scorer:
     """Train the evaluation classifier on untouched public images and return the scorer."""
-    evaluator: Evaluator = train_evaluator(
-        public, classes=classes, seed=derive_seed(seed, "evaluator"), device=device
-    )
+    evaluator: Evaluator = train_evaluator(public, classes=classes, seed=derive_seed(seed, "evaluator"), device=device)
     floor = FloorGuess.from_public(public, classes=classes)
     return Scorer(Evaluator(evaluator.model.cpu()), gallery, floor, seed)
 
@@ -207,21 +203,13 @@ def rehearse_all(
         executor: where to prepare.
         cache: see `Preparation`.
     """
-    keys = {
-        rehearsal_key(attack, trained_on, target.client) for attack in plan.attacks for target in plan.targets
-    }
-    wanted = sorted(
-        (key for key in keys if key is not None), key=lambda k: (k[0], -1 if k[1] is None else k[1])
-    )
+    keys = {rehearsal_key(attack, trained_on, target.client) for attack in plan.attacks for target in plan.targets}
+    wanted = sorted((key for key in keys if key is not None), key=lambda k: (k[0], -1 if k[1] is None else k[1]))
     jobs = [
-        _RehearsalJob(
-            key, prepared[key[1] or 0] if key[0] else defense, public, federation, training, plan.seed, cache
-        )
+        _RehearsalJob(key, prepared[key[1] or 0] if key[0] else defense, public, federation, training, plan.seed, cache)
         for key in wanted
     ]
-    return {
-        job.key: executor.share(found) for job, found in zip(jobs, executor.map(_rehearse, jobs), strict=True)
-    }
+    return {job.key: executor.share(found) for job, found in zip(jobs, executor.map(_rehearse, jobs), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -296,9 +284,7 @@ def _audit_chunk(slot: Slot, chunk: _Chunk) -> AuditResult:
     context = chunk.context.get()
     plan, federation, scorer = context.plan, context.federation.get(), context.scorer.get()
     weights = chunk.weights.get()
-    captured = [
-        capture(slot, federation, target, weights, chunk.round, plan.local_steps) for target in chunk.targets
-    ]
+    captured = [capture(slot, federation, target, weights, chunk.round, plan.local_steps) for target in chunk.targets]
     earlier: dict[str, Sequence[Reconstruction]] = {}
     records: list[PrivacyRecord] = []
     for attack in plan.attacks:

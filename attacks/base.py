@@ -75,9 +75,7 @@ class Knowledge:
         """
         found = self.rehearsals.get(client, self.rehearsals.get(None))
         if found is None:
-            raise FedveilError(
-                f"no rehearsal against the defence of client {client}; see attacks.rehearsal.rehearse"
-            )
+            raise FedveilError(f"no rehearsal against the defence of client {client}; see attacks.rehearsal.rehearse")
         return found
 
     def public_images(self) -> Images:
@@ -149,6 +147,4 @@ def _refuse_excess(observation: Observation, granted: ThreatModel) -> None:
     }
     for grant, value in held.items():
         if value is not None and not getattr(granted, grant):
-            raise FedveilError(
-                f"the observation of client {observation.client} holds {grant}, which is not granted"
-            )
+            raise FedveilError(f"the observation of client {observation.client} holds {grant}, which is not granted")

@@ -195,8 +195,6 @@ def minimise(step: StepFunction, start: Tensor, schedule: Schedule) -> tuple[Ten
         sign = slope.sign()
         first = 0.9 * first + 0.1 * sign
         second = 0.999 * second + 0.001 * sign.square()
-        unbiased = (first / (1 - 0.9 ** (number + 1))) / (
-            (second / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8
-        )
+        unbiased = (first / (1 - 0.9 ** (number + 1))) / ((second / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8)
         x = (x - schedule.rate(number) * unbiased).clamp(0, 1)
     return best_x, best

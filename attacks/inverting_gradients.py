@@ -86,9 +86,7 @@ class InvertingGradients(Attack):
         for at in range(0, len(jobs), self.chunk):
             some = jobs[at : at + self.chunk]
             masks = None if visible is None else [visible[index] for index, _ in some]
-            images, losses, labels = self._invert_chunk(
-                [observations[i] for i, _ in some], some, knowledge, masks
-            )
+            images, losses, labels = self._invert_chunk([observations[i] for i, _ in some], some, knowledge, masks)
             for (index, _), image, loss, label in zip(some, images, losses.tolist(), labels, strict=True):
                 if index not in best or loss < best[index].loss:
                     best[index] = Reconstruction(image, label, loss)
@@ -103,15 +101,11 @@ class InvertingGradients(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = knowledge.device
         labels = torch.stack([labels_of(observation) for observation in observations])
-        own_weights = any(
-            o.update.local_steps > 1 or o.weights is not observations[0].weights for o in observations
-        )
+        own_weights = any(o.update.local_steps > 1 or o.weights is not observations[0].weights for o in observations)
         places = [match_at(o) for o in (observations if own_weights else observations[:1])]
         problem = Problem(
             model=attackable(build_model(knowledge.model)).to(device),
-            weights=_stack(places, device)
-            if own_weights
-            else {n: w.to(device) for n, w in places[0].items()},
+            weights=_stack(places, device) if own_weights else {n: w.to(device) for n, w in places[0].items()},
             target=_stack([target_gradient(o.update) for o in observations], device),
             labels=labels.to(device),
             own_weights=own_weights,

@@ -26,9 +26,7 @@ class Rehearsal:
     inverse: Inverse | None
 
 
-def rehearse(
-    defense: Defense, granted: ThreatModel, preparation: Preparation, training: InverseTraining
-) -> Rehearsal:
+def rehearse(defense: Defense, granted: ThreatModel, preparation: Preparation, training: InverseTraining) -> Rehearsal:
     """Prepare against ``defense``: the client's prepared one under `MODULES`, the untrained one under `CODE`.
 
     Args:

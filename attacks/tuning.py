@@ -40,18 +40,14 @@ class _Rehearsed:
     trained: Tensor
 
 
-def visible_masks(
-    observations: Sequence[Observation], surrogate: Surrogate
-) -> list[dict[str, Tensor]] | None:
+def visible_masks(observations: Sequence[Observation], surrogate: Surrogate) -> list[dict[str, Tensor]] | None:
     """Return, per observation, the masks of the update's entries that tell anything; None where all do."""
     if surrogate.visible is None:
         return None
     return [surrogate.visible(target_gradient(observation.update)) for observation in observations]
 
 
-def best_tv(
-    inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge
-) -> float:
+def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
     """Return the total-variation weight that inverts defended updates of public images best.
 
     A stronger image prior sees through noise on updates, a weaker one keeps detail where there is little of it. Which

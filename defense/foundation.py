@@ -50,9 +50,7 @@ def lay_foundation(preparation: Preparation, *, steps: int) -> Foundation:
         return _train_reference(preparation, steps=steps).state_dict()
 
     autoencoder.load_state_dict(cached(preparation.cache, ("autoencoder", *key), build_autoencoder))
-    reference.load_state_dict(
-        cached(preparation.cache, ("reference", preparation.model, *key), build_reference)
-    )
+    reference.load_state_dict(cached(preparation.cache, ("reference", preparation.model, *key), build_reference))
     frozen(autoencoder)
     frozen(reference)
     return Foundation(autoencoder, reference)

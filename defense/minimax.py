@@ -58,9 +58,7 @@ def class_mean_error(images: Images) -> float:
     return error / len(x)
 
 
-def perturbed(
-    autoencoder: Autoencoder, perturbation: Perturbation, z: Tensor, stream: torch.Generator
-) -> Tensor:
+def perturbed(autoencoder: Autoencoder, perturbation: Perturbation, z: Tensor, stream: torch.Generator) -> Tensor:
     """Return x' = clip(Dec(P(z)), 0, 1), (n, C, H, W), with fresh noise from ``stream`` (drawn on the CPU).
 
     Args:

@@ -40,10 +40,7 @@ class UpdateNoise(Defense):
         std = self.strength * self.clip
         return replace(
             update,
-            tensors={
-                n: factor * t + std * torch.randn(t.shape, generator=stream)
-                for n, t in update.tensors.items()
-            },
+            tensors={n: factor * t + std * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()},
         )
 
     def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:

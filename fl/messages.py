@@ -71,9 +71,7 @@ class ThreatModel:
 
     def lacks(self, needed: ThreatModel) -> list[str]:
         """Return the names of the grants that ``needed`` has and this threat model has not."""
-        return [
-            name for name in self.__dataclass_fields__ if getattr(needed, name) and not getattr(self, name)
-        ]
+        return [name for name in self.__dataclass_fields__ if getattr(needed, name) and not getattr(self, name)]
 
 
 @dataclass(frozen=True)

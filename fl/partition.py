@@ -33,9 +33,7 @@ class Partition(ABC):
             FedveilError: there are fewer examples than clients, or the rule cannot be met with these labels.
         """
         if not 1 <= clients <= len(labels):
-            raise FedveilError(
-                f"partition: {clients} clients for {len(labels)} examples; allowed: 1 to {len(labels)}"
-            )
+            raise FedveilError(f"partition: {clients} clients for {len(labels)} examples; allowed: 1 to {len(labels)}")
         parts = self._deal(labels.cpu().numpy(), clients, numpy_stream(seed, "partition"))
         return [torch.from_numpy(np.sort(part)) for part in parts]
 

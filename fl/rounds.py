@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -126,9 +127,7 @@ def _play(slot: Slot, share: _Share) -> _Played:
     for number in share.clients:
         client = federation.clients[number]
         stream = torch_stream(federation.seed, "round", share.round, "client", number)
-        result = local_update(
-            model, weights, client.shard.get(), client.hooks.get(), federation.training, stream
-        )
+        result = local_update(model, weights, client.shard.get(), client.hooks.get(), federation.training, stream)
         if single:
             updates.append(result.update)
         else:
@@ -150,7 +149,7 @@ def cut(cohort: Sequence[int], shares: int) -> list[tuple[int, ...]]:
     """Cut a cohort into at most ``shares`` contiguous pieces whose sizes differ by at most one."""
     pieces = min(shares, len(cohort))
     bounds = [len(cohort) * i // pieces for i in range(pieces + 1)]
-    return [tuple(cohort[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [tuple(cohort[a:b]) for a, b in pairwise(bounds)]
 
 
 def play_round(
@@ -209,9 +208,7 @@ class _Exam:
 def _sit(slot: Slot, exam: _Exam) -> Utility:
     federation, test = exam.federation.get(), exam.test.get()
     hooks = NoHooks() if exam.client is None else federation.clients[exam.client].hooks.get()
-    stream = torch_stream(
-        federation.seed, "test", exam.round, "client", -1 if exam.client is None else exam.client
-    )
+    stream = torch_stream(federation.seed, "test", exam.round, "client", -1 if exam.client is None else exam.client)
     probabilities = predict(slot.model(federation.model), exam.weights.get(), test, hooks, stream)
     return Utility(accuracy(probabilities, test.labels), macro_auc(probabilities, test.labels))
 

@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="show an experiment's trials as recorded in MLflow")
     report.add_argument("experiment")
-    report.add_argument(
-        "--uri", help="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
-    )
+    report.add_argument("--uri", help="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     report.add_argument("--json", type=Path, metavar="FILE", help="write the trials to FILE as well")
     report.set_defaults(run=_report)
 
@@ -84,12 +82,8 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key, for example fl.rounds=5",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well"
-    )
-    parser.add_argument(
-        "--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well")
+    parser.add_argument("--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here")
 
 
 def _writable(path: Path | None) -> None:
@@ -103,14 +97,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     experiment, _ = load_experiment(arguments.file, arguments.set)
     _writable(arguments.json)
     if experiment.search is not None:
-        raise FedveilError(
-            f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}"
-        )
+        raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
     from orchestrator.single import run_single
 
-    with connect(
-        arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)
-    ):
+    with connect(arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)):
         row = run_single(experiment, console)
     return _finish([row], experiment.experiment, arguments.json, console)
 
@@ -122,22 +112,16 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     experiment, raw = load_experiment(arguments.file, arguments.set)
     _writable(arguments.json)
     if experiment.search is None:
-        raise FedveilError(
-            f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}"
-        )
+        raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
     set_stage(experiment)
     from orchestrator.sweep import run_sweep
 
-    with connect(
-        arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)
-    ):
+    with connect(arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)):
         outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
     code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
     for figure in outcome.files:
         console.print(f"Pareto figure:   {_near(figure)}")
-    best = next((row for row in outcome.front if row.defense == "latent"), None) or next(
-        iter(outcome.front), None
-    )
+    best = next((row for row in outcome.front if row.defense == "latent"), None) or next(iter(outcome.front), None)
     if best is not None:
         console.print(f"Reconstructions: {_near(outcome.root / 'trials' / best.name / 'reconstruction.png')}")
     console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")

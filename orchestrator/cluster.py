@@ -43,9 +43,7 @@ def offline_environment() -> None:
 
 
 @contextmanager
-def connect(
-    address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = False
-) -> Iterator[None]:
+def connect(address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = False) -> Iterator[None]:
     """Join a Ray cluster, or start one in this process, for the length of a ``with`` block.
 
     A connection that exists already (inside a Tune trial, say) is used and left as it is.
@@ -131,9 +129,7 @@ def placement_group(
     """
     bundle = _bundle(workers, cpus_per_worker, gpus_per_worker)
     if driver_cpus <= 0:
-        raise FedveilError(
-            f"driver_cpus must be above 0, not {driver_cpus:g}; 0.01 will do for one that only waits"
-        )
+        raise FedveilError(f"driver_cpus must be above 0, not {driver_cpus:g}; 0.01 will do for one that only waits")
     offline_environment()
     from ray.tune import PlacementGroupFactory
 
@@ -175,9 +171,7 @@ def _bundle(workers: int, cpus: float, gpus: float) -> Mapping[str, float]:
         if value < 0:
             raise FedveilError(f"{name} must not be negative, not {value:g}")
     if cpus == gpus == 0:
-        raise FedveilError(
-            "a worker needs some of a CPU or a GPU: cpus_per_worker and gpus_per_worker are both 0"
-        )
+        raise FedveilError("a worker needs some of a CPU or a GPU: cpus_per_worker and gpus_per_worker are both 0")
     if gpus > 1 and gpus != int(gpus):
         raise FedveilError(f"gpus_per_worker above 1 must be a whole number, not {gpus:g}")
     return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
@@ -186,7 +180,7 @@ def _bundle(workers: int, cpus: float, gpus: float) -> Mapping[str, float]:
 def _check_nodes(workers: int, wanted: Mapping[str, float]) -> None:
     import ray
 
-    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_room(node, wanted) for node in nodes)
     if room < workers:
         raise FedveilError(
@@ -208,9 +202,7 @@ def _check_bundles(workers: int, wanted: Mapping[str, float], bundles: Sequence[
 def _room(there: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     """How many workers that hold ``wanted`` each go into ``there``."""
     return min(
-        round(there.get(name, 0.0) * _GRAIN) // round(amount * _GRAIN)
-        for name, amount in wanted.items()
-        if amount
+        round(there.get(name, 0.0) * _GRAIN) // round(amount * _GRAIN) for name, amount in wanted.items() if amount
     )
 
 
@@ -234,8 +226,6 @@ def _listed(places: Sequence[Mapping[str, float]], wanted: Mapping[str, float]) 
 
 
 def _missing(workers: int, wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
-    short = {
-        name: workers * amount - sum(node.get(name, 0.0) for node in nodes) for name, amount in wanted.items()
-    }
+    short = {name: workers * amount - sum(node.get(name, 0.0) for node in nodes) for name, amount in wanted.items()}
     lacking = {name: amount for name, amount in short.items() if amount > 0}
     return amounts(lacking) if lacking else "a node that holds a worker whole"

@@ -83,9 +83,7 @@ class _Start:
 class _Work(Generic[Item, Result]):
     """What one `RayExecutor.map` call has handed out, got back and lost. It knows items, not actors."""
 
-    def __init__(
-        self, items: Sequence[Item], on_lost: Callable[[Item], None] | None, max_retries: int
-    ) -> None:
+    def __init__(self, items: Sequence[Item], on_lost: Callable[[Item], None] | None, max_retries: int) -> None:
         self.items = items
         self.waiting = deque(range(len(items)))
         self.failure: Exception | None = None
@@ -262,7 +260,7 @@ class RayExecutor:
             ray.get(ref, timeout=1)
         except GetTimeoutError as error:
             self._vacate(slot)
-            free = cast(dict[str, float], ray.available_resources())  # type: ignore[no-untyped-call]
+            free = cast(dict[str, float], ray.available_resources())
             raise FedveilError(
                 f"worker {slot} of {len(self._places)} did not start within {self.start_timeout:g} s; free on"
                 f" the cluster: {amounts({name: free.get(name, 0.0) for name in ('CPU', 'GPU')})}"

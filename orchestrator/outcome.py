@@ -40,9 +40,7 @@ def summarise_sweep(
     experiment: str, rows: Sequence[TrialRow], objectives: Mapping[str, Literal["max", "min"]], root: Path
 ) -> SweepOutcome:
     """Draw the Pareto figure and pick the front."""
-    drawable = [
-        row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()
-    ]
+    drawable = [row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
     front = pareto_front([row for row in drawable if objectives.keys() <= row.metrics.keys()], objectives)
     figures = []
     if drawable:

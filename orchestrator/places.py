@@ -41,9 +41,7 @@ class SweepFiles:
         return TrialFiles(folder=self.root / "trials" / name, cache=self.cache)
 
 
-def tracking_settings(
-    experiment: Experiment, files: SweepFiles, *, published: bool, deliver: bool
-) -> TrackingSettings:
+def tracking_settings(experiment: Experiment, files: SweepFiles, *, published: bool, deliver: bool) -> TrackingSettings:
     """Return where this experiment is recorded; call it in the user's folder."""
     images = experiment.tracking.images or (ImagePolicy.GRID if published else ImagePolicy.NONE)
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"

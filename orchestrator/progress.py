@@ -55,9 +55,7 @@ def progress_on(console: Console, *, every: float = 0.5) -> Iterator[Any]:
 
     def show() -> None:
         for who, text in ray.get(board.take.remote(), timeout=30):
-            console.print(
-                f"[dim]{time.monotonic() - began:6.0f} s[/dim]  [bold]{who}[/bold]  {text}", soft_wrap=True
-            )
+            console.print(f"[dim]{time.monotonic() - began:6.0f} s[/dim]  [bold]{who}[/bold]  {text}", soft_wrap=True)
 
     def watch() -> None:
         while not over.wait(every):

@@ -69,9 +69,7 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
 
 def experiment_views(uri: str) -> dict[str, str]:
     """Return, by experiment name, the part after the server's address that opens its saved view."""
-    return {
-        e.name: view_path(e.experiment_id) for e in _client(uri).search_experiments() if e.name != "Default"
-    }
+    return {e.name: view_path(e.experiment_id) for e in _client(uri).search_experiments() if e.name != "Default"}
 
 
 def _client(uri: str) -> Any:

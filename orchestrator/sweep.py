@@ -147,17 +147,18 @@ def _short(value: Any) -> str:
 
 
 def _tune_space(search: SearchSection) -> dict[str, Any]:
-    makers = {
-        "choice": lambda values: tune.choice(values),
-        "uniform": lambda values: tune.uniform(*values),
-        "loguniform": lambda values: tune.loguniform(*values),
+    return {key: _tune_range(kind, values, search) for key, one in search.space.items() for kind, values in one.items()}
+
+
+def _tune_range(kind: str, values: list[Any], search: SearchSection) -> Any:
+    if kind == "choice" or (kind == "grid" and search.searcher == "optuna"):
+        return tune.choice(values)
+    if kind == "grid":
+        return tune.grid_search(values)
+    if kind == "int":
         # Tune's upper end is exclusive, ours is not.
-        "int": lambda values: tune.randint(values[0], values[1] + 1),
-        "grid": lambda values: (
-            tune.choice(values) if search.searcher == "optuna" else tune.grid_search(values)
-        ),
-    }
-    return {key: makers[kind](values) for key, one in search.space.items() for kind, values in one.items()}
+        return tune.randint(values[0], values[1] + 1)
+    return tune.loguniform(*values) if kind == "loguniform" else tune.uniform(*values)
 
 
 def _tune_config(search: SearchSection, seed: int, *, samples: int, searching: bool) -> tune.TuneConfig:
@@ -308,9 +309,7 @@ def _tuner(
     )
     path = job.files.tune / name
     if resume and tune.Tuner.can_restore(str(path)):
-        return tune.Tuner.restore(
-            str(path), trainable, resume_unfinished=True, restart_errored=True, param_space=space
-        )
+        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True, param_space=space)
     run = tune.RunConfig(
         name=name,
         storage_path=str(job.files.tune),

@@ -195,9 +195,7 @@ class Trial:
         )
         return final
 
-    def _prepare(
-        self, stage: Stage
-    ) -> tuple[Federation, Handle[Federation], AuditContext, list[Handle[Defense]]]:
+    def _prepare(self, stage: Stage) -> tuple[Federation, Handle[Federation], AuditContext, list[Handle[Defense]]]:
         experiment, executor = self.experiment, self.executor
         untrained = executor.share(experiment.build_defense())
         public = executor.share(stage.public)
@@ -225,9 +223,7 @@ class Trial:
             model=stage.model,
             clients=tuple(
                 Client(number, len(shard), handle, hooks)
-                for number, (shard, handle, hooks) in enumerate(
-                    zip(stage.shards, shards, prepared, strict=True)
-                )
+                for number, (shard, handle, hooks) in enumerate(zip(stage.shards, shards, prepared, strict=True))
             ),
             strategy=strategy,
             training=training,
@@ -281,9 +277,7 @@ class Trial:
         adaptive = frozenset(a.name for a in self.experiment.audit.build_attacks() if a.adaptive)
         return summarise(progress.records, adaptive=adaptive)
 
-    def _write(
-        self, progress: Progress, final: Mapping[str, float], stage: Stage, tracker: TrialTracker
-    ) -> None:
+    def _write(self, progress: Progress, final: Mapping[str, float], stage: Stage, tracker: TrialTracker) -> None:
         folder = self.files.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "experiment.yaml").write_text(
@@ -291,14 +285,10 @@ class Trial:
         )
         (folder / "metrics.json").write_text(json.dumps(dict(final), indent=2) + "\n", encoding="utf-8")
         records = folder / "privacy_records.json"
-        records.write_text(
-            json.dumps([record_to_plain(r) for r in progress.records]) + "\n", encoding="utf-8"
-        )
+        records.write_text(json.dumps([record_to_plain(r) for r in progress.records]) + "\n", encoding="utf-8")
         tracker.log_file(records)
         originals, trained, rebuilt = tensors_of(progress.pictures)
-        torch.save(
-            {"originals": originals, "trained": trained, "reconstructions": rebuilt}, folder / "pictures.pt"
-        )
+        torch.save({"originals": originals, "trained": trained, "reconstructions": rebuilt}, folder / "pictures.pt")
         captions = [stage.data.classes[r] for r in _labels(progress, len(originals))]
         figure = folder / "reconstruction.png"
         reconstruction_figure(figure, originals, trained, rebuilt, captions)

@@ -47,8 +47,7 @@ def checked_images(arrays: SplitArrays, *, where: str, split: str) -> Images:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape[1:]:
         raise FedveilError(
-            f"{images_key}: the shape is {arrays.pixels.shape};"
-            " allowed: (n, H, W), (n, H, W, 1) and (n, H, W, 3)"
+            f"{images_key}: the shape is {arrays.pixels.shape}; allowed: (n, H, W), (n, H, W, 1) and (n, H, W, 3)"
         )
     if labels.dtype.kind not in "iu":
         raise FedveilError(f"{labels_key}: the dtype is {labels.dtype}; allowed: integers")
@@ -110,16 +109,12 @@ def checked_data(
     for split, images in parts:
         if len(images) and int(images.labels.max()) >= count:
             worst = int(images.labels.max())
-            raise FedveilError(
-                f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}"
-            )
+            raise FedveilError(f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}")
     seen = set(train.labels.tolist())
     if len(seen) < count:
         first = next(label for label in range(count) if label not in seen)
         title = "" if classes is None else f" ({classes[first]})"
-        raise FedveilError(
-            f"{where}: class {first}{title} has no training image; allowed: at least one per class"
-        )
+        raise FedveilError(f"{where}: class {first}{title} has no training image; allowed: at least one per class")
     if count < 2:
         raise FedveilError(f"{where}: there is one class only; allowed: at least two")
     return ImageData(

@@ -107,16 +107,12 @@ class FolderSource(Source):
 def _subfolders(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
-        raise FedveilError(
-            f"{folder}: {len(names)} class folders; allowed: at least two, each with image files"
-        )
+        raise FedveilError(f"{folder}: {len(names)} class folders; allowed: at least two, each with image files")
     return tuple(names)
 
 
 def _files(folder: Path, label: int) -> list[LabelledFile]:
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.name[0] != "."
-    )
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.name[0] != ".")
     return [LabelledFile(path, label) for path in paths]
 
 
@@ -141,9 +137,7 @@ def _drawn_splits(root: Path, classes: tuple[str, ...], seed: int) -> FileSplits
     for label, name in enumerate(classes):
         files = _files(root / name, label)
         if len(files) < 2:
-            raise FedveilError(
-                f"{root / name}: {len(files)} image files; allowed: 2 and more, to train and to test on"
-            )
+            raise FedveilError(f"{root / name}: {len(files)} image files; allowed: 2 and more, to train and to test on")
         order = numpy_stream(seed, "data", "folder", name).permutation(len(files))
         shuffled = [files[index] for index in order]
         tests = max(1, round(_TEST_SHARE * len(files)))

@@ -32,8 +32,7 @@ class Images:
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.pixels),):
             raise FedveilError(
-                f"labels: expected ({len(self.pixels)},) int64,"
-                f" got {tuple(self.labels.shape)} {self.labels.dtype}"
+                f"labels: expected ({len(self.pixels)},) int64, got {tuple(self.labels.shape)} {self.labels.dtype}"
             )
         if self.groups is not None and self.groups.shape != self.labels.shape:
             raise FedveilError(f"groups: expected {tuple(self.labels.shape)}, got {tuple(self.groups.shape)}")

@@ -123,17 +123,13 @@ class MedMNIST(Source):
         notes: tuple[str, ...] = ()
         md5 = file_md5(path)
         if md5 != official.md5s[chosen]:
-            notes += (
-                caution(f"{path} is not the official file: its md5 is {md5}, not {official.md5s[chosen]}"),
-            )
+            notes += (caution(f"{path} is not the official file: its md5 is {md5}, not {official.md5s[chosen]}"),)
         classes = official.classes
         if official.multi_label:
             arrays = _any_finding(arrays, len(official.classes), path)
             classes = ("no finding", "any finding")
             notes += (f"{self.flag}: {len(official.classes)} findings were reduced to {' / '.join(classes)}",)
-        return image_data(
-            arrays, name=self.flag, where=str(path), classes=classes, published=True, notes=notes
-        )
+        return image_data(arrays, name=self.flag, where=str(path), classes=classes, published=True, notes=notes)
 
     def fetch(self, *, size: int | None) -> Path:
         """See `Source.fetch`."""

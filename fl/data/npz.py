@@ -63,9 +63,7 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
             return np.asarray(archive[key])
         except ValueError as error:
             # NumPy has no exception class of its own for this; both its wordings name pickle.
-            reason = (
-                "holds pickled objects, which are never loaded" if "pickle" in str(error) else "is damaged"
-            )
+            reason = "holds pickled objects, which are never loaded" if "pickle" in str(error) else "is damaged"
             raise FedveilError(f"{path}: {key} {reason}; allowed: plain arrays of numbers") from error
 
     names = array("label_names") if "label_names" in keys else None
@@ -135,14 +133,10 @@ class NpzSource(Source):
         """See `Source.load`. Images keep the size that they have in the file."""
         path = user_path(self.path, what=self.name)
         arrays = read_npz(path)
-        data = image_data(
-            arrays, name=self.name, where=str(path), classes=arrays.label_names, published=False
-        )
+        data = image_data(arrays, name=self.name, where=str(path), classes=arrays.label_names, published=False)
         if size is not None and data.train.shape[1:] != (size, size):
             height, width = data.train.shape[1:]
-            raise FedveilError(
-                f"{self.name}: size {size} is not available; allowed: the file's own {height}x{width}"
-            )
+            raise FedveilError(f"{self.name}: size {size} is not available; allowed: the file's own {height}x{width}")
         return data
 
     def fetch(self, *, size: int | None) -> Path:

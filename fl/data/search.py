@@ -29,9 +29,7 @@ def search_folders() -> tuple[Path, ...]:
     named = [Path(text).expanduser() for text in os.environ.get(VARIABLE, "").split(os.pathsep) if text]
     for folder in named:
         if not folder.is_dir():
-            raise FedveilError(
-                f"{VARIABLE}: there is no folder {folder}; allowed: folders joined by {os.pathsep!r}"
-            )
+            raise FedveilError(f"{VARIABLE}: there is no folder {folder}; allowed: folders joined by {os.pathsep!r}")
     beside = [root.parent / "shared" / "data" for root in (Path.cwd(), _REPOSITORY)]
     folders = [folder.resolve() for folder in [*named, *beside, cache_folder()] if folder.is_dir()]
     return tuple(dict.fromkeys(folders))

@@ -85,9 +85,7 @@ def _single_images(labels: Tensor, fraction: float, generator: torch.Generator) 
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero()[:, 0]
         if len(members) < 2:
-            raise FedveilError(
-                f"data.public_fraction: class {label} has 1 training image; allowed: 2 and more"
-            )
+            raise FedveilError(f"data.public_fraction: class {label} has 1 training image; allowed: 2 and more")
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         public[_shuffled(members, generator)[:count]] = True
     return public
@@ -110,11 +108,7 @@ def _whole_groups(labels: Tensor, groups: Tensor, fraction: float, generator: to
             have, public[group] = after, True
     # Where the groups are larger than what is wanted of a class, the class is still missing.
     for index in range(len(present)):
-        fitting = [
-            group
-            for group in order
-            if contents[group, index] and bool((have + contents[group] < total).all())
-        ]
+        fitting = [group for group in order if contents[group, index] and bool((have + contents[group] < total).all())]
         if not have[index] and fitting:
             group = min(fitting, key=lambda candidate: float(contents[candidate].sum()))
             have, public[group] = have + contents[group], True

@@ -65,16 +65,12 @@ class Cifar10(Source):
 def _cifar_npz(path: Path) -> ImageData:
     arrays = read_npz(path)
     if arrays.train.pixels.shape[1:] != (32, 32, 3):
-        raise FedveilError(
-            f"{path}: train_images: the shape is {arrays.train.pixels.shape}; allowed: (n, 32, 32, 3)"
-        )
+        raise FedveilError(f"{path}: train_images: the shape is {arrays.train.pixels.shape}; allowed: (n, 32, 32, 3)")
     note = caution(
         f"{path} is not the official release: {len(arrays.train.labels)} of 50000 training images and"
         f" {len(arrays.test.labels)} of 10000 test images; accuracies may not compare with published ones"
     )
-    return image_data(
-        arrays, name="cifar10", where=str(path), classes=_CIFAR_CLASSES, published=True, notes=(note,)
-    )
+    return image_data(arrays, name="cifar10", where=str(path), classes=_CIFAR_CLASSES, published=True, notes=(note,))
 
 
 def _cifar_folder(path: Path) -> ImageData:
@@ -82,18 +78,14 @@ def _cifar_folder(path: Path) -> ImageData:
         try:
             return (path / member).read_bytes()
         except OSError as error:
-            raise FedveilError(
-                f"{path / member}: the file is missing or unreadable ({error.strerror})"
-            ) from error
+            raise FedveilError(f"{path / member}: the file is missing or unreadable ({error.strerror})") from error
 
     return _cifar_binary(path, content, notes=())
 
 
 def _cifar_archive(path: Path) -> ImageData:
     md5 = file_md5(path)
-    notes = (
-        () if md5 == _CIFAR_MD5 else (f"{path} is not the official file: its md5 is {md5}, not {_CIFAR_MD5}",)
-    )
+    notes = () if md5 == _CIFAR_MD5 else (f"{path} is not the official file: its md5 is {md5}, not {_CIFAR_MD5}",)
     try:
         with tarfile.open(path, "r:gz") as archive:
 
@@ -204,9 +196,7 @@ class IdxSource(Source):
                 )
             md5 = file_md5(raw / file.name)
             if md5 != file.md5:
-                notes.append(
-                    caution(f"{raw / file.name} is not the official file: its md5 is {md5}, not {file.md5}")
-                )
+                notes.append(caution(f"{raw / file.name} is not the official file: its md5 is {md5}, not {file.md5}"))
         train = SplitArrays(read_idx(raw / self.train_images.name), read_idx(raw / self.train_labels.name))
         test = SplitArrays(read_idx(raw / self.test_images.name), read_idx(raw / self.test_labels.name))
         return checked_data(
@@ -250,9 +240,7 @@ def read_idx(path: Path) -> Array:
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
     if len(shape) != content[3] or int(np.prod(shape, dtype=object)) != len(content) - start:
-        raise FedveilError(
-            f"{path}: {len(content) - start} bytes of data for the shape {shape}; the file is damaged"
-        )
+        raise FedveilError(f"{path}: {len(content) - start} bytes of data for the shape {shape}; the file is damaged")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

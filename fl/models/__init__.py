@@ -25,9 +25,7 @@ def build_model(spec: ModelSpec, seed: int = 0) -> Classifier:
     model = MODELS[spec.name]
     norm = model.norms[0] if spec.norm is None else spec.norm
     if norm not in model.norms:
-        raise FedveilError(
-            f"model {spec.name!r}: norm {norm!r} is not allowed; allowed: {', '.join(model.norms)}"
-        )
+        raise FedveilError(f"model {spec.name!r}: norm {norm!r} is not allowed; allowed: {', '.join(model.norms)}")
     width = model.default_width if spec.width is None else spec.width
     if width < 1:
         raise FedveilError(f"model {spec.name!r}: width {width} is not allowed; it must be at least 1")

@@ -49,9 +49,7 @@ class FedAdam(MeanStrategy):
         second = {f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in weights.items()}
         return first | second
 
-    def change(
-        self, mean: Mapping[str, Tensor], state: OptimizerState
-    ) -> tuple[dict[str, Tensor], OptimizerState]:
+    def change(self, mean: Mapping[str, Tensor], state: OptimizerState) -> tuple[dict[str, Tensor], OptimizerState]:
         """See `MeanStrategy.change`."""
         new_state = dict(state)
         change = {}

@@ -22,8 +22,6 @@ class FedAvg(MeanStrategy):
 
     server_lr: float = 1.0
 
-    def change(
-        self, mean: Mapping[str, Tensor], state: OptimizerState
-    ) -> tuple[dict[str, Tensor], OptimizerState]:
+    def change(self, mean: Mapping[str, Tensor], state: OptimizerState) -> tuple[dict[str, Tensor], OptimizerState]:
         """See `MeanStrategy.change`."""
         return {name: delta * self.server_lr for name, delta in mean.items()}, state

@@ -25,8 +25,6 @@ class FedSGD(MeanStrategy):
     local_kind: ClassVar[UpdateKind] = UpdateKind.GRADIENT
     server_lr: float = 0.1
 
-    def change(
-        self, mean: Mapping[str, Tensor], state: OptimizerState
-    ) -> tuple[dict[str, Tensor], OptimizerState]:
+    def change(self, mean: Mapping[str, Tensor], state: OptimizerState) -> tuple[dict[str, Tensor], OptimizerState]:
         """See `MeanStrategy.change`."""
         return {name: gradient * -self.server_lr for name, gradient in mean.items()}, state

@@ -35,7 +35,5 @@ class MeanStrategy(Strategy):
         return added(weights, {**change, **buffers}), new_state
 
     @abstractmethod
-    def change(
-        self, mean: Mapping[str, Tensor], state: OptimizerState
-    ) -> tuple[Mapping[str, Tensor], OptimizerState]:
+    def change(self, mean: Mapping[str, Tensor], state: OptimizerState) -> tuple[Mapping[str, Tensor], OptimizerState]:
         """Return what to add to the parameters, by name, and the new state."""

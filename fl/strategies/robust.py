@@ -49,10 +49,7 @@ class CoordinatewiseStrategy(RobustStrategy):
         """See `RobustStrategy.summary`."""
         changes = [{**update.tensors, **update.buffers} for update in updates]
         # torch.sort puts NaN above all numbers, so that a NaN is an extreme value like any other.
-        return {
-            name: self.centre(torch.stack([c[name] for c in changes]).sort(dim=0).values)
-            for name in changes[0]
-        }
+        return {name: self.centre(torch.stack([c[name] for c in changes]).sort(dim=0).values) for name in changes[0]}
 
     @abstractmethod
     def centre(self, ordered: Tensor) -> Tensor:

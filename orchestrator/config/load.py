@@ -68,9 +68,7 @@ def _read(path: Path) -> Raw:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            [f"{path}{where}: is not YAML ({getattr(error, 'problem', None) or 'bad syntax'})"]
-        ) from None
+        raise ConfigError([f"{path}{where}: is not YAML ({getattr(error, 'problem', None) or 'bad syntax'})"]) from None
     if not isinstance(raw, dict):
         raise ConfigError([f"{path}: expected keys and values, for example 'experiment: my-first'"])
     return raw
@@ -180,9 +178,7 @@ def _attempt(path: str, make: Callable[[], Any], allowed: Callable[[], Iterable[
             if item["type"] == "extra_forbidden":
                 lines.append(f"{path}.{key}: unknown key; allowed: {', '.join(allowed()) or 'none'}")
             else:
-                lines.append(
-                    f"{path}.{key}: given {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}"
-                )
+                lines.append(f"{path}.{key}: given {_shown(item['input'])}; {item['msg'][0].lower()}{item['msg'][1:]}")
         return lines
     except FedveilError as error:
         return [f"{path}: {error}"]
@@ -203,9 +199,7 @@ def _impossible(experiment: Experiment) -> list[str]:
     if not experiment.defense:
         lines.append("defense: the list is empty; 'none' is the undefended client")
     lines += _attempt("fl.strategy", fl.build_strategy, lambda: _options(STRATEGIES, fl.strategy.get("name")))
-    lines += _attempt(
-        "data.partition", experiment.data.build_partition, lambda: ["kind", "and that kind's options"]
-    )
+    lines += _attempt("data.partition", experiment.data.build_partition, lambda: ["kind", "and that kind's options"])
     lines += _attempt("audit.attacks", audit.build_attacks, lambda: ATTACKS)
     lines += _attempt("audit.inversion", audit.build_inversion, lambda: options_of(InvertingGradients))
     lines += _attempt("audit.inverse", audit.build_inverse, lambda: options_of(InverseTraining))
@@ -231,9 +225,7 @@ def _impossible(experiment: Experiment) -> list[str]:
         )
     for number in audit.rounds:
         if isinstance(number, int) and not 0 <= number < fl.rounds:
-            lines.append(
-                f"audit.rounds: given {number}; allowed: 0 to {fl.rounds - 1} (fl.rounds - 1), middle, last"
-            )
+            lines.append(f"audit.rounds: given {number}; allowed: 0 to {fl.rounds - 1} (fl.rounds - 1), middle, last")
     if not audit.rounds:
         lines.append("audit.rounds: the list is empty; name at least one round")
     if audit.labels == "recovered" and audit.batch_size > 1:

@@ -41,9 +41,9 @@ class DataSection(Section):
     size: int | None = Field(default=None, ge=8, le=512)
     limit: int | None = Field(default=None, ge=10)
     public_fraction: float = Field(default=0.2, gt=0, lt=1)
-    partition: Annotated[
-        dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)
-    ] = Field(default={"kind": "iid"})
+    partition: Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)] = Field(
+        default={"kind": "iid"}
+    )
 
     def build_partition(self) -> Partition:
         """Make the partition rule."""
@@ -160,9 +160,7 @@ class TrackingSection(Section):
     """
 
     uri: str | None = None
-    images: (
-        Annotated[ImagePolicy, BeforeValidator(lambda v: ImagePolicy(v) if isinstance(v, str) else v)] | None
-    ) = None
+    images: Annotated[ImagePolicy, BeforeValidator(lambda v: ImagePolicy(v) if isinstance(v, str) else v)] | None = None
 
 
 class ResourcesSection(Section):
@@ -200,9 +198,7 @@ class SearchSection(Section):
     space: dict[str, dict[str, list[Any]]] = Field(default={})
     samples: int = Field(default=1, ge=1)
     searcher: Literal["grid", "random", "optuna"] = "random"
-    objectives: dict[str, Objective] = Field(
-        default={"utility/accuracy": "max", "privacy/mse": "max"}, min_length=1
-    )
+    objectives: dict[str, Objective] = Field(default={"utility/accuracy": "max", "privacy/mse": "max"}, min_length=1)
     scheduler: Literal["none", "asha"] = "none"
     concurrent: int | None = Field(default=None, ge=1)
 
@@ -223,9 +219,7 @@ class Experiment(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     fl: FLSection = FLSection()
-    defense: Annotated[list[dict[str, Any]], BeforeValidator(lambda v: as_list(v))] = Field(
-        default=[{"name": "none"}]
-    )
+    defense: Annotated[list[dict[str, Any]], BeforeValidator(lambda v: as_list(v))] = Field(default=[{"name": "none"}])
     audit: AuditSection = AuditSection()
     tracking: TrackingSection = TrackingSection()
     resources: ResourcesSection = ResourcesSection()

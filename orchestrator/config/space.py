@@ -18,9 +18,7 @@ def check_space(search: SearchSection) -> list[str]:
     """Return what is wrong with a search section by itself, one line each."""
     lines = []
     for key, distribution in search.space.items():
-        lines += [
-            f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)
-        ]
+        lines += [f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
     for name in search.objectives:
@@ -39,9 +37,7 @@ def check_space(search: SearchSection) -> list[str]:
                 f" {next(iter(search.objectives))!r}, allowed: {', '.join(SCHEDULED)}"
             )
     if search.searcher == "grid" and search.samples > 1:
-        lines.append(
-            f"search.samples: given {search.samples}; the grid searcher runs each point once, allowed: 1"
-        )
+        lines.append(f"search.samples: given {search.samples}; the grid searcher runs each point once, allowed: 1")
     return lines
 
 

@@ -79,9 +79,7 @@ def test_the_centred_square_is_kept(tmp_path: Path) -> None:
     assert (load_data(f"folder:{tmp_path}", size=4).train.pixels == 200).all()
 
 
-def test_a_relative_path_is_looked_up_in_the_search_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_is_looked_up_in_the_search_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         for number in range(2):
             paint(tmp_path / "scans" / name / f"{number}.PNG", number)

@@ -25,9 +25,7 @@ def nearest(images: Images, others: Images) -> torch.Tensor:
 
 
 def test_how_many_images_there_are(data: ImageData) -> None:
-    found = {
-        split: torch.bincount(getattr(data, split).labels).tolist() for split in ("train", "val", "test")
-    }
+    found = {split: torch.bincount(getattr(data, split).labels).tolist() for split in ("train", "val", "test")}
     assert found == {"train": [78, 174, 158], "val": [20, 40, 40], "test": [20, 60, 30]}
     assert data.classes == ("sagittal", "coronal", "axial")
     assert data.train.shape == (1, 32, 32)

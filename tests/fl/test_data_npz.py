@@ -183,9 +183,7 @@ def test_a_malformed_file_is_one_clear_line(tmp_path: Path, changes: dict[str, A
 
 @pytest.mark.parametrize("name", ["mnits", "npz", "npz:", "zip:x"])
 def test_an_unknown_name_lists_the_known(name: str) -> None:
-    with pytest.raises(
-        FedveilError, match=r"unknown data set .*cifar10, .*folder:PATH, .*mni152, .*npz:PATH"
-    ):
+    with pytest.raises(FedveilError, match=r"unknown data set .*cifar10, .*folder:PATH, .*mni152, .*npz:PATH"):
         load_data(name)
 
 

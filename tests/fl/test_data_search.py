@@ -55,9 +55,7 @@ def test_a_misspelt_variable_is_an_error(checkout: Path, monkeypatch: pytest.Mon
         search_folders()
 
 
-def test_the_working_folder_comes_before_the_search_folders(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_working_folder_comes_before_the_search_folders(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVEIL_DATA", str(checkout.parent))
     (checkout.parent / "x").touch()
     assert user_path("x", what="npz:x") == checkout.parent / "x"
@@ -106,9 +104,7 @@ def test_a_file_that_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
 def test_a_failed_download_leaves_what_was_there(checkout: Path, mirror: str) -> None:
     target = checkout / "file.bin"
     target.write_bytes(b"older")
-    message = (
-        r"x: file\.bin was looked for in no folder \(set FEDVEIL_DATA to one\) and could not be downloaded"
-    )
+    message = r"x: file\.bin was looked for in no folder \(set FEDVEIL_DATA to one\) and could not be downloaded"
     with pytest.raises(FedveilError, match=message):
         download([f"{mirror}/broken.bin"], target, md5=OFFICIAL_MD5, what="x")
     assert target.read_bytes() == b"older"

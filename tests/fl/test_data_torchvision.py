@@ -38,8 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def records(labels: list[int]) -> bytes:
     """CIFAR records whose red, green and blue planes are the label plus 10, 20 and 30."""
     planes = [
-        bytes([label, *([label + 10] * 1024), *([label + 20] * 1024), *([label + 30] * 1024)])
-        for label in labels
+        bytes([label, *([label + 10] * 1024), *([label + 20] * 1024), *([label + 30] * 1024)]) for label in labels
     ]
     return b"".join(planes)
 
@@ -69,9 +68,7 @@ def save_archive(folder: Path, files: dict[str, bytes]) -> Path:
 def save_npz(path: Path, size: int = 32) -> None:
     images = np.zeros((10, size, size, 3), np.uint8)
     images[..., 1] = 5
-    np.savez(
-        path, train_images=images, train_labels=np.arange(10), test_images=images, test_labels=np.arange(10)
-    )
+    np.savez(path, train_images=images, train_labels=np.arange(10), test_images=images, test_labels=np.arange(10))
 
 
 def idx(shape: tuple[int, ...], content: bytes) -> bytes:

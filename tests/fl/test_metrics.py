@@ -72,9 +72,7 @@ def test_binary_auc_equals_medmnist(scores: np.ndarray, positives: int) -> None:
     scores=hnp.arrays(np.float32, (14, 4), elements=eighths),
     extra=st.lists(st.integers(0, 3), min_size=10, max_size=10),
 )
-def test_multiclass_auc_equals_medmnist_where_all_classes_are_there(
-    scores: np.ndarray, extra: list[int]
-) -> None:
+def test_multiclass_auc_equals_medmnist_where_all_classes_are_there(scores: np.ndarray, extra: list[int]) -> None:
     labels = np.array([0, 1, 2, 3, *extra])
     expected = getAUC(labels[:, None], scores, "multi-class")
     assert macro_auc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)
@@ -85,8 +83,6 @@ def test_multiclass_auc_equals_medmnist_where_all_classes_are_there(
     scores=hnp.arrays(np.float32, (10, 5), elements=eighths),
     labels=hnp.arrays(np.int64, 10, elements=st.integers(0, 4)).filter(lambda a: len(np.unique(a)) > 1),
 )
-def test_multiclass_auc_is_the_mean_over_the_classes_that_are_there(
-    scores: np.ndarray, labels: np.ndarray
-) -> None:
+def test_multiclass_auc_is_the_mean_over_the_classes_that_are_there(scores: np.ndarray, labels: np.ndarray) -> None:
     expected = np.mean([roc_auc_score(labels == c, scores[:, c]) for c in np.unique(labels)])
     assert macro_auc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)

@@ -16,9 +16,7 @@ SMALL = {"lenet": 12, "convnet": 4, "resnet18": 4, "resnet20": 4}
 VARIANTS = [(name, norm) for name in MODELS for norm in MODELS[name].norms]
 
 
-def spec(
-    name: str, norm: str | None = None, shape: tuple[int, int, int] = (1, 16, 16), classes: int = 3
-) -> ModelSpec:
+def spec(name: str, norm: str | None = None, shape: tuple[int, int, int] = (1, 16, 16), classes: int = 3) -> ModelSpec:
     return ModelSpec(name, shape, classes, norm, SMALL[name])
 
 
@@ -72,9 +70,7 @@ def test_large_resnet18_is_torchvisions() -> None:
     theirs = torchvision.models.resnet18(num_classes=10)
     state = theirs.state_dict()
     assert parameters(ours) == parameters(theirs)
-    ordered = sorted(
-        state, key=lambda name: (0 if name.startswith(("conv1", "bn1")) else 1, list(state).index(name))
-    )
+    ordered = sorted(state, key=lambda name: (0 if name.startswith(("conv1", "bn1")) else 1, list(state).index(name)))
     translation = zip(ours.state_dict(), ordered, strict=True)
     ours.load_state_dict({mine: state[his] for mine, his in translation})
     x = images(2, (3, 96, 96))
@@ -156,9 +152,7 @@ def test_reverse_over_forward_equals_double_backward(name: str, norm: str) -> No
         victim = x[i : i + 1].clone().requires_grad_()
         objective = F.cross_entropy(model(victim), y[i : i + 1])
         gradients = torch.autograd.grad(objective, list(model.parameters()), create_graph=True)
-        product = torch.stack(
-            [(g * v).sum() for g, v in zip(gradients, direction.values(), strict=True)]
-        ).sum()
+        product = torch.stack([(g * v).sum() for g, v in zip(gradients, direction.values(), strict=True)]).sum()
         (slow,) = torch.autograd.grad(product, victim)
         torch.testing.assert_close(fast[i], slow[0])
 
@@ -182,9 +176,7 @@ def test_frozen_batch_norm_statistics_work_under_reverse_over_forward(name: str)
     x = images(1, (1, 16, 16)).double()
 
     def directional(x: Tensor) -> Tensor:
-        change: Tensor = jvp(
-            lambda w: functional_call(model, w, (x,)).square().sum(), (weights,), (weights,)
-        )[1]
+        change: Tensor = jvp(lambda w: functional_call(model, w, (x,)).square().sum(), (weights,), (weights,))[1]
         return change
 
     victim = x.clone().requires_grad_()

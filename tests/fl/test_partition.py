@@ -8,9 +8,7 @@ from fl.errors import FedveilError
 from fl.partition import PARTITIONS, Dirichlet, Iid, Partition, Shards
 
 label_tensors = st.lists(st.integers(0, 4), min_size=24, max_size=80).map(torch.tensor)
-rules = st.sampled_from(
-    [Iid(), Dirichlet(alpha=1.0, min_size=1), Dirichlet(alpha=50.0), Shards(5), Shards(6)]
-)
+rules = st.sampled_from([Iid(), Dirichlet(alpha=1.0, min_size=1), Dirichlet(alpha=50.0), Shards(5), Shards(6)])
 balanced = torch.arange(10).repeat_interleave(100)
 
 
@@ -68,10 +66,7 @@ def test_smaller_alpha_is_more_skewed() -> None:
 @given(seed=st.integers(0, 2**32), min_size=st.integers(1, 20))
 @settings(deadline=None, max_examples=30)
 def test_dirichlet_keeps_the_least_size(seed: int, min_size: int) -> None:
-    assert (
-        min(len(part) for part in Dirichlet(alpha=0.5, min_size=min_size).split(balanced, 10, seed))
-        >= min_size
-    )
+    assert min(len(part) for part in Dirichlet(alpha=0.5, min_size=min_size).split(balanced, 10, seed)) >= min_size
 
 
 def test_dirichlet_deals_rare_classes_to_all_clients_alike() -> None:
@@ -104,13 +99,9 @@ def test_shards_of_unequal_classes_stay_pure() -> None:
     assert counts == [[0, 10]] + [[10, 0]] * 9
 
 
-@given(
-    labels=label_tensors, clients=st.integers(5, 10), per_client=st.integers(1, 2), seed=st.integers(0, 99)
-)
+@given(labels=label_tensors, clients=st.integers(5, 10), per_client=st.integers(1, 2), seed=st.integers(0, 99))
 @settings(deadline=None)
-def test_no_client_has_more_classes_than_it_may(
-    labels: Tensor, clients: int, per_client: int, seed: int
-) -> None:
+def test_no_client_has_more_classes_than_it_may(labels: Tensor, clients: int, per_client: int, seed: int) -> None:
     parts = Shards(classes_per_client=per_client).split(labels, clients, seed)
     assert all(len(set(labels[part].tolist())) <= per_client for part in parts)
     assert all(len(part) >= per_client for part in parts)

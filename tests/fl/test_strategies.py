@@ -93,9 +93,7 @@ def test_an_update_without_all_weights_is_refused() -> None:
 
 def test_fedsgd_by_hand() -> None:
     # Mean gradient (1 * 4 + 3 * 0) / 4 = 1 and (1 * 0 + 3 * 8) / 4 = 6; buffer (1 * 1 + 3 * 5) / 4 = 4.
-    new = step(
-        FedSGD(server_lr=0.5), [update([4.0, 0.0], 1.0, examples=1), update([0.0, 8.0], 5.0, examples=3)]
-    )
+    new = step(FedSGD(server_lr=0.5), [update([4.0, 0.0], 1.0, examples=1), update([0.0, 8.0], 5.0, examples=3)])
     assert_close(new, [0.5, -1.0], 4.5)
 
 
@@ -162,9 +160,7 @@ def test_trimmed_mean_by_hand() -> None:
     assert_close(step(TrimmedMean(trim=0.0), updates), [1 + 38 / 5, 3.0], 0.5 + 38 / 5)
 
 
-@pytest.mark.parametrize(
-    ("trim", "clients", "cut"), [(0.1, 4, 1), (0.07, 100, 7), (0.1, 10, 1), (0.3, 10, 3)]
-)
+@pytest.mark.parametrize(("trim", "clients", "cut"), [(0.1, 4, 1), (0.07, 100, 7), (0.1, 10, 1), (0.3, 10, 3)])
 def test_trimmed_mean_rounds_up_to_whole_clients(trim: float, clients: int, cut: int) -> None:
     ordered = torch.arange(clients, dtype=torch.float32) ** 2
     assert TrimmedMean(trim=trim).centre(ordered) == ordered[cut : clients - cut].mean()
@@ -181,9 +177,7 @@ def test_trimmed_mean_that_leaves_none_says_so() -> None:
     wild=st.one_of(st.floats(width=32), st.sampled_from([math.nan, math.inf, -math.inf])),
     rule=st.sampled_from([Median(), TrimmedMean(trim=0.1)]),
 )
-def test_one_outlier_cannot_leave_the_range_of_the_honest(
-    honest: list[float], wild: float, rule: Strategy
-) -> None:
+def test_one_outlier_cannot_leave_the_range_of_the_honest(honest: list[float], wild: float, rule: Strategy) -> None:
     change = step(rule, [update([x, x], x) for x in [*honest, wild]])["w"] - WEIGHTS["w"]
     assert change.min() >= min(honest) - 1e-4
     assert change.max() <= max(honest) + 1e-4
@@ -229,9 +223,7 @@ def test_krum_agrees_with_a_plain_loop(seed: int) -> None:
     [(Krum(), 2, 3), (Krum(byzantine=1), 4, 5), (Krum(byzantine=1, keep=6), 6, 7)],
 )
 def test_krum_with_too_few_clients_says_how_many(rule: Krum, clients: int, needed: int) -> None:
-    with pytest.raises(
-        FedveilError, match=rf"{clients} updates; .* need at least {needed} \(2 \* byzantine \+ 3"
-    ):
+    with pytest.raises(FedveilError, match=rf"{clients} updates; .* need at least {needed} \(2 \* byzantine \+ 3"):
         step(rule, random_updates(0, clients))
 
 

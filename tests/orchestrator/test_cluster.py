@@ -46,9 +46,7 @@ def test_placement_group_reserves_the_driver_first() -> None:
         (1, 1.0, 0.0, 0.0, "driver_cpus must be above 0, not 0"),
     ],
 )
-def test_impossible_requests_are_refused(
-    workers: int, cpus: float, gpus: float, driver: float, said: str
-) -> None:
+def test_impossible_requests_are_refused(workers: int, cpus: float, gpus: float, driver: float, said: str) -> None:
     with pytest.raises(FedveilError, match=said):
         placement_group(workers, cpus_per_worker=cpus, gpus_per_worker=gpus, driver_cpus=driver)
 
@@ -88,9 +86,7 @@ class TestOnACluster:
             (2, 4.0, 1.0, r"missing 6 CPU and 2 GPU;"),
         ],
     )
-    def test_what_does_not_fit_says_what_is_missing(
-        self, workers: int, cpus: float, gpus: float, said: str
-    ) -> None:
+    def test_what_does_not_fit_says_what_is_missing(self, workers: int, cpus: float, gpus: float, said: str) -> None:
         with pytest.raises(FedveilError, match=said) as caught:
             check_fit(workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
         assert "\n" not in str(caught.value)
@@ -98,9 +94,7 @@ class TestOnACluster:
     def test_shares_that_only_fit_across_nodes_do_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import ray
 
-        nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}] * 2 + [
-            {"Alive": False, "Resources": {"CPU": 9.0}}
-        ]
+        nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}] * 2 + [{"Alive": False, "Resources": {"CPU": 9.0}}]
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
         assert check_fit(2, cpus_per_worker=3) == [None, None]
         with pytest.raises(FedveilError, match="room for 0; missing a node that holds a worker whole"):

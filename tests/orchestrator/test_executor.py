@@ -198,9 +198,7 @@ def test_what_cannot_fit_is_refused_at_once() -> None:
 
 def test_a_worker_that_finds_no_room_in_time_is_not_waited_for(pool: RayExecutor) -> None:
     # Two cores are declared, so it could fit; but the pool of this module holds one of them.
-    with pytest.raises(
-        FedveilError, match=r"did not start within 0\.5 s; free on the cluster: 1 CPU and 0 GPU"
-    ):
+    with pytest.raises(FedveilError, match=r"did not start within 0\.5 s; free on the cluster: 1 CPU and 0 GPU"):
         RayExecutor(1, cpus_per_worker=2, start_timeout=0.5)
 
 
