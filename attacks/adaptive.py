@@ -19,6 +19,7 @@ from attacks.floor import labels_of
 from attacks.inverting_gradients import InvertingGradients
 from attacks.rehearsal import Rehearsal
 from attacks.tuning import best_tv, visible_masks
+from defense.base import Surrogate
 from fl.messages import Reconstruction, ThreatModel
 
 
@@ -52,21 +53,24 @@ class Adaptive(Attack):
         earlier: Mapping[str, Sequence[Reconstruction]],
     ) -> list[Reconstruction]:
         """See `Attack.run`."""
+        plain = earlier.get(self.inversion.name)
         rehearsals = [knowledge.rehearsal(observation.client) for observation in observations]
-        inverted = self._invert(observations, rehearsals[0], knowledge, earlier)
-        return [undo(found, rehearsal) for found, rehearsal in zip(inverted, rehearsals, strict=True)]
+        results: dict[int, Reconstruction] = {}
+        # Each rehearsal on its own: what is tuned against one client's modules must not depend on who else is attacked.
+        for rehearsal in {id(r): r for r in rehearsals}.values():
+            group = [at for at, own in enumerate(rehearsals) if own is rehearsal]
+            if plain is not None and rehearsal.surrogate.update is None:
+                inverted = [plain[at] for at in group]
+            else:
+                inverted = self._invert([observations[at] for at in group], rehearsal.surrogate, knowledge)
+            results.update({at: undo(found, rehearsal) for at, found in zip(group, inverted, strict=True)})
+        return [results[at] for at in range(len(observations))]
 
     def _invert(
-        self,
-        observations: Sequence[Observation],
-        rehearsal: Rehearsal,
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> Sequence[Reconstruction]:
-        surrogate = rehearsal.surrogate
+        self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
+    ) -> list[Reconstruction]:
         if surrogate.update is None:
-            plain = earlier.get(self.inversion.name)
-            return plain if plain is not None else self.inversion.invert(observations, knowledge)
+            return self.inversion.invert(observations, knowledge)
         tuned = replace(self.inversion, tv=best_tv(self.inversion, observations[0], surrogate, knowledge))
         return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
 

@@ -119,15 +119,14 @@ class Attack(ABC):
             earlier: results of other attacks on the same observations, by name, that this one may build on.
 
         Raises:
-            FedveilError: the attack needs more than the threat model grants, or an observation holds more.
+            FedveilError: the attack needs more than the threat model grants, or is handed more.
         """
         lacking = knowledge.threat_model.lacks(self.needs)
         if lacking:
             raise FedveilError(
                 f"attack {self.name!r} needs {', '.join(lacking)}, which the threat model does not grant"
             )
-        for observation in observations:
-            _refuse_excess(observation, knowledge.threat_model)
+        _refuse_excess(observations, knowledge)
         return self.run(observations, knowledge, earlier or {})
 
     @abstractmethod
@@ -140,11 +139,15 @@ class Attack(ABC):
         """Do the attack; see `__call__`, which has checked the grants."""
 
 
-def _refuse_excess(observation: Observation, granted: ThreatModel) -> None:
-    held = {
-        "labels": observation.labels,
-        "trained_images": observation.trained_images,
-    }
-    for grant, value in held.items():
-        if value is not None and not getattr(granted, grant):
-            raise FedveilError(f"the observation of client {observation.client} holds {grant}, which is not granted")
+def _refuse_excess(observations: Sequence[Observation], knowledge: Knowledge) -> None:
+    held = [
+        ("the attacker", "public_data", knowledge.public is not None),
+        ("the attacker", "defense_algorithm", bool(knowledge.rehearsals)),
+    ]
+    for observation in observations:
+        holder = f"the observation of client {observation.client}"
+        held.append((holder, "labels", observation.labels is not None))
+        held.append((holder, "trained_images", observation.trained_images is not None))
+    for holder, grant, holds in held:
+        if holds and not getattr(knowledge.threat_model, grant):
+            raise FedveilError(f"{holder} holds {grant}, which is not granted")

@@ -85,7 +85,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of iteration ``step``."""
-        passed = sum(step >= self.steps * eighths // 8 for eighths in (3, 5, 7))
+        passed = sum(8 * step >= eighths * self.steps for eighths in (3, 5, 7))
         return self.learning_rate * 0.1**passed
 
 

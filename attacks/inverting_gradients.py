@@ -55,8 +55,8 @@ class InvertingGradients(Attack):
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False)
 
     steps: int = 600
-    learning_rate: float = 0.03
-    tv: float = 1e-2
+    learning_rate: float = 0.1
+    tv: float = 1e-3
     restarts: int = 1
     chunk: int = 64
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attacks.base import Knowledge, Observation
 from attacks.inverting_gradients import InvertingGradients, target_gradient
+from attacks.scoring import match
 from defense.base import Surrogate
 from fl.hooks import NoHooks
 from fl.messages import ClientUpdate
@@ -52,7 +53,8 @@ def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surroga
 
     A stronger image prior sees through noise on updates, a weaker one keeps detail where there is little of it. Which
     holds is settled by trying `FACTORS` times the weight on updates that the attacker makes himself, with the client's
-    own training function, the same weights and the defence as he knows it.
+    own training function, the same weights and the defence as he knows it. With fewer public images than one update
+    has behind it, the weight stays as it is.
 
     Args:
         inversion: the attack to tune.
@@ -68,7 +70,8 @@ def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surroga
         tuned = replace(inversion, tv=inversion.tv * factor)
         found = tuned.invert(observations, knowledge, masks)
         errors[tuned.tv] = sum(
-            float((f.images - r.trained).square().mean()) for f, r in zip(found, rehearsed, strict=True)
+            float((f.images[match(f.images, r.trained)] - r.trained).square().mean())
+            for f, r in zip(found, rehearsed, strict=True)
         )
     return min(errors, key=errors.__getitem__)
 
@@ -85,7 +88,8 @@ def _rehearse_updates(like: Observation, surrogate: Surrogate, knowledge: Knowle
     )
     order = torch.randperm(len(public), generator=stream)
     rehearsed = []
-    for number, indices in enumerate(order.split(like.batch_size)[:REHEARSAL_VICTIMS]):
+    whole = [indices for indices in order.split(like.batch_size) if len(indices) == like.batch_size]
+    for number, indices in enumerate(whole[:REHEARSAL_VICTIMS]):
         batch = public.take(indices)
         seen: list[Tensor] = []
 
@@ -94,5 +98,5 @@ def _rehearse_updates(like: Observation, surrogate: Surrogate, knowledge: Knowle
 
         result = local_update(model, like.weights, batch, _Played(surrogate), spec, stream, on_batch=note)
         observation = replace(like, number=number, client=-1, update=result.update, labels=batch.labels)
-        rehearsed.append(_Rehearsed(observation, seen[0]))
+        rehearsed.append(_Rehearsed(observation, torch.stack(seen).mean(dim=0)))
     return rehearsed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -109,14 +110,25 @@ class Defense(NoHooks):
 
 
 def at_least(defense: str, **settings: tuple[float, float]) -> None:
-    """Check that each setting, given as (value, least), is at least that.
+    """Check that each setting, given as (value, least), is finite and at least that.
 
     Raises:
         FedveilError: naming the first that is not.
     """
     for key, (value, least) in settings.items():
-        if not value >= least:
-            raise FedveilError(f"{defense}: {key} is {value}; it has to be at least {least:g}")
+        if not least <= value < math.inf:
+            raise FedveilError(f"{defense}: {key} is {value}; it has to be at least {least:g} and finite")
+
+
+def above_zero(defense: str, **settings: float) -> None:
+    """Check that each setting is finite and above 0.
+
+    Raises:
+        FedveilError: naming the first that is not.
+    """
+    for key, value in settings.items():
+        if not 0 < value < math.inf:
+            raise FedveilError(f"{defense}: {key} is {value}; it has to be above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)

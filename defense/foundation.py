@@ -38,7 +38,7 @@ def lay_foundation(preparation: Preparation, *, steps: int) -> Foundation:
     """Train both modules, each for ``steps`` Adam steps of 64 images, or take them from the preparation's cache."""
     public = preparation.public
     key = (fingerprint(public), steps, preparation.seed, str(preparation.device.type))
-    autoencoder = Autoencoder(public.shape)
+    autoencoder = seeded(lambda: Autoencoder(public.shape), preparation.stream("blank"))
     reference = build_model(preparation.model)
 
     def build_autoencoder() -> State:

@@ -6,7 +6,6 @@ set out in `defense.minimax` and in docs/method.md.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, at_least
+from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, above_zero, at_least
 from defense.foundation import Foundation, lay_foundation
 from defense.minimax import Game, Players, class_mean_error, newcomers, perturbed, play
 from defense.moving import on_device
 from fl.data.images import Images
+from fl.errors import FedveilError
 from fl.messages import ThreatModel
 
 HELD_OUT = 0.15
@@ -95,7 +95,9 @@ class LatentPerturbation(Defense):
             client_steps=(self.client_steps, 0),
             foundation_steps=(self.foundation_steps, 1),
         )
-        at_least("latent", strength=(self.strength, math.ulp(0)), ceiling=(self.ceiling, math.ulp(0)))
+        above_zero("latent", strength=self.strength, ceiling=self.ceiling)
+        if self.scope not in ("client", "public"):
+            raise FedveilError(f"latent: scope is {self.scope!r}; allowed: client, public")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -118,7 +120,7 @@ class LatentPerturbation(Defense):
             device=preparation.device,
             stream=stream,
         )
-        outcome = judge(held, foundation, players, preparation.stream("judge"))
+        outcome = judge(held, foundation, players, preparation.public, preparation.stream("judge"))
         return replace(self, foundation=foundation, players=players, outcome=outcome)
 
     def prepare(self, private: Images, preparation: Preparation, client: int) -> LatentPerturbation:
@@ -138,7 +140,7 @@ class LatentPerturbation(Defense):
             device=preparation.device,
             stream=stream,
         )
-        outcome = judge(held, foundation, players, preparation.stream("judge", "client", client))
+        outcome = judge(held, foundation, players, preparation.public, preparation.stream("judge", "client", client))
         return replace(self, players=players, outcome=outcome)
 
     @torch.no_grad()
@@ -192,8 +194,8 @@ def _split(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
 
 
 @torch.no_grad()
-def judge(images: Images, foundation: Foundation, players: Players, stream: torch.Generator) -> Outcome:
-    """Measure how a game ended, on the CPU."""
+def judge(images: Images, foundation: Foundation, players: Players, public: Images, stream: torch.Generator) -> Outcome:
+    """Measure on ``images`` how a game ended, on the CPU. The class means come from ``public``."""
     x, y = images.floats(), images.labels
     defended = perturbed(foundation.autoencoder, players.defender, foundation.autoencoder.encode(x), stream)
     error = float(F.mse_loss(players.adversary(defended), x))
@@ -201,5 +203,5 @@ def judge(images: Images, foundation: Foundation, players: Players, stream: torc
         clean_accuracy=float((foundation.reference(x).argmax(1) == y).float().mean()),
         accuracy=float((players.classifier(defended).argmax(1) == y).float().mean()),
         majority=float(y.bincount().max()) / len(y),
-        adversary_error=error / max(class_mean_error(images), 1e-6),
+        adversary_error=error / max(class_mean_error(images, public), 1e-6),
     )

@@ -48,13 +48,21 @@ class Game:
     batch_size: int = 32
 
 
-def class_mean_error(images: Images) -> float:
-    """MSE of guessing each image's class mean: the natural ceiling of an attacker who sees nothing but the label."""
+def class_mean_error(images: Images, known: Images | None = None) -> float:
+    """MSE of guessing each image's class mean: the natural ceiling of an attacker who sees nothing but the label.
+
+    Args:
+        images: the images to guess.
+        known: whose class means are guessed (the mean of all for a class that it lacks); None for ``images`` itself,
+            which understates the error where a class has few images, down to 0 where it has one.
+    """
     x = images.floats()
+    guesses, labels = (x, images.labels) if known is None else (known.floats(), known.labels)
     error = 0.0
     for label in images.labels.unique():
-        members = x[images.labels == label]
-        error += float((members - members.mean(dim=0)).square().mean(dim=(1, 2, 3)).sum())
+        alike = guesses[labels == label]
+        guess = (alike if len(alike) else guesses).mean(dim=0)
+        error += float((x[images.labels == label] - guess).square().mean(dim=(1, 2, 3)).sum())
     return error / len(x)
 
 
@@ -119,7 +127,7 @@ def play(
         players: to go on from.
         game: weights and schedule.
         steps: defender steps.
-        anchor: public images.
+        anchor: public images; their class means also set the ceiling, as a client may hold too few images for that.
         device: where to play.
         stream: the only source of randomness.
     """
@@ -127,7 +135,7 @@ def play(
     defender = copy.deepcopy(players.defender).to(device).requires_grad_(True)
     adversary = copy.deepcopy(players.adversary).to(device).requires_grad_(True)
     classifier = copy.deepcopy(players.classifier).to(device).requires_grad_(True)
-    ceiling = max(game.ceiling * class_mean_error(images), 1e-6)
+    ceiling = max(game.ceiling * class_mean_error(images, anchor), 1e-6)
     # A little momentum only: the opponent moves, so old gradients mislead.
     betas = (0.5, 0.99)
     defend = torch.optim.Adam(defender.parameters(), lr=1e-3, betas=betas)

@@ -32,7 +32,7 @@ def _up(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def halvings(size: int) -> int:
-    """How often the encoder halves an image of ``size`` px: twice up to 40 px, so that the latent stays about 8 wide."""
+    """How often the encoder halves an image of ``size`` px: twice up to 45 px, so that the latent stays about 8 wide."""
     return max(2, round(math.log2(size / 8)))
 
 

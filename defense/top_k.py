@@ -16,11 +16,16 @@ from fl.messages import ClientUpdate, ThreatModel
 
 def keep_largest(tensor: Tensor, keep: float) -> Tensor:
     """Zero all but the ceil(keep * n) entries of largest magnitude; ties go to the lower index."""
-    count = math.ceil(keep * tensor.numel())
+    count = _kept(tensor, keep)
     order = tensor.flatten().abs().argsort(descending=True, stable=True)
     sparse = torch.zeros_like(tensor).flatten()
     sparse[order[:count]] = tensor.flatten()[order[:count]]
     return sparse.view_as(tensor)
+
+
+def _kept(tensor: Tensor, keep: float) -> int:
+    # 0.07 * 100 is a hair above 7 in floating point; that must not keep an eighth entry.
+    return max(1, math.ceil(keep * tensor.numel() - 1e-9))
 
 
 @DEFENSES.register("top_k")
@@ -44,9 +49,17 @@ class TopK(Defense):
         return replace(update, tensors={n: keep_largest(t, self.keep) for n, t in update.tensors.items()})
 
     def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
-        """The attacker matches what was sent and ignores the zeros."""
+        """The attacker matches what was sent and ignores the zeros that were put in.
+
+        Where fewer entries than could have been sent are not zero, all that were left out were zero of themselves.
+        """
 
         def visible(observed: Gradients) -> dict[str, Tensor]:
-            return {name: (tensor != 0).to(tensor.dtype) for name, tensor in observed.items()}
+            masks = {}
+            for name, tensor in observed.items():
+                sent = tensor != 0
+                all_known = int(sent.sum()) < _kept(tensor, self.keep)
+                masks[name] = torch.ones_like(tensor) if all_known else sent.to(tensor.dtype)
+            return masks
 
         return Surrogate(update=self.update, visible=visible)

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from defense.base import DEFENSES, Defense, Preparation, Surrogate, at_least
-from fl.errors import FedveilError
+from defense.base import DEFENSES, Defense, Preparation, Surrogate, above_zero, at_least
 from fl.messages import ClientUpdate, ThreatModel
 
 
@@ -30,8 +29,7 @@ class UpdateNoise(Defense):
 
     def __post_init__(self) -> None:
         at_least("update_noise", strength=(self.strength, 0))
-        if not self.clip > 0:
-            raise FedveilError(f"update_noise: clip is {self.clip}; it has to be above 0")
+        above_zero("update_noise", clip=self.clip)
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `fl.hooks.ClientHooks.update`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ def fingerprint(images: Images) -> str:
 def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], State]) -> State:
     """Return ``build()``, or what an earlier call with the same key returned, read from ``folder``.
 
+    A damaged entry is built anew.
+
     Args:
         folder: is made if need be; None turns the cache off.
         key: everything that the result depends on; its ``repr`` has to tell different keys apart.
@@ -36,14 +39,28 @@ def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], Sta
     if folder is None:
         return build()
     path = folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.pt"
-    if path.exists():
-        state: State = torch.load(path, weights_only=True)
+    state = _read(path)
+    if state is not None:
         return state
     state = build()
     folder.mkdir(parents=True, exist_ok=True)
     # Trials side by side may build the same entry: each writes its own file and the last rename wins.
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
     os.close(handle)
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return state
+
+
+def _read(path: Path) -> State | None:
+    try:
+        state: State = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # what torch raises for files that it did not write
+        return None
     return state

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fl.data.images import Images
+from fl.errors import FedveilError
 from fl.executor import Executor, Handle, Slot
 from fl.hooks import ClientHooks, NoHooks
 from fl.messages import ClientUpdate
@@ -163,6 +164,9 @@ def play_round(
         state: before the round.
         executor: where clients run; the result is the same for all executors, bit for bit on CPUs with the same
             number of threads.
+
+    Raises:
+        FedveilError: the training diverged: the loss or a new weight is not finite.
     """
     cohort = draw_cohort(federation, state.round)
     weights = executor.share(state.weights)
@@ -170,15 +174,19 @@ def play_round(
     lost: list[int] = []
     played = executor.map(_play, shares, on_lost=lambda share: lost.extend(share.clients))
 
+    loss = sum(p.loss_sum for p in played) / sum(p.examples for p in played)
+    if not math.isfinite(loss):
+        raise FedveilError(f"round {state.round}: the training loss is {loss}; lower fl.learning_rate")
     totals: Totals | None = None
     for piece in played:
         if piece.totals is not None:
             totals = piece.totals if totals is None else totals + piece.totals
     updates = [update for piece in played for update in piece.updates]
     new_weights, optimizer = federation.strategy.step(state.weights, state.optimizer, totals, updates)
-    loss = sum(p.loss_sum for p in played) / sum(p.examples for p in played)
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"round {state.round}: the training loss is {loss}; lower fl.learning_rate")
+    # The loss is measured before each step, so it does not tell of the last one.
+    broken = [name for name, tensor in new_weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise FedveilError(f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate")
     report = RoundReport(loss, len(set(lost)), sum(p.bytes for p in played) / len(cohort))
     return ServerState(state.round + 1, new_weights, optimizer), report
 

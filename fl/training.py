@@ -58,12 +58,18 @@ def load_exchanged(model: nn.Module, weights: Weights) -> None:
     """Copy ``weights`` into ``model`` in place.
 
     Raises:
-        FedveilError: the names differ from the model's own.
+        FedveilError: the names or shapes differ from the model's own.
     """
     own = exchanged(model)
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
         raise FedveilError(f"weights do not fit the model: {odd[:4]} are on one side only")
+    for name, value in own.items():
+        # copy_ would broadcast.
+        if value.shape != weights[name].shape:
+            raise FedveilError(
+                f"weights do not fit the model: {name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+            )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])

@@ -43,7 +43,6 @@ class TrialJob:
         tracking: where to record.
         parent_run_id: of the sweep's run.
         files: where to write.
-        swept: the keys that the sweep varies.
         board: for progress.
     """
 
@@ -51,7 +50,6 @@ class TrialJob:
     tracking: TrackingSettings
     parent_run_id: str | None
     files: SweepFiles
-    swept: tuple[str, ...]
     board: Any
 
 
@@ -92,12 +90,13 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
             progress = checkpoint.load(Path(folder))
     say = Speaker(job.board, name)
     params = params_of(experiment)
+    plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
     tracker = TrialTracker(
         job.tracking,
         parent_run_id=job.parent_run_id,
         name=name,
-        params={**params, **{k: v for k, v in overrides.items() if not isinstance(v, (dict, list))}},
-        swept=[key for key in job.swept if key in overrides],
+        params={**params, **plain},
+        swept=list(plain),
         run_id=progress.run_id if progress else None,
     )
     objectives = config["objectives"]
@@ -252,7 +251,6 @@ def run_sweep(
     memory = files.root / "sweep.json"
     run_id = json.loads(memory.read_text())["run_id"] if resume and memory.exists() else None
     keys = swept_keys(search)
-    overrides_seen = tuple(dict.fromkeys([*search.space, *(key for panel in search.panel for key in panel)]))
     # A trial on this machine leaves its record in the spool and the driver delivers: the trial need not import MLflow.
     for_trials = replace(tracking, deliver=not one_machine)
     console.print(
@@ -277,7 +275,7 @@ def run_sweep(
         files.root.mkdir(parents=True, exist_ok=True)
         memory.write_text(json.dumps({"run_id": parent.run_id}))
         base = {key: value for key, value in raw.items() if key != "search"}
-        job = TrialJob(base, for_trials, parent.run_id, files, overrides_seen, board)
+        job = TrialJob(base, for_trials, parent.run_id, files, board)
         rows: list[TrialRow] = []
         for name, space, config in _tuners(experiment, search, job, files):
             results = _tuner(name, space, config, job, experiment, resume=resume).fit()
