@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defense.base import above_zero, at_least
 from defense.modules import Inverse
 from defense.seeded import seeded
 from fl.data.images import Images
@@ -36,6 +37,11 @@ class InverseTraining:
     learning_rate: float = 2e-3
     width: int = 32
     artefacts: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least("inverse", steps=(self.steps, 1), batch_size=(self.batch_size, 1), width=(self.width, 1))
+        at_least("inverse", artefacts=(self.artefacts, 0))
+        above_zero("inverse", learning_rate=self.learning_rate)
 
 
 def train_inverse(

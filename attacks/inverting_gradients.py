@@ -12,6 +12,7 @@ from torch import Tensor
 from attacks.base import ATTACKS, Attack, Knowledge, Observation
 from attacks.engine import Problem, Schedule, Tensors, attackable, distance_and_slope, minimise
 from attacks.floor import labels_of
+from defense.base import above_zero, at_least
 from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
 from fl.models import build_model
 from fl.seeding import torch_stream
@@ -59,6 +60,10 @@ class InvertingGradients(Attack):
     tv: float = 1e-3
     restarts: int = 1
     chunk: int = 64
+
+    def __post_init__(self) -> None:
+        at_least("inversion", steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1))
+        above_zero("inversion", learning_rate=self.learning_rate)
 
     @classmethod
     def configured(cls, inversion: InvertingGradients) -> InvertingGradients:

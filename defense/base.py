@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.data.images import Images
-from fl.errors import FedveilError
+from fl.errors import SettingError
 from fl.hooks import NoHooks
 from fl.messages import ClientUpdate, ThreatModel
 from fl.models import ModelSpec
@@ -117,7 +117,7 @@ def at_least(defense: str, **settings: tuple[float, float]) -> None:
     """
     for key, (value, least) in settings.items():
         if not least <= value < math.inf:
-            raise FedveilError(f"{defense}: {key} is {value}; it has to be at least {least:g} and finite")
+            raise SettingError(defense, key, value, f"it has to be at least {least:g} and finite")
 
 
 def above_zero(defense: str, **settings: float) -> None:
@@ -128,7 +128,7 @@ def above_zero(defense: str, **settings: float) -> None:
     """
     for key, value in settings.items():
         if not 0 < value < math.inf:
-            raise FedveilError(f"{defense}: {key} is {value}; it has to be above 0 and finite")
+            raise SettingError(defense, key, value, "it has to be above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)

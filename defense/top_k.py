@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from defense.base import DEFENSES, Defense, Gradients, Preparation, Surrogate
-from fl.errors import FedveilError
+from fl.errors import SettingError
 from fl.messages import ClientUpdate, ThreatModel
 
 
@@ -42,7 +42,7 @@ class TopK(Defense):
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
-            raise FedveilError(f"top_k: keep is {self.keep}; it has to be above 0 and at most 1")
+            raise SettingError("top_k", "keep", self.keep, "it has to be above 0 and at most 1")
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `fl.hooks.ClientHooks.update`."""

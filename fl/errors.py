@@ -12,6 +12,25 @@ class FedveilError(Exception):
     """
 
 
+class SettingError(FedveilError):
+    """One hyperparameter that its class refuses.
+
+    Args:
+        what: whose, for example ``strategy fedprox``.
+        key: the hyperparameter.
+        value: what was given.
+        rule: what is allowed, as the second half of a sentence.
+    """
+
+    def __init__(self, what: str, key: str, value: object, rule: str) -> None:
+        super().__init__(what, key, value, rule)
+        self.key, self.value, self.rule = key, value, rule
+        self._what = what
+
+    def __str__(self) -> str:
+        return f"{self._what}: {self.key} is {self.value}; {self.rule}"
+
+
 def unknown_name(what: str, given: str, allowed: Iterable[str]) -> FedveilError:
     """Return the error for a name that no registry holds, listing the names that are allowed."""
     return FedveilError(f"unknown {what} {given!r}; allowed: {', '.join(sorted(allowed))}")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl.errors import FedveilError
+from fl.errors import FedveilError, SettingError
 from fl.registry import Registry
 from fl.seeding import numpy_stream
 
@@ -72,9 +72,9 @@ class Dirichlet(Partition):
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
-            raise FedveilError(f"partition dirichlet: alpha is {self.alpha}; it must be above 0 and finite")
+            raise SettingError("partition dirichlet", "alpha", self.alpha, "it must be above 0 and finite")
         if self.min_size < 1:
-            raise FedveilError(f"partition dirichlet: min_size is {self.min_size}; it must be at least 1")
+            raise SettingError("partition dirichlet", "min_size", self.min_size, "it must be at least 1")
 
     def _deal(self, labels: Indices, clients: int, stream: np.random.Generator) -> list[Indices]:
         members = [stream.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
@@ -114,8 +114,8 @@ class Shards(Partition):
 
     def __post_init__(self) -> None:
         if self.classes_per_client < 1:
-            raise FedveilError(
-                f"partition shards: classes_per_client is {self.classes_per_client}; it must be at least 1"
+            raise SettingError(
+                "partition shards", "classes_per_client", self.classes_per_client, "it must be at least 1"
             )
 
     def _deal(self, labels: Indices, clients: int, stream: np.random.Generator) -> list[Indices]:

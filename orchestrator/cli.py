@@ -1,6 +1,7 @@
-"""The command line: ``fedveil run|sweep|report|data|ui``.
+"""The command line: ``fedveil run|sweep|report|data|doctor|ui``.
 
-Exit codes: 0 all went well; 1 a trial failed; 2 something that the user can mend, said in one line per mistake.
+Exit codes: 0 all went well; 1 a trial, or a check of the doctor's, failed; 2 something that the user can mend, said in
+one line per mistake.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--size", type=int, help="pixels per side, where the data set has several sizes")
     get.set_defaults(run=_data_get)
 
+    doctor = commands.add_parser("doctor", help="check this machine: versions, devices, data, MLflow, Ray, disk")
+    doctor.add_argument("--uri", help="as for report")
+    doctor.set_defaults(run=_doctor)
+
     ui = commands.add_parser("ui", help="open the MLflow user interface on the local record")
     ui.add_argument("--uri", help="as for report")
     ui.add_argument("--port", type=int, default=5000)
@@ -87,17 +92,28 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _writable(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise FedveilError(f"--json {path}: there is no folder {path.absolute().parent}")
+    """Refuse a result file that could not be written after hours of work."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FedveilError(f"--json {path}: there is no folder {folder}")
+    if path.is_dir():
+        raise FedveilError(f"--json {path}: this is a folder; name a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise FedveilError(f"--json {path}: no permission to write there")
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from orchestrator.config import load_experiment
+    from orchestrator.stage import set_stage
 
     experiment, _ = load_experiment(arguments.file, arguments.set)
     _writable(arguments.json)
     if experiment.search is not None:
         raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
+    # Before Ray starts, for its checks; what it loads is loaded again by the trial.
+    set_stage(experiment)
     from orchestrator.single import run_single
 
     with connect(arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)):
@@ -120,10 +136,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
         outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
     code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
     for figure in outcome.files:
-        console.print(f"Pareto figure:   {_near(figure)}")
-    best = next((row for row in outcome.front if row.defense == "latent"), None) or next(iter(outcome.front), None)
-    if best is not None:
-        console.print(f"Reconstructions: {_near(outcome.root / 'trials' / best.name / 'reconstruction.png')}")
+        console.print(f"{figure.stem:<11} {_near(figure)}")
+    console.print(f"{'per trial':<11} {_near(outcome.root / 'trials')}")
     console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
     return code
 
@@ -146,12 +160,13 @@ def _finish(rows: list, experiment: str, file: Path | None, console: Console) ->
     console.print(TrialTable(rows))
     if file is not None:
         file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
-    return 1 if any(not row.finished for row in rows) else 0
+    return 1 if any(row.status == "FAILED" for row in rows) else 0
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     from orchestrator.rows import rows_from_mlflow
 
+    _writable(arguments.json)
     rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
     return _finish(rows, arguments.experiment, arguments.json, console)
 
@@ -176,8 +191,18 @@ def _data_list(arguments: argparse.Namespace, console: Console) -> int:
 def _data_get(arguments: argparse.Namespace, console: Console) -> int:
     from fl.data import fetch
 
-    console.print(str(fetch(arguments.name, size=arguments.size)))
+    print(fetch(arguments.name, size=arguments.size))
     return 0
+
+
+def _doctor(arguments: argparse.Namespace, console: Console) -> int:
+    from orchestrator.doctor import Level, examine
+
+    worst = Level.OK
+    for finding in examine(_uri(arguments.uri)):
+        console.print(finding.line(), soft_wrap=True)
+        worst = max(worst, finding.level)
+    return 1 if worst is Level.FAIL else 0
 
 
 def _uri(given: str | None) -> str:
@@ -189,8 +214,6 @@ def _ui(arguments: argparse.Namespace, console: Console) -> int:
     if uri.startswith("http"):
         console.print(f"MLflow runs at {uri}")
         return 0
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise FedveilError(f"{uri}: there is no record here yet; run an experiment first")
     from orchestrator.rows import experiment_views
 
     for name, path in experiment_views(uri).items():

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.report import TrialRow, pareto_figure, pareto_front
+import torch
+
+from attacks import ATTACKS
+from orchestrator.report import (
+    TrialRow,
+    comparison_figure,
+    leakiest_attack,
+    pareto_figure,
+    pareto_front,
+    representatives,
+)
 
 
 @dataclass(frozen=True)
@@ -32,23 +42,45 @@ class SweepOutcome:
 
     @property
     def failed(self) -> int:
-        """Trials that did not finish."""
-        return sum(not row.finished for row in self.rows)
+        """Trials that failed; those that a scheduler stopped did not."""
+        return sum(row.status == "FAILED" for row in self.rows)
 
 
 def summarise_sweep(
     experiment: str, rows: Sequence[TrialRow], objectives: Mapping[str, Literal["max", "min"]], root: Path
 ) -> SweepOutcome:
-    """Draw the Pareto figure and pick the front."""
+    """Draw the Pareto figure and the comparison of the victims, and pick the front."""
     drawable = [row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
     front = pareto_front([row for row in drawable if objectives.keys() <= row.metrics.keys()], objectives)
     figures = []
     if drawable:
         figures.append(root / "pareto.png")
         pareto_figure(rows, figures[0], title=f"{experiment}: accuracy against reconstruction error")
+        figures += _comparison(drawable, root)
     metrics = {
         "sweep/trials": float(len(rows)),
-        "sweep/failed": float(sum(not row.finished for row in rows)),
+        "sweep/failed": float(sum(row.status == "FAILED" for row in rows)),
         "sweep/pareto_front": float(len(front)),
     }
     return SweepOutcome(experiment, tuple(rows), tuple(front), metrics, tuple(figures), root)
+
+
+def _comparison(rows: Sequence[TrialRow], root: Path) -> list[Path]:
+    """Draw the same victims under each defence; trials that ran on another machine left no pictures here."""
+    panels = {}
+    originals = None
+    for row in representatives(rows):
+        path = root / "trials" / row.name / "pictures.pt"
+        if not path.exists():
+            continue
+        pictures = torch.load(path, weights_only=True)
+        real = [n for n in pictures["reconstructions"] if n != "floor" and not ATTACKS[n].needs.trained_images]
+        if real:
+            attack = leakiest_attack(row, real)
+            title = row.defense.replace("_", " ") + ("" if row.strength is None else f" {row.strength:.2g}")
+            panels[title] = (pictures["trained"], attack, pictures["reconstructions"][attack])
+            originals = pictures["originals"]
+    if originals is None:
+        return []
+    comparison_figure(root / "comparison.png", originals, panels)
+    return [root / "comparison.png"]

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl.errors import FedveilError
 from orchestrator.config import Experiment
 from orchestrator.tracking import ImagePolicy, TrackingSettings
 from orchestrator.trial import TrialFiles
@@ -24,7 +25,7 @@ class SweepFiles:
     @classmethod
     def of(cls, experiment: Experiment) -> SweepFiles:
         """Return the places of an experiment below the working folder."""
-        return cls(Path("runs").absolute() / experiment.experiment.replace(" ", "_"))
+        return cls(Path("runs").absolute() / experiment.experiment)
 
     @property
     def tune(self) -> Path:
@@ -42,9 +43,23 @@ class SweepFiles:
 
 
 def tracking_settings(experiment: Experiment, files: SweepFiles, *, published: bool, deliver: bool) -> TrackingSettings:
-    """Return where this experiment is recorded; call it in the user's folder."""
+    """Return where this experiment is recorded; call it in the user's folder.
+
+    Raises:
+        FedveilError: the record would be a file in a Ray job's temporary copy of that folder, lost with the job.
+    """
     images = experiment.tracking.images or (ImagePolicy.GRID if published else ImagePolicy.NONE)
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and _in_job_copy(Path.cwd()):
+        raise FedveilError(
+            "tracking.uri: this job runs in a temporary copy of your folder, where the record would be lost; start an"
+            " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
+        )
     return TrackingSettings(
         experiment=experiment.experiment, uri=uri, spool=files.root / "spool", images=images, deliver=deliver
     )
+
+
+def _in_job_copy(folder: Path) -> bool:
+    """Whether Ray unpacked ``folder`` from a job's ``--working-dir``."""
+    return "working_dir_files" in folder.parts

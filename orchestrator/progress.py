@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 
 NAME = "fedveil-progress"
 
@@ -55,12 +56,15 @@ def progress_on(console: Console, *, every: float = 0.5) -> Iterator[Any]:
 
     def show() -> None:
         for who, text in ray.get(board.take.remote(), timeout=30):
-            console.print(f"[dim]{time.monotonic() - began:6.0f} s[/dim]  [bold]{who}[/bold]  {text}", soft_wrap=True)
+            seconds = f"[dim]{time.monotonic() - began:6.0f} s[/dim]"
+            console.print(f"{seconds}  [bold]{escape(who)}[/bold]  {escape(text)}", soft_wrap=True)
 
     def watch() -> None:
         while not over.wait(every):
             try:
                 show()
+            except ray.exceptions.GetTimeoutError:
+                continue  # a busy machine; the next look may succeed
             except ray.exceptions.RayError:
                 return
 
@@ -71,7 +75,7 @@ def progress_on(console: Console, *, every: float = 0.5) -> Iterator[Any]:
     finally:
         over.set()
         watcher.join(timeout=35)
-        try:
+        # What ended the block matters more than its last lines.
+        with suppress(ray.exceptions.RayError):
             show()
-        finally:
-            ray.kill(board)
+        ray.kill(board)

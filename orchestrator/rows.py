@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fl.errors import FedveilError
+from orchestrator.cluster import first_line
 from orchestrator.report import TrialRow
 from orchestrator.tracking import view_path
 from orchestrator.tracking.names import KIND_TAG
+
+SQLITE = "sqlite:///"
 
 
 def rows_as_json(experiment: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
@@ -20,7 +25,8 @@ def rows_as_json(experiment: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
                 "name": row.name,
                 "status": row.status,
                 "params": dict(row.params),
-                "metrics": dict(row.metrics),
+                # JSON has no word for NaN and infinity.
+                "metrics": {key: value if math.isfinite(value) else None for key, value in row.metrics.items()},
                 "error": row.error,
             }
             for row in rows
@@ -37,24 +43,12 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
     client = _client(uri)
     try:
         found = client.get_experiment_by_name(experiment)
-        names = [] if found else sorted(e.name for e in client.search_experiments())
+        names = [] if found else sorted(experiment_views(uri))
+        runs = _trials(client, found.experiment_id) if found else []
     except Exception as error:  # MLflow raises what its transport raises
-        raise FedveilError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from error
+        raise FedveilError(f"MLflow at {uri} does not answer: {first_line(error)}") from error
     if found is None:
         raise FedveilError(f"no experiment {experiment!r} at {uri}; there are: {', '.join(names) or 'none'}")
-    runs: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [found.experiment_id],
-            filter_string=f"tags.`{KIND_TAG}` = 'trial'",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        runs += page
-        token = page.token
-        if not token:
-            break
     return [
         TrialRow(
             run.info.run_name,
@@ -67,12 +61,37 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
     ]
 
 
+def _trials(client: Any, experiment_id: str) -> list[Any]:
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{KIND_TAG}` = 'trial'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 def experiment_views(uri: str) -> dict[str, str]:
-    """Return, by experiment name, the part after the server's address that opens its saved view."""
+    """Return, by experiment name, the part after the server's address that opens its saved view.
+
+    Raises:
+        FedveilError: there is no record at ``uri`` yet.
+    """
     return {e.name: view_path(e.experiment_id) for e in _client(uri).search_experiments() if e.name != "Default"}
 
 
 def _client(uri: str) -> Any:
+    # MLflow would make the file, and a minute later say that it is empty.
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise FedveilError(f"{uri}: there is no record here yet; run an experiment first")
+    # For its short timeouts: MLflow's own defaults let a dead server hold a client for minutes.
+    import orchestrator.tracking.remote  # noqa: F401, I001 - before MLflow, which reads some of them on import
     from mlflow import MlflowClient
 
     return MlflowClient(uri)

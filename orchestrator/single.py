@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.config import Experiment
 from orchestrator.executor import RayExecutor
@@ -27,7 +28,7 @@ def run_single(experiment: Experiment, console: Console) -> TrialRow:
     resources = experiment.resources
 
     def say(text: str) -> None:
-        console.print(f"[bold]{name}[/bold]  {text}", soft_wrap=True)
+        console.print(f"[bold]{name}[/bold]  {escape(text)}", soft_wrap=True)
 
     say(f"starting {resources.workers} worker slot(s), recording in {tracking.uri}")
     with (

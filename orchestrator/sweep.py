@@ -32,6 +32,7 @@ DRIVER_CPUS = 0.01
 """The trial's driver only waits for its workers."""
 
 OVERRIDES_KEY = "overrides"
+FINAL_KEY = "trial_reached_its_end"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
                 tune.report(known, checkpoint=tune.Checkpoint.from_directory(folder))
 
         final = trial.run(tracker, resumed=progress, on_round=on_round)
-    tune.report({**final, "trial_params": params})
+    tune.report({**final, FINAL_KEY: True})
 
 
 def _overrides_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -160,23 +161,24 @@ def _tune_range(kind: str, values: list[Any], search: SearchSection) -> Any:
     return tune.loguniform(*values) if kind == "loguniform" else tune.uniform(*values)
 
 
-def _tune_config(search: SearchSection, seed: int, *, samples: int, searching: bool) -> tune.TuneConfig:
+def _tune_config(experiment: Experiment, search: SearchSection, *, samples: int, searching: bool) -> tune.TuneConfig:
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
     metric, mode = next(iter(search.objectives.items()))
-    algorithm: Any = BasicVariantGenerator(random_state=seed)
+    algorithm: Any = BasicVariantGenerator(random_state=experiment.seed)
     if searching and search.searcher == "optuna":
         several = len(search.objectives) > 1
         algorithm = OptunaSearch(
             metric=list(search.objectives) if several else metric,
             mode=list(search.objectives.values()) if several else mode,
-            seed=seed,
+            seed=experiment.seed,
         )
     scheduler = None
     if searching and search.scheduler == "asha":
-        scheduler = ASHAScheduler(metric=metric, mode=mode, grace_period=1)
+        # A trial reports after each round and once more with its final metrics, which must not be cut off.
+        scheduler = ASHAScheduler(metric=metric, mode=mode, grace_period=1, max_t=experiment.fl.rounds + 1)
     return tune.TuneConfig(
         num_samples=samples,
         search_alg=algorithm,
@@ -198,10 +200,10 @@ def _tuners(
         fixed += grid_points(search.space)
     if fixed:
         space = {OVERRIDES_KEY: tune.grid_search(fixed), "objectives": objectives}
-        parts.append(("panel", space, _tune_config(search, experiment.seed, samples=1, searching=False)))
+        parts.append(("panel", space, _tune_config(experiment, search, samples=1, searching=False)))
     if search.space and search.searcher != "grid":
         space = {**_tune_space(search), "objectives": objectives}
-        config = _tune_config(search, experiment.seed, samples=search.samples, searching=True)
+        config = _tune_config(experiment, search, samples=search.samples, searching=True)
         parts.append(("search", space, config))
     return parts
 
@@ -334,4 +336,5 @@ def _row(result: Any, base: Mapping[str, Any]) -> TrialRow:
     if result.error is not None:
         lines = [line for line in str(result.error).splitlines() if line.strip()]
         return TrialRow(name, "FAILED", params, {}, lines[-1] if lines else repr(result.error))
-    return TrialRow(name, "FINISHED", params, numbers)
+    # Only a trial that reached its end says so; a scheduler stopped the others.
+    return TrialRow(name, "FINISHED" if FINAL_KEY in (result.metrics or {}) else "KILLED", params, numbers)

@@ -34,6 +34,7 @@ class FedAdam(MeanStrategy):
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.tau > 0):
             raise FedveilError(
                 f"strategy fedadam: beta1 {self.beta1}, beta2 {self.beta2}, tau {self.tau}; "

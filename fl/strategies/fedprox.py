@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.errors import FedveilError
+from fl.errors import SettingError
 from fl.strategies.base import STRATEGIES
 from fl.strategies.fedavg import FedAvg
 
@@ -21,8 +21,9 @@ class FedProx(FedAvg):
     mu: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.mu >= 0:
-            raise FedveilError(f"strategy fedprox: mu is {self.mu}; it must be at least 0")
+            raise SettingError("strategy fedprox", "mu", self.mu, "it must be at least 0")
 
     @property
     def proximal(self) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.errors import FedveilError
+from fl.errors import FedveilError, SettingError
 from fl.messages import ClientUpdate
 from fl.strategies.base import OptimizerState, Strategy, Totals, added
 
@@ -18,7 +18,17 @@ class MeanStrategy(Strategy):
     """Moves the weights by a function of the mean update. Buffers take their plain mean change.
 
     BatchNorm statistics are estimates, not steps of an optimiser: no server learning rate applies to them.
+
+    Attributes:
+        server_lr: the server's learning rate, above 0.
     """
+
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.server_lr < float("inf"):
+            what = f"strategy {type(self).__name__.lower()}"
+            raise SettingError(what, "server_lr", self.server_lr, "it must be above 0 and finite")
 
     def step(
         self,

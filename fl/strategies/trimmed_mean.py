@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.errors import FedveilError
+from fl.errors import FedveilError, SettingError
 from fl.strategies.base import STRATEGIES
 from fl.strategies.robust import CoordinatewiseStrategy
 
@@ -26,7 +26,7 @@ class TrimmedMean(CoordinatewiseStrategy):
 
     def __post_init__(self) -> None:
         if not 0 <= self.trim < 0.5:
-            raise FedveilError(f"strategy trimmed_mean: trim is {self.trim}; it must be in [0, 0.5)")
+            raise SettingError("strategy trimmed_mean", "trim", self.trim, "it must be in [0, 0.5)")
 
     def centre(self, ordered: Tensor) -> Tensor:
         """See `CoordinatewiseStrategy.centre`."""

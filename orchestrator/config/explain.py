@@ -18,7 +18,7 @@ _ALLOWED = {
     "dict_type": "keys and values",
     "finite_number": "a finite number",
     "too_short": "at least one entry",
-    "greater_than": "above {gt}",
+    "greater_than": "above {gt:g}",
     "greater_than_equal": "{ge} or more",
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",

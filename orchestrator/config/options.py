@@ -27,7 +27,8 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(cls) if f.init and f.repr]
 
 
-def _schema(cls: type[Any]) -> type[BaseModel]:
+def schema_of(cls: type[Any]) -> type[BaseModel]:
+    """Return the pydantic model of a registered dataclass's options."""
     hints = get_type_hints(cls)
     fields: dict[str, Any] = {}
     for f in _fields(cls):
@@ -48,13 +49,13 @@ def build(cls: type[T], options: Mapping[str, Any]) -> T:
         pydantic.ValidationError: an option is unknown, lacking or of the wrong type.
         FedveilError: a value that the class itself refuses.
     """
-    checked = _schema(cls).model_validate(dict(options))
+    checked = schema_of(cls).model_validate(dict(options))
     return cls(**{f.name: getattr(checked, f.name) for f in _fields(cls)})
 
 
-def normalise(value: Any) -> Any:
+def normalise(value: Any, key: str = "name") -> Any:
     """``NAME`` is short for ``{name: NAME}``."""
-    return {"name": value} if isinstance(value, str) else value
+    return {key: value} if isinstance(value, str) else value
 
 
 def build_named(registry: Registry[type[T]], setting: Mapping[str, Any], key: str = "name") -> T:

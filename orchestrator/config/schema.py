@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,8 +17,49 @@ from fl.strategies import STRATEGIES, Strategy
 from orchestrator.config.options import build, build_named, normalise
 from orchestrator.tracking import ImagePolicy
 
-Named = Annotated[dict[str, Any], BeforeValidator(normalise)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$"
+MOST = 1_000_000_000
+"""Above any count that makes sense, and well inside what the libraries below take."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+RoundName = Literal["middle", "last"]
+USUAL_ROUNDS: tuple[int | RoundName, ...] = (0, 1, "middle", "last")
+
+
+def _named(key: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: _one(normalise(value, key), f"a name or {{{key}: NAME, option: value}}"))
+
+
+def _one(value: Any, allowed: str) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"allowed: {allowed}")
+    return value
+
+
+def _several(value: Any) -> Any:
+    allowed = "a name, {name: NAME, option: value}, or a list of these"
+    return [_one(part, allowed) for part in as_list(value)]
+
+
+def _round(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not (value >= 0 if number else value in get_args(RoundName)):
+        raise ValueError(f"allowed: round numbers from 0, {', '.join(get_args(RoundName))}")
+    return value
+
+
+def _image_policy(value: Any) -> ImagePolicy:
+    names = [policy.value for policy in ImagePolicy]
+    if value not in names:
+        raise ValueError(f"allowed: {', '.join(names)}")
+    return ImagePolicy(value)
+
+
+def _experiment_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError("allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first")
+    if name == "cache":
+        raise ValueError("this name is taken by the folder runs/cache")
+    return name
 
 
 class Section(BaseModel):
@@ -39,11 +81,9 @@ class DataSection(Section):
 
     name: str = "mni152"
     size: int | None = Field(default=None, ge=8, le=512)
-    limit: int | None = Field(default=None, ge=10)
+    limit: int | None = Field(default=None, ge=10, le=MOST)
     public_fraction: float = Field(default=0.2, gt=0, lt=1)
-    partition: Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)] = Field(
-        default={"kind": "iid"}
-    )
+    partition: Annotated[dict[str, Any], _named("kind")] = Field(default={"kind": "iid"})
 
     def build_partition(self) -> Partition:
         """Make the partition rule."""
@@ -61,7 +101,7 @@ class ModelSection(Section):
 
     name: str = "convnet"
     norm: Literal["none", "group", "batch"] | None = None
-    width: int | None = Field(default=None, ge=1)
+    width: Count | None = None
 
     def spec(self, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
         """Return the classifier's specification for these images."""
@@ -82,14 +122,14 @@ class FLSection(Section):
         shares: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
     """
 
-    clients: int = Field(default=10, ge=1)
-    rounds: int = Field(default=20, ge=1)
-    local_epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    clients: Count = 10
+    rounds: Count = 20
+    local_epochs: Count = 1
+    batch_size: Count = 32
     learning_rate: float = Field(default=0.05, gt=0)
-    strategy: Named = Field(default={"name": "fedavg"})
+    strategy: Annotated[dict[str, Any], _named("name")] = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
-    shares: int = Field(default=16, ge=1)
+    shares: Count = 16
 
     def build_strategy(self) -> Strategy:
         """Make the aggregation rule."""
@@ -101,14 +141,12 @@ class FLSection(Section):
         return max(1, round(self.cohort * self.clients))
 
 
-RoundName = Literal["middle", "last"]
-
-
 class AuditSection(Section):
     """Which updates are attacked, and how.
 
     Attributes:
         rounds: numbers, ``middle`` and ``last``; an audit at round r attacks what clients would send in round r.
+            None for 0, 1, the middle and the last, as far as there are so many.
         victims: images that are attacked at each audited round.
         clients: of how many clients; None for all.
         batch_size: images behind one audited update.
@@ -117,19 +155,19 @@ class AuditSection(Section):
         attacks: by name, run in this order; the floor always runs.
         inversion: settings of Inverting Gradients, for all attacks that invert.
         inverse: settings of the learnt inverse, for all attacks that undo a defence.
-        gallery: images among which a victim has to be found.
+        gallery: images among which a victim has to be found; never fewer than the victims.
     """
 
-    rounds: list[int | RoundName] = Field(default=[0, 1, "middle", "last"])
-    victims: int = Field(default=64, ge=1)
-    clients: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=1, ge=1)
-    local_steps: int = Field(default=1, ge=1)
+    rounds: Annotated[list[Annotated[int | RoundName, BeforeValidator(_round)]], Field(min_length=1)] | None = None
+    victims: Count = 64
+    clients: Count | None = None
+    batch_size: Count = 1
+    local_steps: Count = 1
     labels: Literal["known", "recovered"] = "known"
     attacks: list[str] = Field(default=["inverting_gradients", "adaptive"])
     inversion: dict[str, Any] = Field(default={})
     inverse: dict[str, Any] = Field(default={})
-    gallery: int = Field(default=1000, ge=1)
+    gallery: Count = 1000
 
     def build_inversion(self) -> InvertingGradients:
         """Make the gradient inversion."""
@@ -148,7 +186,8 @@ class AuditSection(Section):
     def round_numbers(self, rounds: int) -> list[int]:
         """Return the audited rounds, ascending, each once."""
         words = {"middle": rounds // 2, "last": rounds - 1}
-        return sorted({words[r] if isinstance(r, str) else r for r in self.rounds})
+        numbers = {words[r] if isinstance(r, str) else r for r in self.rounds or USUAL_ROUNDS}
+        return sorted(number for number in numbers if number < rounds)
 
 
 class TrackingSection(Section):
@@ -160,7 +199,7 @@ class TrackingSection(Section):
     """
 
     uri: str | None = None
-    images: Annotated[ImagePolicy, BeforeValidator(lambda v: ImagePolicy(v) if isinstance(v, str) else v)] | None = None
+    images: Annotated[ImagePolicy, BeforeValidator(_image_policy)] | None = None
 
 
 class ResourcesSection(Section):
@@ -172,9 +211,9 @@ class ResourcesSection(Section):
         gpus_per_worker: share of a GPU of each.
     """
 
-    workers: int = Field(default=2, ge=1)
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    workers: Count = 2
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=10_000)
+    gpus_per_worker: float = Field(default=0.0, ge=0, le=10_000)
 
 
 Objective = Literal["max", "min"]
@@ -196,30 +235,22 @@ class SearchSection(Section):
 
     panel: list[dict[str, Any]] = Field(default=[])
     space: dict[str, dict[str, list[Any]]] = Field(default={})
-    samples: int = Field(default=1, ge=1)
+    samples: Count = 1
     searcher: Literal["grid", "random", "optuna"] = "random"
     objectives: dict[str, Objective] = Field(default={"utility/accuracy": "max", "privacy/mse": "max"}, min_length=1)
     scheduler: Literal["none", "asha"] = "none"
-    concurrent: int | None = Field(default=None, ge=1)
-
-
-def _check_name(name: str) -> str:
-    import re
-
-    if not re.match(NAME_PATTERN, name):
-        raise ValueError("letters, digits, '_', '-', '.' and blanks only, a letter or digit first")
-    return name
+    concurrent: Count | None = None
 
 
 class Experiment(Section):
     """An experiment file: one trial, or a sweep if it has a ``search`` section."""
 
-    experiment: Annotated[str, AfterValidator(_check_name)]
-    seed: int = Field(default=0, ge=0)
+    experiment: Annotated[str, AfterValidator(_experiment_name)]
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     fl: FLSection = FLSection()
-    defense: Annotated[list[dict[str, Any]], BeforeValidator(lambda v: as_list(v))] = Field(default=[{"name": "none"}])
+    defense: Annotated[list[dict[str, Any]], BeforeValidator(_several)] = Field(default=[{"name": "none"}])
     audit: AuditSection = AuditSection()
     tracking: TrackingSection = TrackingSection()
     resources: ResourcesSection = ResourcesSection()

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.schema import SearchSection
+from attacks.scoring.summary import FLOOR_ATTACK, METRICS
+from orchestrator.config.explain import listed
+from orchestrator.config.schema import Experiment
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
 SCHEDULED = ("fl/accuracy", "fl/loss")
 """Metrics that exist after every round, so that a scheduler can compare trials by them."""
-OBJECTIVE_PREFIXES = ("utility/", "privacy/", "attack/", "cost/", "fl/")
+FIXED = {
+    "experiment": "names the sweep",
+    "data": "one sweep, one data set: errors on two data sets do not compare",
+    "data.name": "one sweep, one data set: errors on two data sets do not compare",
+    "tracking": "a sweep has one record",
+    "resources": "all trials of a sweep have the same",
+    "search": "describes the sweep itself",
+}
+"""Keys that a sweep can't vary, whole sections included, and why."""
 
 
-def check_space(search: SearchSection) -> list[str]:
-    """Return what is wrong with a search section by itself, one line each."""
-    lines = []
+def check_space(experiment: Experiment) -> list[str]:
+    """Return what is wrong with an experiment's search section by itself, one line each."""
+    search = experiment.search
+    if search is None:
+        return []
+    lines = [f"search.space.{line}" for line in _check_keys(search.space)]
+    for index, overrides in enumerate(search.panel):
+        lines += [f"search.panel.{index}.{line}" for line in _check_keys(overrides)]
     for key, distribution in search.space.items():
         lines += [f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
+    metrics = _metrics(experiment.audit.attacks)
     for name in search.objectives:
-        if not name.startswith(OBJECTIVE_PREFIXES):
-            lines.append(
-                f"search.objectives: given {name!r}; a metric's name starts with {', '.join(OBJECTIVE_PREFIXES)}"
-            )
+        if name not in metrics:
+            known = [*(m for m in metrics if not m.startswith("attack/")), "attack/NAME/METRIC of audit.attacks"]
+            lines.append(f"search.objectives: given {name!r}; allowed: {listed(known)}")
     if search.scheduler == "asha":
         if len(search.objectives) > 1:
             lines.append(
@@ -39,6 +54,32 @@ def check_space(search: SearchSection) -> list[str]:
     if search.searcher == "grid" and search.samples > 1:
         lines.append(f"search.samples: given {search.samples}; the grid searcher runs each point once, allowed: 1")
     return lines
+
+
+def _metrics(attacks: Sequence[str]) -> list[str]:
+    """Return the metrics that each trial reports."""
+    others = [name for name in attacks if name != FLOOR_ATTACK]
+    headlines = [metric.name for metric in METRICS if metric.headline and others]
+    constants = ["chance_accuracy", "ceiling_mse", "floor_mse"]
+    return [
+        *(f"utility/{name}" for name in ("accuracy", "auc", "clean_accuracy")),
+        *(f"privacy/{name}" for name in (*headlines, *constants)),
+        *(f"attack/{attack}/{metric.name}" for attack in (FLOOR_ATTACK, *others) for metric in METRICS),
+        *(f"cost/{name}" for name in ("train_seconds", "attack_seconds", "update_bytes")),
+        *SCHEDULED,
+    ]
+
+
+def _check_keys(overrides: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in overrides:
+        reason = FIXED.get(key) or next((FIXED[top] for top in _ALL_OF if key.startswith(f"{top}.")), None)
+        if reason:
+            lines.append(f"{key}: a sweep cannot vary this ({reason})")
+    return lines
+
+
+_ALL_OF = ("experiment", "tracking", "resources", "search")
 
 
 def _check_distribution(distribution: Mapping[str, list[Any]], searcher: str) -> list[str]:
@@ -66,12 +107,17 @@ def corners(space: Mapping[str, Mapping[str, list[Any]]]) -> Iterator[dict[str, 
     """
     if not space:
         return
-    values = {key: next(iter(distribution.values())) for key, distribution in space.items()}
+    values = {key: _touched(*next(iter(distribution.items()))) for key, distribution in space.items()}
     first = {key: options[0] for key, options in values.items()}
     yield first
     for key, options in values.items():
         for option in options[1:]:
             yield {**first, key: option}
+
+
+def _touched(kind: str, values: list[Any]) -> list[Any]:
+    # What is drawn between two whole numbers is not whole.
+    return [float(v) for v in values] if kind in ("uniform", "loguniform") else values
 
 
 def grid_points(space: Mapping[str, Mapping[str, list[Any]]]) -> list[dict[str, Any]]:

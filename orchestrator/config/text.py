@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    pass
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 def parse(text: str) -> Any:
@@ -27,6 +30,9 @@ def parse(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        # PyYAML's constructors for tags such as !!bool take it for granted that the value fits.
+        raise yaml.YAMLError("a tag does not fit its value") from None
 
 
 def fault(error: yaml.YAMLError) -> tuple[str, str]:

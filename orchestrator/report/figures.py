@@ -113,8 +113,20 @@ def draw_reconstructions(
     originals: Tensor, trained: Tensor, reconstructions: Mapping[str, Tensor], captions: Sequence[str] | None
 ) -> Figure:
     """Return the figure that `reconstruction_figure` writes."""
-    rows = {_ORIGINAL: originals, "what the client\ntrained on": trained}
+    rows = {"what the client\ntrained on": trained}
     rows |= {f"attack:\n{name.replace('_', ' ')}": images for name, images in reconstructions.items()}
+    return draw_rows(originals, rows, captions)
+
+
+def draw_rows(originals: Tensor, others: Mapping[str, Tensor], captions: Sequence[str] | None) -> Figure:
+    """Return a figure with the originals in its first row and one row per entry of ``others``, by title.
+
+    Args:
+        originals: (n, C, H, W) in [0, 1].
+        others: (n, C, H, W) in [0, 1] each; every image gets its MSE to the original.
+        captions: one per column.
+    """
+    rows = {_ORIGINAL: originals, **others}
     # inches: one image with its caption, and margins that hold the titles
     cell, below = 1.25, 0.24
     left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())

@@ -1,0 +1,35 @@
+# Everything runs in .venv, which the first target that needs it makes. Nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# No usage statistics, and no copies of the environment per worker.
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/fedveil sweep tune_configs/demo.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# One resolver run for all packages: torch and torchvision have to come from the same release.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "fedveil needs Python 3.11 or newer, this is %d.%d; make PYTHON=python3.12 ..." % v[:2])'
+	@echo "Making .venv (about 6 GB with PyTorch; once) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --editable '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf .venv runs mlflow.db

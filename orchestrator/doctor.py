@@ -1,0 +1,267 @@
+"""``fedveil doctor``: is this machine fit for an experiment, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
+from rich.markup import escape
+
+from fl.errors import FedveilError
+from orchestrator.cluster import first_line
+
+PATIENCE = 5.0
+"""Seconds within which a server has to accept a connection."""
+LITTLE_MEMORY = 4.0
+LITTLE_DISK = 2.0
+"""GiB below which the doctor warns: two workers with PyTorch take about 2 GiB, a sweep's checkpoints some 100 MiB."""
+GIB = 2**30
+
+
+class Level(IntEnum):
+    """How bad a finding is."""
+
+    OK = 0
+    WARN = 1
+    FAIL = 2
+
+
+COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        what: was looked at.
+        level: how bad it is.
+        text: what was found.
+        advice: what to do; empty where nothing has to be done.
+    """
+
+    what: str
+    level: Level
+    text: str
+    advice: str = ""
+
+    def line(self) -> str:
+        """Return the finding for a rich console."""
+        colour = COLOURS[self.level]
+        advice = f" -> {self.advice}" if self.advice else ""
+        return f"[{colour}]{self.level.name.lower():4}[/{colour}]  {self.what:10}  {escape(self.text + advice)}"
+
+
+def examine(uri: str) -> Iterator[Finding]:
+    """Yield what is found, one thing after the other. Nothing is started, and nothing is left behind.
+
+    Args:
+        uri: where MLflow is to record.
+    """
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "packages": _packages,
+        "devices": _processors,
+        "memory": _memory,
+        "data": _data,
+        "mlflow uri": lambda: _mlflow(uri),
+        "ray": _ray,
+        "ray token": _token,
+        "disk": _disk,
+    }
+    yield Finding("python", Level.OK, ".".join(map(str, sys.version_info[:3])))
+    for what, check in checks.items():
+        try:
+            yield from check()
+        except ImportError as error:
+            yield Finding(what, Level.FAIL, first_line(error), "see the packages above")
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare what is installed with what fedveil asks for: the pins are in its own metadata."""
+    try:
+        wanted = importlib.metadata.requires("fedveil") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("packages", Level.WARN, "fedveil itself is not installed", "pip install --editable .")
+        return
+    shown = ("torch", "ray", "mlflow")
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name, pin = requirement.name, requirement.specifier
+        advice = f'pip install "{name}{pin}"'
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, Level.FAIL, "is not installed", advice)
+            continue
+        if not pin.contains(version, prereleases=True):
+            yield Finding(name, Level.FAIL, f"{version}, but fedveil needs {pin}", advice)
+        elif name in shown:
+            yield Finding(name, Level.OK, f"{version} (needs {pin})")
+
+
+def _processors() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    advice = "" if cores > 1 else "set resources.workers to 1"
+    yield Finding("cpu", Level.OK if cores > 1 else Level.WARN, f"{cores} core(s)", advice)
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding("gpu", Level.OK, "none that PyTorch can use; workers run on CPU")
+        return
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield Finding("gpu", Level.OK, f"{len(names)}: {', '.join(names)}; ask for a share by resources.gpus_per_worker")
+
+
+def _memory() -> Iterator[Finding]:
+    free = free_memory()
+    if free is None:
+        return
+    if free < LITTLE_MEMORY:
+        advice = "close other programs or set resources.workers to 1"
+        yield Finding("memory", Level.WARN, f"{free:.1f} GiB free", advice)
+    else:
+        yield Finding("memory", Level.OK, f"{free:.1f} GiB free")
+
+
+def free_memory() -> float | None:
+    """Return the GiB that new processes may take (the container's limit counts), or None where that can't be told."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, flags=re.MULTILINE)
+    free = [] if found is None else [int(found[1]) * 1024 / GIB]
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        free.append((limit - int((group / "memory.current").read_text(encoding="ascii"))) / GIB)
+    except (OSError, ValueError):
+        pass  # no such group, or no limit
+    return min(free, default=None)
+
+
+def _data() -> Iterator[Finding]:
+    from fl.data import available
+    from fl.data.search import search_folders
+
+    try:
+        folders = search_folders()
+        present = [entry.name for entry in available() if entry.present]
+    except FedveilError as error:
+        yield Finding("data", Level.FAIL, str(error), "correct or unset FEDVEIL_DATA")
+        return
+    where = ", ".join(map(str, folders)) or "no folder"
+    yield Finding("data", Level.OK, f"here: {', '.join(present)} (looked in {where})")
+
+
+def _mlflow(uri: str) -> Iterator[Finding]:
+    parts = urlsplit(uri)
+    advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        trouble = _unreachable(parts.hostname or "", port)
+        if trouble:
+            yield Finding("mlflow uri", Level.FAIL, f"{_public(uri)} does not answer ({trouble})", advice)
+        else:
+            yield Finding("mlflow uri", Level.OK, f"{_public(uri)} accepts connections")
+    elif parts.scheme == "sqlite":
+        file = Path(uri.removeprefix("sqlite:///"))
+        trouble = _unwritable(file.absolute().parent)
+        if trouble:
+            yield Finding("mlflow uri", Level.FAIL, f"{uri}: {trouble}", "choose another folder by MLFLOW_TRACKING_URI")
+        else:
+            state = "exists" if file.exists() else "will be made by the first experiment"
+            yield Finding("mlflow uri", Level.OK, f"{uri} {state}")
+    elif parts.scheme in ("", "file"):
+        advice = "use sqlite:///mlflow.db or a server's address"
+        yield Finding("mlflow uri", Level.FAIL, f"{uri}: MLflow no longer records in plain folders", advice)
+    else:
+        yield Finding("mlflow uri", Level.WARN, f"{_public(uri)}: this kind of store was not tried")
+
+
+def _ray() -> Iterator[Finding]:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield Finding("ray", Level.OK, "RAY_ADDRESS is not set: each command starts a cluster of its own here")
+        return
+    place = address.rpartition("://")[2].partition("/")[0]
+    host, colon, port = place.rpartition(":")
+    if not colon or not port.isdecimal():
+        if address in ("auto", "local"):
+            yield Finding("ray", Level.OK, f"RAY_ADDRESS is {address}")
+        else:
+            yield Finding("ray", Level.WARN, f"RAY_ADDRESS is {address}, which names no port", "use HOST:PORT")
+        return
+    trouble = _unreachable(host.strip("[]"), int(port))
+    if trouble:
+        advice = "start the cluster, or unset RAY_ADDRESS to run here"
+        yield Finding("ray", Level.FAIL, f"RAY_ADDRESS {address} does not answer ({trouble})", advice)
+    else:
+        yield Finding("ray", Level.OK, f"RAY_ADDRESS {address} accepts connections")
+
+
+def _token() -> Iterator[Finding]:
+    """A cluster that was started with a token refuses clients that do not say that they have it."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    default = Path("~/.ray/auth_token").expanduser()
+    if mode == "disabled":
+        advice = "Ray listens on all interfaces and runs what it is sent: only do this on a machine of your own"
+        yield Finding("ray token", Level.WARN, "RAY_AUTH_MODE is disabled: clusters started here are open", advice)
+    elif named and not Path(named).expanduser().is_file():
+        yield Finding("ray token", Level.FAIL, f"RAY_AUTH_TOKEN_PATH: there is no {named}", "correct or unset it")
+    elif mode == "token" and not (named or os.environ.get("RAY_AUTH_TOKEN") or default.is_file()):
+        advice = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+        yield Finding("ray token", Level.FAIL, "RAY_AUTH_MODE is token, but there is none", advice)
+    elif mode is None and not named and not os.environ.get("RAY_AUTH_TOKEN") and default.is_file():
+        text = f"{default} exists, so 'ray start' makes clusters that ask for it; 'ray job submit' fails with 401"
+        yield Finding("ray token", Level.WARN, text, "export RAY_AUTH_MODE=token where you submit jobs")
+    else:
+        yield Finding("ray token", Level.OK, "no trap found")
+
+
+def _disk() -> Iterator[Finding]:
+    for what, folder in (("folder", Path.cwd()), ("temp", Path(tempfile.gettempdir()))):
+        trouble = _unwritable(folder)
+        if trouble:
+            advice = "work in a folder of your own" if what == "folder" else "set TMPDIR to a folder of your own"
+            yield Finding(what, Level.FAIL, f"{folder}: {trouble}", advice)
+            continue
+        free = shutil.disk_usage(folder).free / GIB
+        level, advice = (Level.OK, "") if free >= LITTLE_DISK else (Level.WARN, "make room: results are written there")
+        yield Finding(what, level, f"{folder} is writable, {free:.1f} GiB free", advice)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, by trying, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return str(error.strerror or error)
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    """Return why nothing accepts a connection there within `PATIENCE` seconds, or None."""
+    try:
+        socket.create_connection((host, port), timeout=PATIENCE).close()
+    except OSError as error:
+        return first_line(error)
+    return None
+
+
+def _public(uri: str) -> str:
+    """Return an address without the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)

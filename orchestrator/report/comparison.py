@@ -1,0 +1,61 @@
+"""One picture for a whole sweep: the same victims under each defence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from orchestrator.report.figures import draw_rows
+from orchestrator.report.rows import TrialRow
+from orchestrator.report.style import save
+
+MARGIN = 0.05
+"""Accuracy that a defence may cost against the best trial and still be shown at its most private."""
+
+
+def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return one finished trial per defence: the most private one that keeps accuracy, or else the most accurate one."""
+    shown = [row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
+    if not shown:
+        return []
+    needed = max(row.metrics["utility/accuracy"] for row in shown) - MARGIN
+    chosen = []
+    for defense in dict.fromkeys(row.defense for row in shown):
+        own = [row for row in shown if row.defense == defense]
+        keeping = [row for row in own if row.metrics["utility/accuracy"] >= needed]
+        if keeping:
+            chosen.append(max(keeping, key=lambda row: row.metrics["privacy/mse"]))
+        else:
+            chosen.append(max(own, key=lambda row: row.metrics["utility/accuracy"]))
+    return chosen
+
+
+def leakiest_attack(row: TrialRow, names: Sequence[str]) -> str:
+    """Return which of the attacks ``names`` came nearest to the originals in this trial."""
+    return min(names, key=lambda name: row.metrics[f"attack/{name}/mse"])
+
+
+def comparison_figure(
+    path: Path,
+    originals: Tensor,
+    panels: Mapping[str, tuple[Tensor, str, Tensor]],
+    captions: Sequence[str] | None = None,
+) -> None:
+    """Draw the originals, and for each defence what the client trained on and what an attack made of its update.
+
+    Args:
+        path: where to write.
+        originals: (n, C, H, W) in [0, 1].
+        panels: by title: what the client trained on, the attack's name and its reconstructions, (n, C, H, W) each.
+        captions: one per victim.
+
+    Raises:
+        FedveilError: the shapes differ, or images leave [0, 1].
+    """
+    rows: dict[str, Tensor] = {}
+    for title, (trained, attack, rebuilt) in panels.items():
+        rows[f"{title}\ntrained on"] = trained
+        rows[f"{title}\n{attack.replace('_', ' ')}"] = rebuilt
+    save(draw_rows(originals, rows, captions), path)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from attacks import Observation
+from fl.data.images import Images
+from fl.hooks import ClientHooks, NoHooks
+from fl.messages import UpdateKind
+from fl.models import ModelSpec, build_model, init_model
+from fl.seeding import torch_stream
+from fl.training import LocalTraining, local_update
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Blobs:
+    """A bright blob anywhere in the upper (class 0) or lower (class 1) half, on a ramp: structure, and much variety."""
+
+    def make(count: int, seed: int, *, side: int = 16, channels: int = 1) -> Images:
+        stream = torch_stream(seed, "blobs")
+        labels = torch.arange(count) % 2
+        grid = torch.arange(side) / side
+        row, column, ramp = torch.rand((3, count, 1, 1), generator=stream)
+        row = (labels.view(-1, 1, 1) + row) / 2
+        distance = (grid.view(1, -1, 1) - row).square() + (grid.view(1, 1, -1) - column).square()
+        image = 0.6 * (-distance / 0.05).exp() + 0.4 * ramp * grid.view(1, 1, -1)
+        pixels = (255 * image).round().to(torch.uint8)
+        return Images(pixels[:, None].repeat(1, channels, 1, 1), labels)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def observe() -> Observe:
+    """What a server sees of a client that trains on all the images given, and the weights it had sent."""
+
+    def make(
+        images: Images,
+        spec: ModelSpec,
+        *,
+        number: int = 0,
+        client: int = 0,
+        hooks: ClientHooks | None = None,
+        steps: int = 1,
+        learning_rate: float = 0.05,
+        labels: bool = True,
+    ) -> Observation:
+        training = LocalTraining(
+            kind=UpdateKind.GRADIENT if steps == 1 else UpdateKind.DELTA,
+            epochs=steps,
+            batch_size=len(images),
+            learning_rate=learning_rate,
+        )
+        weights = init_model(spec, 0)
+        stream = torch_stream(0, "observed", number)
+        result = local_update(build_model(spec), weights, images, hooks or NoHooks(), training, stream)
+        return Observation(
+            number, client, result.update, weights, len(images), labels=images.labels if labels else None
+        )
+
+    return make

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attacks import (
+    ATTACKS,
+    Adaptive,
+    AdaptiveWeights,
+    Attack,
+    Floor,
+    InvertingGradients,
+    Knowledge,
+    Observation,
+    PerfectInversion,
+)
+from attacks.rehearsal import Rehearsal
+from defense.base import Surrogate
+from fl.data.images import Images
+from fl.errors import FedveilError
+from fl.messages import Reconstruction, ThreatModel
+from fl.models import ModelSpec
+
+SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=4)
+GRANTS = [f.name for f in fields(ThreatModel)]
+NOTHING = ThreatModel(labels=False)
+ALL = ThreatModel(**dict.fromkeys(GRANTS, True))
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess(Attack):
+    """Needs nothing and knows nothing."""
+
+    name: ClassVar[str] = "guess"
+    needs: ClassVar[ThreatModel] = NOTHING
+
+    def run(
+        self,
+        observations: Sequence[Observation],
+        knowledge: Knowledge,
+        earlier: Mapping[str, Sequence[Reconstruction]],
+    ) -> list[Reconstruction]:
+        return [Reconstruction(torch.full((1, 1, 16, 16), 0.5), torch.zeros(1, dtype=torch.int64), 0.0)]
+
+
+def known(threat_model: ThreatModel, **held: object) -> Knowledge:
+    return Knowledge(threat_model, SPEC, torch.device("cpu"), 0, **held)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def observation(blobs: Blobs, observe: Observe) -> Observation:
+    return observe(blobs(1, 0), SPEC, labels=False)
+
+
+# Threat models
+
+threat_models = st.builds(ThreatModel, **{name: st.booleans() for name in GRANTS})
+
+
+def test_what_a_threat_model_lacks_by_hand() -> None:
+    granted = ThreatModel(labels=True, public_data=True)
+    assert granted.lacks(ThreatModel(labels=False, public_data=True)) == []
+    assert granted.lacks(ThreatModel(labels=True, defense_algorithm=True, defense_weights=True)) == [
+        "defense_algorithm",
+        "defense_weights",
+    ]
+    assert NOTHING.lacks(ThreatModel(labels=True)) == ["labels"]
+
+
+@given(threat_models, threat_models)
+def test_lacking_is_a_difference_of_sets(granted: ThreatModel, needed: ThreatModel) -> None:
+    def names(model: ThreatModel) -> set[str]:
+        return {name for name in GRANTS if getattr(model, name)}
+
+    assert set(granted.lacks(needed)) == names(needed) - names(granted)
+    assert granted.lacks(granted) == []
+    assert ALL.lacks(needed) == []
+
+
+# Grants are enforced
+
+
+@pytest.mark.parametrize("name", sorted({*ATTACKS} - {"inverting_gradients"}))
+def test_an_attack_that_needs_more_than_is_granted_is_refused(name: str, observation: Observation) -> None:
+    attack = ATTACKS[name]()
+    needed = [grant for grant in GRANTS if getattr(attack.needs, grant)]
+    assert needed
+    for grant in needed:
+        with pytest.raises(FedveilError, match=f"attack '{name}' needs {grant}, which the threat model does not grant"):
+            attack([observation], known(replace(attack.needs, **{grant: False})))
+
+
+def test_all_that_is_lacking_is_named(observation: Observation) -> None:
+    with pytest.raises(FedveilError, match="needs public_data, defense_algorithm, defense_weights, trained_images,"):
+        PerfectInversion()([observation], known(NOTHING))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("labels", torch.zeros(1, dtype=torch.int64)), ("trained_images", torch.zeros(1, 1, 16, 16))],
+)
+def test_an_observation_that_holds_more_than_is_granted_is_refused(
+    field: str, value: torch.Tensor, observation: Observation
+) -> None:
+    loaded = replace(observation, client=3, **{field: value})
+    with pytest.raises(FedveilError, match=f"client 3 holds {field}, which is not granted"):
+        Guess()([observation, loaded], known(NOTHING))
+    assert len(Guess()([loaded], known(replace(NOTHING, **{field: True})))) == 1
+
+
+def test_an_attacker_who_holds_more_than_is_granted_is_refused(observation: Observation, blobs: Blobs) -> None:
+    public, rehearsals = blobs(2, 1), {None: Rehearsal(Surrogate(), None)}
+    with pytest.raises(FedveilError, match="the attacker holds public_data, which is not granted"):
+        Guess()([observation], known(NOTHING, public=public))
+    with pytest.raises(FedveilError, match="the attacker holds defense_algorithm, which is not granted"):
+        Guess()([observation], known(replace(NOTHING, public_data=True), public=public, rehearsals=rehearsals))
+    granted = replace(NOTHING, public_data=True, defense_algorithm=True)
+    assert len(Guess()([observation], known(granted, public=public, rehearsals=rehearsals))) == 1
+
+
+def test_what_was_not_handed_over_cannot_be_asked_for() -> None:
+    with pytest.raises(FedveilError, match="no public images"):
+        known(NOTHING).public_images()
+    with pytest.raises(FedveilError, match="no rehearsal against the defence of client 2"):
+        known(ALL, rehearsals={1: Rehearsal(Surrogate(), None)}).rehearsal(2)
+
+
+def test_a_clients_own_rehearsal_comes_before_the_common_one() -> None:
+    own, common = Rehearsal(Surrogate(), None), Rehearsal(Surrogate(), None)
+    knowledge = known(ALL, rehearsals={None: common, 1: own})
+    assert knowledge.rehearsal(1) is own
+    assert knowledge.rehearsal(0) is common
+
+
+def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> None:
+    attacks = [ATTACKS[name] for name in ATTACKS]
+    assert [a.name for a in attacks if a.needs.trained_images] == ["perfect_inversion"]
+    assert not [a.name for a in attacks if a.needs.labels]
+    # The truth has no place in what an attack is given.
+    assert {f.name for f in fields(Observation)} == {
+        "number",
+        "client",
+        "update",
+        "weights",
+        "batch_size",
+        "labels",
+        "trained_images",
+    }
+
+
+def test_each_registered_attack_takes_the_inversions_settings() -> None:
+    inversion = InvertingGradients(steps=7, tv=0.5)
+    made = {name: ATTACKS[name].configured(inversion) for name in ATTACKS}
+    assert {name: attack.name for name, attack in made.items()} == {name: name for name in ATTACKS}
+    assert made["inverting_gradients"] == inversion
+    assert made["adaptive"] == Adaptive(inversion=inversion)
+    assert made["adaptive_weights"] == AdaptiveWeights(inversion=inversion)
+    assert {name for name, attack in made.items() if attack.adaptive} == {
+        "adaptive",
+        "adaptive_weights",
+        "perfect_inversion",
+    }
+    assert repr(Adaptive(inversion=inversion)) == f"Adaptive(inversion={inversion!r})"
+    assert "steps=7" in repr(inversion)
+
+
+# The floor
+
+
+def test_the_floor_guesses_the_public_class_mean(observe: Observe) -> None:
+    pixels = torch.tensor([0, 100, 51, 255]).view(4, 1, 1, 1).expand(4, 1, 16, 16).to(torch.uint8)
+    public = Images(pixels, torch.tensor([0, 0, 1, 1]))
+    victims = public.take(torch.tensor([1, 2]))
+    observations = [observe(victims.take(torch.tensor([i])), SPEC, number=i) for i in range(2)]
+    found = Floor()(observations, known(ThreatModel(labels=True, public_data=True), public=public))
+    torch.testing.assert_close(found[0].images, torch.full((1, 1, 16, 16), 50 / 255))
+    torch.testing.assert_close(found[1].images, torch.full((1, 1, 16, 16), 153 / 255))
+    assert [f.labels.tolist() for f in found] == [[0], [1]]
+
+
+def test_the_floor_recovers_labels_that_are_not_granted(blobs: Blobs, observe: Observe) -> None:
+    victim = blobs(2, 5).take(torch.tensor([1]))
+    found = Floor()([observe(victim, SPEC, labels=False)], known(Floor.needs, public=blobs(8, 6)))
+    assert found[0].labels.tolist() == [1]

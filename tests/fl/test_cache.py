@@ -1,0 +1,133 @@
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl.cache import State, cached, fingerprint
+from fl.data.images import Images
+
+
+def images() -> Images:
+    stream = torch.Generator().manual_seed(0)
+    return Images(torch.randint(256, (6, 1, 4, 4), generator=stream, dtype=torch.uint8), torch.arange(6) % 2)
+
+
+class Builder:
+    """Returns other tensors at each call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> State:
+        self.calls += 1
+        stream = torch.Generator().manual_seed(self.calls)
+        return {"w": torch.randn(3, 2, generator=stream), "n": torch.tensor(self.calls)}
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def test_a_second_call_reads_the_same_bits(tmp_path: Path) -> None:
+    build = Builder()
+    first = cached(tmp_path / "new" / "folder", ("a", 1), build)
+    assert equal(cached(tmp_path / "new" / "folder", ("a", 1), build), first)
+    assert build.calls == 1
+
+
+def test_another_key_is_another_entry(tmp_path: Path) -> None:
+    build = Builder()
+    keys: list[tuple[object, ...]] = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a",)]
+    found = [cached(tmp_path, key, build) for key in keys]
+    assert build.calls == len(keys)
+    assert all(equal(cached(tmp_path, key, build), state) for key, state in zip(keys, found, strict=True))
+    assert build.calls == len(keys)
+
+
+def test_no_folder_means_no_cache() -> None:
+    build = Builder()
+    first = cached(None, ("a",), build)
+    assert not equal(cached(None, ("a",), build), first)
+
+
+class Intruder:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def damaged(entry: Path, how: str, mark: Path) -> None:
+    if how == "empty":
+        entry.write_bytes(b"")
+    elif how == "text":
+        entry.write_text("not tensors")
+    elif how == "cut":
+        entry.write_bytes(entry.read_bytes()[:-200])
+    elif how == "pickle":
+        entry.write_bytes(pickle.dumps(Intruder(mark)))
+    else:
+        torch.save(Intruder(mark), entry)
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut", "pickle", "code"])
+def test_a_damaged_entry_is_built_anew_and_runs_no_code(tmp_path: Path, how: str) -> None:
+    build, folder, mark = Builder(), tmp_path / "cache", tmp_path / "mark"
+    cached(folder, ("a",), build)
+    (entry,) = folder.iterdir()
+    damaged(entry, how, mark)
+    second = cached(folder, ("a",), build)
+    assert build.calls == 2
+    assert equal(cached(folder, ("a",), build), second)
+    assert build.calls == 2
+    assert not mark.exists()
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: State, file: str) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            cached(tmp_path, ("a",), Builder())
+    assert list(tmp_path.iterdir()) == []
+    assert cached(tmp_path, ("a",), Builder())["n"] == 1
+
+
+def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def build() -> State:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cached(tmp_path, ("a",), build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_tells_pixels_labels_and_shape_apart() -> None:
+    base = images()
+    brighter = base.pixels.clone()
+    brighter[5, 0, 3, 3] ^= 1
+    others = [
+        Images(brighter, base.labels),
+        Images(base.pixels, base.labels.flip(0)),
+        Images(base.pixels.view(6, 1, 2, 8), base.labels),
+        base.take(torch.tensor([1, 0, 2, 3, 4, 5])),
+    ]
+    assert len({fingerprint(found) for found in [base, *others]}) == 5
+
+
+def test_a_fingerprint_does_not_depend_on_the_layout_in_memory() -> None:
+    base = images()
+    turned = base.pixels.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert not turned.is_contiguous()
+    assert fingerprint(Images(turned, base.labels)) == fingerprint(base)
+    assert fingerprint(Images(base.pixels, torch.stack([base.labels] * 2, 1)[:, 0])) == fingerprint(base)

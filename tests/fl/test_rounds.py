@@ -1,0 +1,405 @@
+import io
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl.data.images import Images
+from fl.errors import FedveilError
+from fl.executor import Executor, Handle, SerialExecutor, Slot
+from fl.hooks import ClientHooks, NoHooks
+from fl.messages import ClientUpdate
+from fl.metrics import accuracy, macro_auc
+from fl.models import ModelSpec, build_model, init_model
+from fl.rounds import (
+    Client,
+    Federation,
+    RoundReport,
+    ServerState,
+    cut,
+    draw_cohort,
+    evaluate,
+    evaluate_clean,
+    evaluate_quickly,
+    play_round,
+    start,
+)
+from fl.seeding import torch_stream
+from fl.strategies import FedAdam, FedAvg, FedProx, FedSGD, Krum, Median, Strategy, TrimmedMean
+from fl.training import LocalTraining, local_update, predict
+
+torch.set_num_threads(1)
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SHAPE = (1, 12, 12)
+SIZES = (5, 9, 7, 4, 8, 6)
+STRATEGIES: list[Strategy] = [
+    FedAvg(),
+    FedSGD(server_lr=0.5),
+    FedProx(mu=0.3),
+    FedAdam(),
+    Median(),
+    TrimmedMean(trim=0.2),
+    Krum(byzantine=1, keep=2),
+]
+
+
+@dataclass(frozen=True)
+class Held(Generic[T]):
+    value: T
+
+    def get(self) -> T:
+        return self.value
+
+
+class Locked(Generic[T]):
+    """A handle that nobody may open."""
+
+    def get(self) -> T:
+        raise AssertionError("this client does not take part")
+
+
+class Noise(NoHooks):
+    """A defence that uses the client's stream for data and for the update."""
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        return (x + 0.1 * torch.randn(x.shape, generator=stream)).clamp(0, 1)
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        noisy = {n: t + 1e-3 * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()}
+        return replace(update, tensors=noisy)
+
+
+class ShufflingExecutor:
+    """Runs items in a random order, each on a slot of its own or on a used one, and replays some whose slot "died"."""
+
+    def __init__(self, seed: int, deaths: int = 1) -> None:
+        self.chance = random.Random(seed)
+        self.deaths = deaths
+        self.lost: list[Any] = []
+        self.slots = [Slot(torch.device("cpu")) for _ in range(2)]
+
+    def share(self, value: T) -> Handle[T]:
+        return Held(value)
+
+    def map(
+        self,
+        task: Callable[[Slot, Item], Result],
+        items: Sequence[Item],
+        on_lost: Callable[[Item], None] | None = None,
+    ) -> list[Result]:
+        order = list(range(len(items)))
+        self.chance.shuffle(order)
+        dying = order[0] if on_lost is not None and items else None
+        results: dict[int, Result] = {}
+        for index in order:
+            if index == dying and on_lost is not None:
+                for _ in range(self.deaths):
+                    task(Slot(torch.device("cpu")), items[index])
+                    self.lost.append(items[index])
+                    on_lost(items[index])
+            results[index] = task(self.chance.choice(self.slots), items[index])
+        return [results[index] for index in range(len(items))]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A federation and the executor that plays it."""
+
+    federation: Federation
+    executor: Executor
+    shared: Handle[Federation] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", self.executor.share(self.federation))
+
+    def rounds(self, count: int, state: ServerState | None = None) -> tuple[ServerState, list[RoundReport]]:
+        state = state or start(self.federation)
+        reports = []
+        for _ in range(count):
+            state, report = play_round(self.federation, self.shared, state, self.executor)
+            reports.append(report)
+        return state, reports
+
+
+def images(count: int, seed: int) -> Images:
+    stream = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, *SHAPE), generator=stream, dtype=torch.uint8)
+    return Images(pixels, torch.randint(3, (count,), generator=stream))
+
+
+def federate(
+    strategy: Strategy,
+    *,
+    hooks: Sequence[ClientHooks] | None = None,
+    norm: str = "group",
+    cohort: int = len(SIZES),
+    shares: int = 3,
+    learning_rate: float = 0.1,
+    batch_size: int = 4,
+    seed: int = 0,
+) -> Federation:
+    acting = hooks or [NoHooks()] * len(SIZES)
+    return Federation(
+        model=ModelSpec("convnet", SHAPE, classes=3, norm=norm, width=4),
+        clients=tuple(
+            Client(k, size, Held(images(size, k)), Held(own))
+            for k, (size, own) in enumerate(zip(SIZES, acting, strict=False))
+        ),
+        strategy=strategy,
+        training=LocalTraining(strategy.local_kind, 1, batch_size, learning_rate, strategy.proximal),
+        cohort=cohort,
+        shares=shares,
+        seed=seed,
+    )
+
+
+def same_bits(left: ServerState, right: ServerState) -> bool:
+    pairs = [(left.weights, right.weights), (left.optimizer, right.optimizer)]
+    return left.round == right.round and all(
+        a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in pairs
+    )
+
+
+def test_a_run_starts_from_the_models_seeded_weights() -> None:
+    federation = federate(FedAdam(), seed=4)
+    state = start(federation)
+    assert state.round == 0
+    assert all(torch.equal(state.weights[n], t) for n, t in init_model(federation.model, 4).items())
+    assert state.optimizer.keys() == FedAdam().init(state.weights).keys()
+
+
+def test_a_fedsgd_round_is_one_step_of_gradient_descent_on_all_images() -> None:
+    federation = federate(FedSGD(server_lr=0.5), batch_size=64)
+    state, [report] = Run(federation, SerialExecutor()).rounds(1)
+    model = build_model(federation.model, federation.seed)
+    shards = [client.shard.get() for client in federation.clients]
+    x, y = torch.cat([s.floats() for s in shards]), torch.cat([s.labels for s in shards])
+    loss = F.cross_entropy(model(x), y)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(state.weights[name], parameter.detach() - 0.5 * gradient, atol=1e-6, rtol=1e-5)
+    assert state.round == 1
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_fedavg_round_is_the_mean_of_the_clients_weights_by_examples() -> None:
+    federation = federate(FedAvg(), norm="batch")
+    before = start(federation)
+    state, [report] = Run(federation, SerialExecutor()).rounds(1)
+    model = build_model(federation.model)
+    results = [
+        local_update(
+            model,
+            before.weights,
+            images(size, k),
+            NoHooks(),
+            federation.training,
+            torch_stream(0, "round", 0, "client", k),
+        )
+        for k, size in enumerate(SIZES)
+    ]
+    for name, old in before.weights.items():
+        changes = [{**r.update.tensors, **r.update.buffers}[name].double() for r in results]
+        mean = sum(size * (old + change) for size, change in zip(SIZES, changes, strict=True)) / sum(SIZES)
+        torch.testing.assert_close(state.weights[name].double(), mean, atol=1e-6, rtol=1e-5)
+    moved = "body.0.1.running_var"
+    assert not torch.equal(state.weights[moved], before.weights[moved]), "BatchNorm statistics take part"
+    assert report.loss == pytest.approx(sum(n * r.loss for n, r in zip(SIZES, results, strict=True)) / sum(SIZES))
+    assert report.update_bytes == pytest.approx(sum(r.update.nbytes() for r in results) / len(SIZES))
+    assert report.failed_clients == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_neither_order_nor_slot_nor_replay_changes_a_bit(strategy: Strategy) -> None:
+    federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=5)
+    serial, _ = Run(federation, SerialExecutor()).rounds(2)
+    assert not torch.equal(serial.weights["head.weight"], start(federation).weights["head.weight"])
+    for seed in range(3):
+        executor = ShufflingExecutor(seed)
+        state, reports = Run(federation, executor).rounds(2)
+        assert same_bits(state, serial)
+        assert [r.failed_clients for r in reports] == [len(share.clients) for share in executor.lost]
+
+
+def test_a_client_that_is_lost_twice_counts_once() -> None:
+    federation = federate(FedAvg(), shares=6)
+    _, [report] = Run(federation, ShufflingExecutor(0, deaths=2)).rounds(1)
+    assert report.failed_clients == 1
+
+
+def test_the_cut_into_shares_changes_rounding_at_most() -> None:
+    states = [Run(federate(FedAvg(), shares=shares), SerialExecutor()).rounds(1)[0] for shares in (1, 2, 6)]
+    for state in states[1:]:
+        for name, tensor in states[0].weights.items():
+            torch.testing.assert_close(state.weights[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=40), st.integers(1, 50))
+def test_a_cohort_is_cut_in_order_into_even_pieces(cohort: list[int], shares: int) -> None:
+    pieces = cut(cohort, shares)
+    assert [client for piece in pieces for client in piece] == cohort
+    assert len(pieces) == min(shares, len(cohort))
+    sizes = [len(piece) for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_cut_worked_by_hand() -> None:
+    assert cut([0, 1, 2, 3, 4, 5, 6], 3) == [(0, 1), (2, 3), (4, 5, 6)]
+
+
+def test_cohorts_are_drawn_evenly_and_anew_for_each_round() -> None:
+    federation = federate(FedAvg(), cohort=2)
+    drawn = [draw_cohort(federation, number) for number in range(600)]
+    assert all(len(cohort) == 2 and cohort == sorted(set(cohort)) for cohort in drawn)
+    assert drawn == [draw_cohort(federation, number) for number in range(600)]
+    assert drawn != [draw_cohort(replace(federation, seed=1), number) for number in range(600)]
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=len(SIZES))
+    # Binomial(600, 1/3): mean 200, standard deviation 11.5.
+    assert counts.min() > 150
+    assert counts.max() < 250
+
+
+def test_the_whole_federation_is_a_cohort_too() -> None:
+    assert draw_cohort(federate(FedAvg()), 3) == list(range(len(SIZES)))
+
+
+def test_only_the_cohort_trains() -> None:
+    federation = federate(FedAvg(), cohort=2)
+    cohort = draw_cohort(federation, 0)
+    locked: Locked[Any] = Locked()
+    clients = tuple(c if c.number in cohort else Client(c.number, c.examples, locked, locked) for c in federation.clients)
+    state, _ = Run(replace(federation, clients=clients), SerialExecutor()).rounds(1)
+    assert same_bits(state, Run(federation, SerialExecutor()).rounds(1)[0])
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), FedSGD()], ids=repr)
+def test_a_run_goes_on_from_a_saved_state_as_if_never_stopped(strategy: Strategy) -> None:
+    federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=4)
+    straight, _ = Run(federation, SerialExecutor()).rounds(4)
+    half, _ = Run(federation, SerialExecutor()).rounds(2)
+    disk = io.BytesIO()
+    torch.save({"round": half.round, "weights": half.weights, "optimizer": half.optimizer}, disk)
+    disk.seek(0)
+    resumed = ServerState(**torch.load(disk, weights_only=True))
+    assert same_bits(Run(federation, SerialExecutor()).rounds(2, resumed)[0], straight)
+
+
+def test_a_round_leaves_the_state_before_it_alone() -> None:
+    federation = federate(FedAdam(), norm="batch")
+    run = Run(federation, SerialExecutor())
+    before, _ = run.rounds(1)
+    copy = ServerState(
+        before.round,
+        {n: t.clone() for n, t in before.weights.items()},
+        {n: t.clone() for n, t in before.optimizer.items()},
+    )
+    run.rounds(1, before)
+    assert same_bits(before, copy)
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), Median(), Krum()], ids=repr)
+def test_training_that_diverges_is_an_error_that_says_what_to_do(strategy: Strategy) -> None:
+    run = Run(federate(strategy, learning_rate=1e30), SerialExecutor())
+    with pytest.raises(FedveilError, match=r"round 0: the training loss is (nan|inf); lower fl.learning_rate"):
+        run.rounds(1)
+
+
+class LastStepFails(NoHooks):
+    """The loss was fine, and yet what is sent is not."""
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        return replace(update, tensors={**update.tensors, "head.bias": torch.full((3,), torch.inf)})
+
+
+def test_weights_that_are_not_finite_are_an_error_although_the_loss_is() -> None:
+    run = Run(federate(FedAvg(), hooks=[LastStepFails()] * len(SIZES)), SerialExecutor())
+    with pytest.raises(FedveilError, match="round 0: head.bias is not finite; lower fl.learning_rate"):
+        run.rounds(1)
+
+
+class Negated(NoHooks):
+    """Answers with the class that the model thinks least likely."""
+
+    def output(self, logits: Tensor) -> Tensor:
+        return -logits
+
+
+class Dark(NoHooks):
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        return x / 4
+
+
+def probabilities(federation: Federation, test: Images, hooks: ClientHooks) -> Tensor:
+    model: nn.Module = build_model(federation.model)
+    return predict(model, start(federation).weights, test, hooks, torch.Generator())
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor(), ShufflingExecutor(1)], ids=["serial", "shuffling"])
+def test_utility_is_the_mean_over_clients_each_behind_its_own_defence(executor: Executor) -> None:
+    hooks = [NoHooks(), Negated(), Dark()]
+    federation = federate(FedAvg(), hooks=hooks, cohort=3)
+    run = Run(federation, executor)
+    test = images(40, 77)
+    found = evaluate(federation, run.shared, start(federation), executor.share(test), executor)
+    scores = [probabilities(federation, test, own) for own in hooks]
+    assert found.accuracy == pytest.approx(sum(accuracy(s, test.labels) for s in scores) / 3)
+    assert found.auc == pytest.approx(sum(macro_auc(s, test.labels) for s in scores) / 3)
+    clean = evaluate_clean(federation, run.shared, start(federation), executor.share(test), executor)
+    assert clean.accuracy == accuracy(scores[0], test.labels)
+    assert clean.auc == macro_auc(scores[0], test.labels)
+    assert found != clean
+
+
+def test_the_quick_score_gives_each_client_every_kth_image() -> None:
+    hooks = [NoHooks(), Negated(), Dark()]
+    federation = federate(FedAvg(), hooks=hooks, cohort=3)
+    run = Run(federation, SerialExecutor())
+    test = images(40, 77)
+    right = 0.0
+    for k, own in enumerate(hooks):
+        part = test.take(torch.arange(k, 40, 3))
+        right += accuracy(probabilities(federation, part, own), part.labels) * len(part)
+    found = evaluate_quickly(federation, run.shared, start(federation), test, run.executor)
+    assert found == pytest.approx(right / 40)
+
+
+def test_the_quick_score_works_with_more_clients_than_images() -> None:
+    federation = federate(FedAvg())
+    run = Run(federation, SerialExecutor())
+    test = images(4, 77)
+    found = evaluate_quickly(federation, run.shared, start(federation), test, run.executor)
+    assert found == pytest.approx(accuracy(probabilities(federation, test, NoHooks()), test.labels))
+
+
+class Recording(NoHooks):
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        self.drawn.append(torch.rand(1, generator=stream).item())
+        return x
+
+
+def test_test_time_noise_is_fresh_for_each_client_and_round_and_reproducible() -> None:
+    hooks = [Recording() for _ in SIZES]
+    federation = federate(FedAvg(), hooks=hooks)
+    run = Run(federation, SerialExecutor())
+    test = run.executor.share(images(4, 77))
+    for number in (0, 1, 0):
+        state = replace(start(federation), round=number)
+        evaluate(federation, run.shared, state, test, run.executor)
+    for own in hooks:
+        assert own.drawn[0] == own.drawn[2]
+    assert len({value for own in hooks for value in own.drawn}) == 2 * len(SIZES)
