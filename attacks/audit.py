@@ -18,13 +18,15 @@ from attacks.inverse import InverseTraining
 from attacks.rehearsal import CODE, MODULES, Rehearsal, rehearse
 from attacks.scoring import Evaluator, FloorGuess, Gallery, Scorer, VictimBatch, match, train_evaluator
 from defense.base import Defense, Preparation, TrainedOn
+from fl.cache import State, cached, fingerprint
 from fl.data.images import Images
 from fl.errors import FedveilError
 from fl.executor import Executor, Handle, Slot
 from fl.messages import PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
+from fl.models import ModelSpec, build_model
 from fl.rounds import Federation, ServerState
 from fl.seeding import derive_seed, torch_stream
-from fl.training import LocalTraining, Weights, local_update
+from fl.training import Weights, local_update
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,20 @@ def choose_targets(
     return tuple(targets), Gallery(torch.stack(pixels))
 
 
-def build_scorer(public: Images, gallery: Gallery, *, classes: int, seed: int, device: torch.device) -> Scorer:
-    """Train the evaluation classifier on untouched public images and return the scorer."""
-    evaluator: Evaluator = train_evaluator(public, classes=classes, seed=derive_seed(seed, "evaluator"), device=device)
+def build_scorer(
+    public: Images, gallery: Gallery, *, classes: int, seed: int, device: torch.device, cache: Path | None = None
+) -> Scorer:
+    """Train the evaluation classifier on untouched public images, or take it from the cache, and return the scorer."""
+    spec = ModelSpec("convnet", public.shape, classes)
+    model = build_model(spec)
+
+    def build() -> State:
+        trained = train_evaluator(public, classes=classes, seed=derive_seed(seed, "evaluator"), device=device)
+        return trained.model.cpu().state_dict()
+
+    model.load_state_dict(cached(cache, ("evaluator", spec, fingerprint(public), seed, device.type), build))
     floor = FloorGuess.from_public(public, classes=classes)
-    return Scorer(Evaluator(evaluator.model.cpu()), gallery, floor, seed)
+    return Scorer(Evaluator(model.eval().requires_grad_(False)), gallery, floor, seed)
 
 
 RehearsalKey = tuple[bool, int | None]
@@ -257,12 +268,11 @@ def capture(
     client = federation.clients[target.client]
     truth = client.shard.get().take(torch.tensor(target.indices))
     size = len(target.indices)
-    spec = LocalTraining(
+    spec = replace(
+        federation.training_at(round_number),
         kind=UpdateKind.GRADIENT if local_steps == 1 else UpdateKind.DELTA,
         epochs=local_steps,
         batch_size=size,
-        learning_rate=federation.training.learning_rate,
-        proximal=federation.training.proximal,
     )
     seen: list[Tensor] = []
     stream = torch_stream(federation.seed, "audit", round_number, "batch", target.number)

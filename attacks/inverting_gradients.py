@@ -62,7 +62,9 @@ class InvertingGradients(Attack):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        at_least("inversion", steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1))
+        at_least(
+            "inversion", steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1)
+        )
         above_zero("inversion", learning_rate=self.learning_rate)
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -52,6 +52,7 @@ class Federation:
         shares: into how many pieces a round's cohort is cut. A share is the unit of work and of partial summing, so it
             is part of the result: any number of workers up to it gives the same bits.
         seed: of the trial.
+        learning_rate_decay: factor on the clients' learning rate from one round to the next.
     """
 
     model: ModelSpec
@@ -61,6 +62,12 @@ class Federation:
     cohort: int
     shares: int
     seed: int
+    learning_rate_decay: float = 1.0
+
+    def training_at(self, round_number: int) -> LocalTraining:
+        """How clients train in a round: the learning rate is multiplied by ``learning_rate_decay`` after every round."""
+        rate = self.training.learning_rate * self.learning_rate_decay**round_number
+        return replace(self.training, learning_rate=rate)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,7 @@ def _play(slot: Slot, share: _Share) -> _Played:
     """Play the share's clients one after another on one slot and sum their updates in order."""
     federation, weights = share.federation.get(), share.weights.get()
     model = slot.model(federation.model)
+    training = federation.training_at(share.round)
     single = federation.strategy.needs_single_updates
     totals: Totals | None = None
     updates: list[ClientUpdate] = []
@@ -128,7 +136,7 @@ def _play(slot: Slot, share: _Share) -> _Played:
     for number in share.clients:
         client = federation.clients[number]
         stream = torch_stream(federation.seed, "round", share.round, "client", number)
-        result = local_update(model, weights, client.shard.get(), client.hooks.get(), federation.training, stream)
+        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream)
         if single:
             updates.append(result.update)
         else:

@@ -92,11 +92,12 @@ class _Judging:
     public: Handle[Images]
     stage: Any
     seed: int
+    cache: Path
 
 
 def _judge(slot: Slot, job: _Judging) -> Scorer:
     gallery, classes = job.stage
-    return build_scorer(job.public.get(), gallery, classes=classes, seed=job.seed, device=slot.device)
+    return build_scorer(job.public.get(), gallery, classes=classes, seed=job.seed, device=slot.device, cache=job.cache)
 
 
 class Trial:
@@ -230,6 +231,7 @@ class Trial:
             cohort=experiment.fl.cohort_size,
             shares=experiment.fl.shares,
             seed=experiment.seed,
+            learning_rate_decay=experiment.fl.learning_rate_decay,
         )
         shared = executor.share(federation)
         plan = AuditPlan(
@@ -241,7 +243,7 @@ class Trial:
             device_chunk=-(-len(stage.targets) // experiment.resources.workers),
         )
         self.say("the attacker prepares: " + ", ".join(attack.name for attack in plan.attacks))
-        judging = _Judging(public, (stage.gallery, len(stage.data.classes)), experiment.seed)
+        judging = _Judging(public, (stage.gallery, len(stage.data.classes)), experiment.seed, self.files.cache)
         (scorer,) = executor.map(_judge, [judging])
         trained_on = untrained.get().trained_on
         rehearsals = rehearse_all(

@@ -117,6 +117,7 @@ class FLSection(Section):
         local_epochs: passes over its shard per client and round.
         batch_size: images per step.
         learning_rate: of the clients' SGD.
+        learning_rate_decay: factor on it from one round to the next.
         strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
         cohort: share of the clients that is drawn for each round.
         shares: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
@@ -127,6 +128,7 @@ class FLSection(Section):
     local_epochs: Count = 1
     batch_size: Count = 32
     learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
     strategy: Annotated[dict[str, Any], _named("name")] = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
     shares: Count = 16

@@ -72,7 +72,7 @@ def damaged(entry: Path, how: str, mark: Path) -> None:
     elif how == "cut":
         entry.write_bytes(entry.read_bytes()[:-200])
     elif how == "pickle":
-        entry.write_bytes(pickle.dumps(Intruder(mark)))
+        entry.write_bytes(pickle.dumps(Intruder(mark), protocol=2))
     else:
         torch.save(Intruder(mark), entry)
 

@@ -26,7 +26,7 @@ def test_the_decorator_returns_the_class_itself() -> None:
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
-    with pytest.raises(FedveilError, match="^unknown shape 'cube'; allowed: circle, square$"):
+    with pytest.raises(FedveilError, match=r"^unknown shape 'cube'; allowed: circle, square$"):
         filled()["cube"]
 
 

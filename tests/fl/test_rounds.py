@@ -279,7 +279,9 @@ def test_only_the_cohort_trains() -> None:
     federation = federate(FedAvg(), cohort=2)
     cohort = draw_cohort(federation, 0)
     locked: Locked[Any] = Locked()
-    clients = tuple(c if c.number in cohort else Client(c.number, c.examples, locked, locked) for c in federation.clients)
+    clients = tuple(
+        c if c.number in cohort else Client(c.number, c.examples, locked, locked) for c in federation.clients
+    )
     state, _ = Run(replace(federation, clients=clients), SerialExecutor()).rounds(1)
     assert same_bits(state, Run(federation, SerialExecutor()).rounds(1)[0])
 
@@ -325,7 +327,7 @@ class LastStepFails(NoHooks):
 
 def test_weights_that_are_not_finite_are_an_error_although_the_loss_is() -> None:
     run = Run(federate(FedAvg(), hooks=[LastStepFails()] * len(SIZES)), SerialExecutor())
-    with pytest.raises(FedveilError, match="round 0: head.bias is not finite; lower fl.learning_rate"):
+    with pytest.raises(FedveilError, match=r"round 0: head\.bias is not finite; lower fl\.learning_rate"):
         run.rounds(1)
 
 

@@ -268,7 +268,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     weights = init_model(spec(), 0)
     with pytest.raises(FedveilError, match=r"\['odd'\] are on one side only"):
         load_exchanged(model, {**weights, "odd": torch.zeros(1)})
-    with pytest.raises(FedveilError, match="head.bias"):
+    with pytest.raises(FedveilError, match=r"head\.bias"):
         load_exchanged(model, {n: t for n, t in weights.items() if n != "head.bias"})
     with pytest.raises(FedveilError, match=r"head.bias is \(1,\), not \(3,\)"):
         load_exchanged(model, {**weights, "head.bias": torch.zeros(1)})

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attacks.adaptive as module
+from attacks import Adaptive, AdaptiveWeights, InvertingGradients, Knowledge, Observation, PerfectInversion
+from attacks.adaptive import undo
+from attacks.inverse import InverseTraining, train_inverse
+from attacks.rehearsal import CODE, MODULES, Rehearsal, rehearse
+from defense import LatentNoise, NoDefense, PixelNoise, Preparation, TopK, UpdateNoise
+from defense.base import Surrogate
+from defense.modules import Inverse
+from fl.data.images import Images
+from fl.messages import Reconstruction, ThreatModel
+from fl.models import ModelSpec
+from fl.seeding import torch_stream
+
+SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
+QUICK = InverseTraining(steps=60, batch_size=32, width=8)
+CPU = torch.device("cpu")
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+class Constant(nn.Module):
+    """An inverse that answers with one grey."""
+
+    def __init__(self, grey: float) -> None:
+        super().__init__()
+        self.grey = nn.Parameter(torch.tensor(grey))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.grey.expand_as(x)
+
+
+def answering(grey: float, surrogate: Surrogate | None = None) -> Rehearsal:
+    return Rehearsal(surrogate or Surrogate(data=lambda x, stream: x), Constant(grey))  # type: ignore[arg-type]
+
+
+def known(rehearsals: dict[int | None, Rehearsal], needs: ThreatModel, public: Images | None = None) -> Knowledge:
+    return Knowledge(replace(needs, labels=True), SPEC, CPU, 3, public=public, rehearsals=rehearsals)
+
+
+def each(images: Images, observe: Observe, **options: object) -> list[Observation]:
+    return [observe(images.take(torch.tensor([i])), SPEC, number=i, client=i, **options) for i in range(len(images))]
+
+
+# Inverting
+
+
+def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, observe: Observe) -> None:
+    observations = each(blobs(2, 1, side=12), observe)
+    inversion = InvertingGradients(steps=4)
+    knowledge = known({None: Rehearsal(Surrogate(), None)}, Adaptive.needs)
+    plain = inversion(observations, replace(knowledge, threat_model=ThreatModel(), rehearsals={}))
+    adaptive = Adaptive(inversion=inversion)
+    alone = adaptive(observations, knowledge)
+    for mine, right in zip(alone, plain, strict=True):
+        assert torch.equal(mine.images, right.images)
+        assert mine.loss == right.loss
+    # What was inverted already is not inverted again.
+    built_on = adaptive(observations, knowledge, earlier={inversion.name: plain})
+    assert all(mine is right for mine, right in zip(built_on, plain, strict=True))
+
+
+def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
+    observations = each(blobs(3, 1, side=12), observe)
+    plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i]), 0.1 * i) for i in range(3)]
+    earlier = {InvertingGradients.name: plain}
+    knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveWeights.needs)
+    found = AdaptiveWeights()(observations, knowledge, earlier=earlier)
+    assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
+    assert [f.labels.tolist() for f in found] == [[0], [1], [2]]
+    assert [f.loss for f in found] == [0.0, 0.1, 0.2]
+
+
+def test_a_defended_update_is_inverted_anew_through_what_is_visible(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense, victims = TopK(keep=0.1), blobs(2, 1, side=12)
+    observations = each(victims, observe, hooks=defense)
+    inversion = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
+    monkeypatch.setattr(module, "best_tv", lambda *_: 1e-3)
+    surrogate = defense.surrogate(CODE, None)  # type: ignore[arg-type]
+    knowledge = known({None: Rehearsal(surrogate, None)}, Adaptive.needs)
+    plain = inversion.invert(observations, knowledge)
+    found = Adaptive(inversion=inversion)(observations, knowledge, earlier={inversion.name: plain})
+    for mine, naive, truth in zip(found, plain, victims.floats(), strict=True):
+        assert float((mine.images[0] - truth).square().mean()) < 0.2 * float((naive.images[0] - truth).square().mean())
+
+
+def test_it_is_tuned_against_each_rehearsal_whoever_else_is_attacked(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = UpdateNoise(strength=0.01)
+    surrogates = [Surrogate(update=noise.update) for _ in range(2)]
+    asked: list[Surrogate] = []
+
+    def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
+        asked.append(surrogate)
+        return 0.5 if surrogate is surrogates[0] else 0.001
+
+    monkeypatch.setattr(module, "best_tv", best_tv)
+    observations = each(blobs(4, 1, side=12), observe, hooks=noise)
+    observations = [replace(o, client=o.number % 2) for o in observations]
+    rehearsals: dict[int | None, Rehearsal] = {c: Rehearsal(surrogates[c], None) for c in range(2)}
+    attack = AdaptiveWeights(inversion=InvertingGradients(steps=4))
+    knowledge = known(rehearsals, attack.needs)
+    together = attack(observations, knowledge)
+    assert [s is surrogates[0] for s in asked] == [True, False]
+    for observation, found in zip(observations, together, strict=True):
+        (alone,) = attack([observation], knowledge)
+        torch.testing.assert_close(alone.images, found.images, atol=1e-4, rtol=0)
+        assert alone.loss == pytest.approx(found.loss, abs=1e-5)
+    assert together[0].loss > 2 * together[1].loss
+
+
+# The limit: perfect inversion
+
+
+def test_a_perfect_inversion_of_an_undefended_client_is_the_image_itself(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(2, 1, side=12)
+    observations = [
+        replace(o, trained_images=x[None]) for o, x in zip(each(victims, observe), victims.floats(), strict=True)
+    ]
+    found = PerfectInversion()(observations, known({None: Rehearsal(Surrogate(), None)}, PerfectInversion.needs))
+    assert torch.equal(torch.cat([f.images for f in found]), victims.floats())
+    assert [f.labels.tolist() for f in found] == [[0], [1]]
+
+
+def test_a_perfect_inversion_goes_through_the_inverse_too(blobs: Blobs, observe: Observe) -> None:
+    (observation,) = each(blobs(1, 1, side=12), observe)
+    knowledge = known({None: answering(0.25)}, PerfectInversion.needs)
+    with pytest.raises(ValueError, match="lacks trained_images"):
+        PerfectInversion()([observation], knowledge)
+    (found,) = PerfectInversion()([replace(observation, trained_images=torch.zeros(1, 1, 12, 12))], knowledge)
+    assert float(found.images.unique()) == 0.25
+
+
+# The learnt inverse and its rehearsal
+
+
+def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
+    found = Reconstruction(torch.rand((2, 1, 12, 12), generator=torch_stream(0, "x")), torch.tensor([0, 1]), 0.3)
+    assert undo(found, Rehearsal(Surrogate(), None)) is found
+    undone = undo(found, answering(1.5))
+    assert undone.images.unique().tolist() == [1.0]
+    assert not undone.images.requires_grad
+    assert (undone.labels.tolist(), undone.loss) == ([0, 1], 0.3)
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.4])
+def test_a_learnt_inverse_takes_pixel_noise_away(strength: float, blobs: Blobs) -> None:
+    defense = PixelNoise(strength=strength)
+    preparation = Preparation(blobs(64, 2, side=12), SPEC, CPU, seed=1)
+    rehearsal = rehearse(defense, CODE, preparation, QUICK)
+    x = blobs(32, 9, side=12).floats()
+    defended = defense.data(x, None, torch_stream(1, "client"))
+    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), rehearsal).images
+    assert float((undone - x).square().mean()) < 0.5 * float((defended - x).square().mean())
+
+
+def test_an_inverse_is_a_function_of_its_stream(blobs: Blobs) -> None:
+    training = InverseTraining(steps=2, batch_size=4, width=4)
+
+    def weights(seed: int) -> Tensor:
+        stream = torch_stream(seed, "inverse")
+        inverse = train_inverse(blobs(8, 2, side=12), lambda x, _: x, training, device=CPU, stream=stream)
+        assert not inverse.training
+        return torch.cat([p.detach().flatten() for p in inverse.parameters()])
+
+    first = weights(1)
+    torch.rand(3)
+    assert torch.equal(first, weights(1))
+    assert not torch.equal(first, weights(2))
+
+
+def test_an_inverse_sees_fresh_noise_of_public_images_with_every_batch(blobs: Blobs) -> None:
+    public = blobs(8, 2, side=12)
+    pool = {str(image.tolist()) for image in public.floats()}
+    given: list[Tensor] = []
+    noise: list[Tensor] = []
+
+    def defend(x: Tensor, stream: torch.Generator) -> Tensor:
+        given.append(x)
+        noise.append(torch.randn(2, generator=stream))
+        return x
+
+    training = InverseTraining(steps=3, batch_size=4, width=4)
+    train_inverse(public, defend, training, device=CPU, stream=torch_stream(1, "inverse"))
+    assert [len(x) for x in given] == [4, 4, 4]
+    assert all(str(image.tolist()) in pool for x in given for image in x)
+    assert len({str(n.tolist()) for n in noise}) == 3
+
+
+@pytest.mark.parametrize("defense", [NoDefense(), UpdateNoise(), TopK()], ids=repr)
+def test_a_defence_that_leaves_images_alone_needs_no_inverse(
+    defense: NoDefense | UpdateNoise | TopK, blobs: Blobs
+) -> None:
+    assert rehearse(defense, CODE, Preparation(blobs(4, 2, side=12), SPEC, CPU, seed=1), QUICK).inverse is None
+
+
+def test_with_the_code_alone_the_attacker_trains_the_defence_himself(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    real = LatentNoise.pretrain
+
+    def pretrain(self: LatentNoise, preparation: Preparation) -> LatentNoise:
+        seeds.append(preparation.seed)
+        return real(self, preparation)
+
+    monkeypatch.setattr(LatentNoise, "pretrain", pretrain)
+    public = blobs(8, 2, side=12)
+    untrained = LatentNoise(foundation_steps=1)
+    clients = real(untrained, Preparation(public, SPEC, CPU, seed=1))
+    attackers = Preparation(public, SPEC, CPU, seed=2)
+    quick = InverseTraining(steps=1, batch_size=4, width=4)
+    by_code = rehearse(untrained, CODE, attackers, quick)
+    assert seeds == [2]
+    by_modules = rehearse(clients, MODULES, attackers, quick)
+    assert seeds == [2]
+
+    x = public.floats()
+    truly = clients.data(x, None, torch_stream(3, "noise"))
+    assert by_code.surrogate.data is not None
+    assert by_modules.surrogate.data is not None
+    assert torch.equal(by_modules.surrogate.data(x, torch_stream(3, "noise")), truly)
+    assert not torch.allclose(by_code.surrogate.data(x, torch_stream(3, "noise")), truly, atol=1e-3)
+    assert isinstance(by_modules.inverse, Inverse)

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import attacks.inverting_gradients as module
+from attacks import InvertingGradients, Knowledge, Observation
+from attacks.engine import Problem, Schedule, attackable, oracle
+from attacks.inverting_gradients import match_at, target_gradient
+from attacks.scoring import FloorGuess
+from fl.data.images import Images
+from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
+from fl.models import ModelSpec, build_model
+from fl.models.lenet import LeNet
+
+SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
+SMALL = ModelSpec("lenet", (1, 12, 12), 2, width=4)
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+def known(spec: ModelSpec = SPEC, *, labels: bool = True, seed: int = 3) -> Knowledge:
+    return Knowledge(ThreatModel(labels=labels), spec, torch.device("cpu"), seed)
+
+
+def each(images: Images, observe: Observe, spec: ModelSpec, **options: object) -> list[Observation]:
+    return [observe(images.take(torch.tensor([i])), spec, number=i, client=i, **options) for i in range(len(images))]
+
+
+def errors(found: list[Reconstruction], images: Images) -> Tensor:
+    return torch.stack([(f.images[0] - x).square().mean() for f, x in zip(found, images.floats(), strict=True)])
+
+
+# What is matched, and where
+
+
+def update_of(kind: UpdateKind, steps: int) -> ClientUpdate:
+    tensors = {"w": torch.tensor([0.6, -1.2])}
+    return ClientUpdate(tensors, examples=1, kind=kind, local_steps=steps, learning_rate=0.1)
+
+
+def test_a_gradient_is_matched_as_sent_at_the_weights_sent() -> None:
+    update = update_of(UpdateKind.GRADIENT, 1)
+    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0]), "running_mean": torch.zeros(1)}, 1)
+    assert torch.equal(target_gradient(update)["w"], update.tensors["w"])
+    assert {name: w.tolist() for name, w in match_at(observation).items()} == {"w": [1.0, 2.0]}
+
+
+def test_a_delta_of_several_steps_is_matched_at_the_midpoint_by_hand() -> None:
+    update = update_of(UpdateKind.DELTA, 3)
+    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0])}, 1)
+    # -delta / (steps * rate) = -(0.6, -1.2) / 0.3; the midpoint is (1, 2) + (0.6, -1.2) / 2.
+    torch.testing.assert_close(target_gradient(update)["w"], torch.tensor([-2.0, 4.0]))
+    torch.testing.assert_close(match_at(observation)["w"], torch.tensor([1.3, 1.4]))
+
+
+def test_a_delta_of_one_step_is_the_gradient_at_the_weights_sent() -> None:
+    update = update_of(UpdateKind.DELTA, 1)
+    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0])}, 1)
+    torch.testing.assert_close(target_gradient(update)["w"], torch.tensor([-6.0, 12.0]))
+    assert match_at(observation)["w"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_problem_is_set_up_from_the_updates(
+    steps: int, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posed: list[Problem] = []
+    real = module.distance_and_slope
+    monkeypatch.setattr(module, "distance_and_slope", lambda p, *, tv: (posed.append(p), real(p, tv=tv))[1])
+    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=steps)
+    InvertingGradients(steps=1)(observations, known(SMALL))
+    (problem,) = posed
+    weight = "head.bias"
+    targets = torch.stack([target_gradient(o.update)[weight] for o in observations])
+    assert torch.equal(problem.target[weight], targets)
+    own = problem.own_weights
+    places = torch.stack([match_at(o)[weight] for o in observations])
+    assert torch.equal(problem.weights[weight], places if own else places[0])
+    assert own is True  # each client was sent a copy of its own, see the fixture
+
+
+def test_victims_of_one_round_share_the_weights(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posed: list[Problem] = []
+    real = module.distance_and_slope
+    monkeypatch.setattr(module, "distance_and_slope", lambda p, *, tv: (posed.append(p), real(p, tv=tv))[1])
+    observations = each(blobs(2, 4, side=12), observe, SMALL)
+    together = [replace(o, weights=observations[0].weights) for o in observations]
+    attack = InvertingGradients(steps=3)
+    apart, shared = attack(observations, known(SMALL)), attack(together, known(SMALL))
+    assert [p.own_weights for p in posed] == [True, False]
+    for one, two in zip(apart, shared, strict=True):
+        torch.testing.assert_close(one.images, two.images, atol=1e-4, rtol=0)
+
+
+# It inverts
+
+
+def test_undefended_images_come_back(blobs: Blobs, observe: Observe) -> None:
+    victims, public = blobs(3, 1), blobs(64, 2)
+    guess = FloorGuess.from_public(public, classes=2).guess(victims.labels)
+    floor = (guess - victims.floats()).square().mean((1, 2, 3))
+    found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(each(victims, observe, SPEC), known())
+    error = errors(found, victims)
+    assert float(error.max()) < 2e-3
+    assert bool((error < floor / 5).all())
+    assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
+
+
+def test_several_local_steps_are_inverted_through_the_midpoint(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(2, 1)
+    observations = each(victims, observe, SPEC, steps=3, learning_rate=0.01)
+    found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(observations, known())
+    assert float(errors(found, victims).max()) < 3e-3
+
+
+def test_hidden_zeros_are_left_out_of_the_match(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(1, 1)
+    (whole,) = each(victims, observe, SPEC)
+    kept = {n: (t.abs() >= t.abs().quantile(0.8)).float() for n, t in whole.update.tensors.items()}
+    sparse = {n: t * kept[n] for n, t in whole.update.tensors.items()}
+    observation = replace(whole, update=replace(whole.update, tensors=sparse))
+    attack = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
+    ignoring = attack.invert([observation], known(), [kept])
+    believing = attack.invert([observation], known())
+    assert float(errors(ignoring, victims)) < 0.1 * float(errors(believing, victims))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_batches_and_normalised_models_run_through(norm: str, blobs: Blobs, observe: Observe) -> None:
+    spec = ModelSpec("convnet", (3, 12, 12), 2, norm=norm, width=4)
+    observation = observe(blobs(3, 5, side=12, channels=3), spec)
+    assert ("body.0.1.running_mean" in observation.weights) == (norm == "batch")
+    (short,) = InvertingGradients(steps=1)([observation], known(spec))
+    (longer,) = InvertingGradients(steps=20)([observation], known(spec))
+    assert longer.images.shape == (3, 3, 12, 12)
+    assert longer.labels.tolist() == [0, 1, 0]
+    assert longer.loss < short.loss
+
+
+# What it returns
+
+
+def test_the_loss_is_that_of_the_returned_images(blobs: Blobs, observe: Observe) -> None:
+    observation = observe(blobs(1, 6, side=12), SMALL)
+    # A step that is too large: the last iterate is not the best one.
+    (found,) = InvertingGradients(steps=12, learning_rate=0.3, tv=1e-2)([observation], known(SMALL))
+    problem = Problem(
+        model=attackable(build_model(SMALL)),
+        weights=match_at(observation),
+        target={n: t[None] for n, t in observation.update.tensors.items()},
+        labels=found.labels[None],
+    )
+    objective, _ = oracle(problem, tv=1e-2)(found.images[None])
+    assert found.loss == pytest.approx(float(objective), rel=1e-4)
+
+
+def test_labels_that_are_not_granted_are_recovered(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(2, 7, side=12)
+    attack = InvertingGradients(steps=3)
+    told = attack(each(victims, observe, SMALL), known(SMALL))
+    untold = attack(each(victims, observe, SMALL, labels=False), known(SMALL, labels=False))
+    for one, two in zip(told, untold, strict=True):
+        assert one.labels.tolist() == two.labels.tolist()
+        assert torch.equal(one.images, two.images)
+
+
+def test_the_labels_that_it_uses_are_those_it_was_given_even_if_wrong(blobs: Blobs, observe: Observe) -> None:
+    observation = replace(observe(blobs(1, 7, side=12), SMALL), labels=torch.tensor([1]))
+    assert InvertingGradients(steps=2)([observation], known(SMALL))[0].labels.tolist() == [1]
+
+
+def test_the_seed_decides_and_nothing_else(blobs: Blobs, observe: Observe) -> None:
+    observations = each(blobs(2, 8, side=12), observe, SMALL)
+    attack = InvertingGradients(steps=3)
+    first = attack(observations, known(SMALL))
+    torch.rand(5)
+    again = attack(observations, known(SMALL))
+    other = attack(observations, known(SMALL, seed=4))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(first, other, strict=True))
+
+
+# Restarts and chunks
+
+
+def test_restarts_are_chosen_by_their_own_loss_never_by_the_truth(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victims = blobs(2, 9, side=12)
+    truth, garbage = victims.floats(), torch.full((2, 1, 12, 12), 0.5)
+
+    def minimise(step: object, start: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        # Jobs are victim 0's two restarts, then victim 1's; the truth has the worse loss for victim 0 alone.
+        images = torch.stack([truth[:1], garbage[:1], garbage[1:], truth[1:]])
+        return images, torch.tensor([0.5, 0.4, 0.5, 0.4])
+
+    monkeypatch.setattr(module, "minimise", minimise)
+    found = InvertingGradients(restarts=2)(each(victims, observe, SMALL), known(SMALL))
+    assert torch.equal(found[0].images, garbage[:1])
+    assert torch.equal(found[1].images, truth[1:])
+    assert [f.loss for f in found] == pytest.approx([0.4, 0.4])
+
+
+def test_of_real_restarts_the_best_is_returned(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[Tensor, Tensor]] = []
+    real = module.minimise
+
+    def minimise(*arguments: object) -> tuple[Tensor, Tensor]:
+        runs.append(real(*arguments))  # type: ignore[arg-type]
+        return runs[-1]
+
+    monkeypatch.setattr(module, "minimise", minimise)
+    found = InvertingGradients(steps=4, restarts=3)(each(blobs(2, 9, side=12), observe, SMALL), known(SMALL))
+    ((images, losses),) = runs
+    assert len(set(losses.tolist())) == 6
+    for victim, own in enumerate(losses.view(2, 3)):
+        assert found[victim].loss == float(own.min())
+        assert torch.equal(found[victim].images, images[3 * victim + int(own.argmin())])
+
+
+def test_chunks_change_nothing(blobs: Blobs, observe: Observe) -> None:
+    observations = each(blobs(3, 10, side=12), observe, SMALL)
+    masks = [{n: (t > 0).float() for n, t in o.update.tensors.items()} for o in observations]
+    for visible in (None, masks):
+        at_once = InvertingGradients(steps=4, restarts=2).invert(observations, known(SMALL), visible)
+        for chunk in (1, 4):
+            pieces = InvertingGradients(steps=4, restarts=2, chunk=chunk).invert(observations, known(SMALL), visible)
+            for one, two in zip(at_once, pieces, strict=True):
+                torch.testing.assert_close(one.images, two.images, atol=1e-4, rtol=0)
+                assert one.loss == pytest.approx(two.loss, abs=1e-5)
+
+
+def test_work_does_not_grow_with_restarts(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaching registers its hooks anew with every restart, so that each costs more than the one before."""
+    observation = observe(blobs(1, 11, side=12), SMALL)
+    models: list[torch.nn.Module] = []
+    passes = 0
+    forward = LeNet.forward
+
+    def counted(self: LeNet, images: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if not any(self is model for model in models):
+            models.append(self)
+        return forward(self, images)
+
+    monkeypatch.setattr(LeNet, "forward", counted)
+
+    def cost(restarts: int, chunk: int) -> int:
+        nonlocal passes
+        passes = 0
+        InvertingGradients(steps=2, restarts=restarts, chunk=chunk)([observation], known(SMALL))
+        return passes
+
+    one = cost(1, 8)
+    assert one > 0
+    assert cost(6, 8) == one
+    assert cost(6, 1) == 6 * one
+    assert not any(m._forward_hooks or m._forward_pre_hooks for model in models for m in model.modules())

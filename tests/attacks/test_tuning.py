@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import attacks.tuning as module
+from attacks import InvertingGradients, Knowledge, Observation
+from attacks.engine import Tensors
+from attacks.tuning import FACTORS, REHEARSAL_VICTIMS, best_tv, visible_masks
+from defense.base import Surrogate
+from defense.noise import PixelNoise
+from defense.top_k import TopK
+from defense.update_noise import UpdateNoise
+from fl.data.images import Images
+from fl.errors import FedveilError
+from fl.hooks import ClientHooks
+from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
+from fl.models import ModelSpec
+from fl.training import LocalResult
+
+SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
+GRANTED = ThreatModel(labels=False, public_data=True, defense_algorithm=True)
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+def known(public: Images | None) -> Knowledge:
+    return Knowledge(GRANTED, SPEC, torch.device("cpu"), 3, public=public)
+
+
+class Played:
+    """What the attacker trained on to tune himself, and what he was left with to choose from."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shards: list[Images] = []
+        self.kinds: list[tuple[UpdateKind, int, int]] = []
+        self.updates: list[ClientUpdate] = []
+        self.trained: list[list[Tensor]] = []
+        self.observations: list[Observation] = []
+        self.masks: list[list[Tensors] | None] = []
+        self.guesses: dict[float, Callable[[int], Tensor]] = {}
+        self._local_update = module.local_update
+        monkeypatch.setattr(module, "local_update", self._spy)
+
+    def _spy(
+        self,
+        model: torch.nn.Module,
+        weights: dict[str, Tensor],
+        shard: Images,
+        hooks: ClientHooks,
+        spec: object,
+        stream: torch.Generator,
+        *,
+        on_batch: Callable[[Tensor, Tensor], None],
+    ) -> LocalResult:
+        self.shards.append(shard)
+        self.trained.append([])
+
+        def both(trained: Tensor, at: Tensor) -> None:
+            self.trained[-1].append(trained[at.argsort()])
+            on_batch(trained, at)
+
+        result = self._local_update(model, weights, shard, hooks, spec, stream, on_batch=both)  # type: ignore[arg-type]
+        self.updates.append(result.update)
+        self.kinds.append((result.update.kind, result.update.local_steps, len(shard)))
+        return result
+
+    def answer(self, monkeypatch: pytest.MonkeyPatch, guesses: dict[float, Callable[[int], Tensor]]) -> None:
+        """Let the inversion with weight ``tv`` return ``guesses[tv](number)``."""
+
+        def invert(
+            inversion: InvertingGradients,
+            observations: Sequence[Observation],
+            knowledge: Knowledge,
+            visible: list[Tensors] | None = None,
+        ) -> list[Reconstruction]:
+            self.observations = list(observations)
+            self.masks.append(visible)
+            return [
+                Reconstruction(guesses[inversion.tv](o.number), torch.zeros(o.batch_size, dtype=torch.int64), 0.0)
+                for o in observations
+            ]
+
+        monkeypatch.setattr(InvertingGradients, "invert", invert)
+
+
+def far(played: Played, by: float) -> Callable[[int], Tensor]:
+    return lambda number: (torch.stack(played.trained[number]).mean(0) + by).clamp(0, 1)
+
+
+def test_noisier_updates_call_for_more_total_variation(blobs: Blobs, observe: Observe) -> None:
+    inversion = InvertingGradients(steps=30, learning_rate=0.1, tv=1e-3)
+    public, victim = blobs(8, 2, side=12), blobs(1, 1, side=12)
+    chosen = {}
+    for strength in (0.0, 0.05):
+        noise = UpdateNoise(strength=strength)
+        like = observe(victim, SPEC, hooks=noise)
+        chosen[strength] = best_tv(inversion, like, Surrogate(update=noise.update), known(public))
+    assert set(chosen.values()) <= {factor * inversion.tv for factor in FACTORS}
+    assert chosen[0.05] > chosen[0.0]
+
+
+@pytest.mark.parametrize("best", range(3))
+def test_the_weight_with_the_least_error_is_chosen(
+    best: int, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(monkeypatch)
+    weights = [0.5 * factor for factor in FACTORS]
+    played.answer(monkeypatch, {tv: far(played, 0.01 if i == best else 0.1) for i, tv in enumerate(weights)})
+    like = observe(blobs(1, 1, side=12), SPEC)
+    assert best_tv(InvertingGradients(tv=0.5), like, Surrogate(), known(blobs(6, 2, side=12))) == weights[best]
+
+
+def test_a_batch_rebuilt_in_another_order_is_not_held_against_a_weight(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(monkeypatch)
+    near = far(played, 0.01)
+    turned = lambda number: near(number).flip(0)  # noqa: E731
+    played.answer(monkeypatch, {1.0: far(played, 0.2), 10.0: turned, 100.0: far(played, 0.05)})
+    like = observe(blobs(3, 1, side=12), SPEC)
+    assert best_tv(InvertingGradients(tv=1.0), like, Surrogate(), known(blobs(6, 2, side=12))) == 10.0
+
+
+def test_it_is_rehearsed_on_public_images_alone_with_the_clients_own_training(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(monkeypatch)
+    public, private = blobs(20, 2, side=12), blobs(2, 1, side=12)
+    like = observe(private, SPEC, steps=3)
+    best_tv(InvertingGradients(steps=1), like, Surrogate(), known(public))
+    # Seven whole batches would be 14 images; of 20 there are 10, and 8 are enough.
+    assert played.kinds == [(UpdateKind.DELTA, 3, 2)] * REHEARSAL_VICTIMS
+    pool = [image.tolist() for image in public.pixels]
+    used = [image.tolist() for shard in played.shards for image in shard.pixels]
+    assert all(image in pool for image in used)
+    assert len({str(image) for image in used}) == len(used)
+    assert not [image for image in private.pixels.tolist() if image in used]
+
+
+def test_the_defence_is_played_as_the_attacker_knows_it(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(monkeypatch)
+    played.answer(monkeypatch, {factor: far(played, 0.0) for factor in FACTORS})
+    pixels, top = PixelNoise(strength=0.3), TopK(keep=0.25)
+    threat_model, preparation = GRANTED, None
+    surrogate = replace(
+        top.surrogate(threat_model, preparation),  # type: ignore[arg-type]
+        data=lambda x, stream: pixels.data(x, None, stream),
+    )
+    best_tv(InvertingGradients(tv=1.0), observe(blobs(1, 1, side=12), SPEC), surrogate, known(blobs(4, 2, side=12)))
+    for shard, trained, update in zip(played.shards, played.trained, played.updates, strict=True):
+        assert float((trained[0] - shard.floats()).square().mean()) > 0.01
+        weight = update.tensors["body.2.weight"]
+        assert int(weight.count_nonzero()) == -(-weight.numel() // 4)
+    # What is matched is what the zeros leave visible, and the labels are those of his own images.
+    for masks in played.masks:
+        assert masks is not None
+        for observation, mask in zip(played.observations, masks, strict=True):
+            assert all(torch.equal(m, (observation.update.tensors[n] != 0).float()) for n, m in mask.items())
+    assert [o.labels.tolist() for o in played.observations if o.labels is not None] == [
+        s.labels.tolist() for s in played.shards
+    ]
+
+
+def test_a_part_of_a_batch_is_left_out(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch)
+    like = observe(blobs(3, 1, side=12), SPEC)
+    best_tv(InvertingGradients(steps=1), like, Surrogate(), known(blobs(8, 2, side=12)))
+    assert [len(shard) for shard in played.shards] == [3, 3]
+
+
+def test_with_too_few_public_images_the_weight_stays(blobs: Blobs, observe: Observe) -> None:
+    like = observe(blobs(3, 1, side=12), SPEC)
+    assert best_tv(InvertingGradients(steps=1, tv=0.5), like, Surrogate(), known(blobs(2, 2, side=12))) == 0.5
+
+
+def test_without_public_images_there_is_nothing_to_tune_on(blobs: Blobs, observe: Observe) -> None:
+    with pytest.raises(FedveilError, match="no public images"):
+        best_tv(InvertingGradients(steps=1), observe(blobs(1, 1, side=12), SPEC), Surrogate(), known(None))
+
+
+def test_masks_come_from_the_gradient_that_is_matched() -> None:
+    update = ClientUpdate({"w": torch.tensor([0.0, -0.4])}, 1, UpdateKind.DELTA, local_steps=2, learning_rate=0.1)
+    observation = Observation(0, 0, update, {"w": torch.zeros(2)}, 1)
+    assert visible_masks([observation], Surrogate()) is None
+    masks = visible_masks([observation], Surrogate(visible=lambda seen: {n: (t > 1).float() for n, t in seen.items()}))
+    assert masks is not None
+    assert masks[0]["w"].tolist() == [0.0, 1.0]

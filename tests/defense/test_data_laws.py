@@ -1,0 +1,76 @@
+"""What holds for every defence that changes images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from defense import Defense, LatentNoise, LatentPerturbation, PixelNoise, Preparation, Stack
+from fl.data.images import Images
+from fl.messages import ThreatModel
+
+WEIGHTS = ThreatModel(defense_algorithm=True, defense_weights=True)
+DEFENCES: list[Defense] = [
+    PixelNoise(strength=0.3),
+    LatentNoise(strength=0.7, foundation_steps=3),
+    LatentPerturbation(steps=2, client_steps=1, foundation_steps=3),
+    LatentPerturbation(steps=2, scope="public", foundation_steps=3),
+    Stack(parts=(LatentNoise(strength=0.7, foundation_steps=3), PixelNoise(strength=0.1))),
+]
+
+
+@pytest.fixture(params=DEFENCES, ids=repr)
+def defence(request: pytest.FixtureRequest, preparation: Preparation, private: Images) -> Defense:
+    untrained: Defense = request.param
+    return untrained.pretrain(preparation).prepare(private, preparation, 0)
+
+
+def stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_images_stay_images_and_the_input_stays_as_it_was(defence: Defense, private: Images) -> None:
+    x = private.floats()
+    found = defence.data(x, private.labels, stream(0))
+    assert torch.equal(x, private.floats())
+    assert found.data_ptr() != x.data_ptr()
+    assert found.shape == x.shape
+    assert found.dtype == torch.float32
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert not found.requires_grad
+    assert not torch.allclose(found, x, atol=1e-2)
+
+
+def test_noise_is_fresh_for_each_image_and_call_and_follows_the_stream(defence: Defense, private: Images) -> None:
+    x = private.floats()[:1].expand(2, -1, -1, -1)
+    own = stream(0)
+    first, second = defence.data(x, None, own), defence.data(x, None, own)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert torch.equal(defence.data(x, None, stream(0)), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_do_not_show_in_the_images(defence: Defense, private: Images) -> None:
+    x = private.floats()
+    blind = defence.data(x, None, stream(0))
+    assert torch.equal(defence.data(x, private.labels, stream(0)), blind)
+    assert torch.equal(defence.data(x, 1 - private.labels, stream(0)), blind)
+
+
+def test_an_attacker_with_the_modules_holds_the_very_defence(
+    defence: Defense, private: Images, preparation: Preparation
+) -> None:
+    surrogate = defence.surrogate(WEIGHTS, preparation)
+    assert surrogate.data is not None
+    x = private.floats()
+    assert torch.equal(surrogate.data(x, stream(5)), defence.data(x, private.labels, stream(5)))
+
+
+def test_modules_show_neither_in_repr_nor_in_comparison(request: pytest.FixtureRequest, defence: Defense) -> None:
+    untrained = request.node.callspec.params["defence"]
+    assert defence == untrained
+    assert repr(defence) == repr(untrained)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from defense.foundation import Foundation
+from defense.minimax import Game, Players, class_mean_error, newcomers, perturbed, play
+from defense.modules import Inverse
+from defense.seeded import seeded
+from fl.data.images import Images
+
+SANE = Game(strength=2.0, privacy_weight=2.0, utility_weight=1.0, ceiling=1.0, adversary_steps=2, batch_size=16)
+CPU = torch.device("cpu")
+
+
+def stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def played(
+    game: Game, images: Images, foundation: Foundation, *, steps: int, seed: int = 3, players: Players | None = None
+) -> Players:
+    begin = players or newcomers(foundation, game, stream(seed))
+    return play(images, foundation, begin, game, steps=steps, anchor=images, device=CPU, stream=stream(seed))
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_the_class_mean_error_worked_by_hand() -> None:
+    pixels = torch.tensor([0, 255, 51, 51], dtype=torch.uint8).view(4, 1, 1, 1)
+    images = Images(pixels, torch.tensor([0, 0, 1, 1]))
+    # Class 0 holds 0 and 1 around 0.5; class 1 holds 0.2 twice.
+    assert class_mean_error(images) == pytest.approx((0.25 + 0.25 + 0 + 0) / 4)
+    single = images.take(torch.tensor([0, 2]))
+    assert class_mean_error(single) == 0, "an image is its own class mean"
+    assert class_mean_error(single, images) == pytest.approx((0.25 + 0) / 2)
+    lacking = images.take(torch.tensor([0, 1]))
+    # Class 1 is unknown there, so 0.2 is guessed as the mean of all, 0.5.
+    assert class_mean_error(images, lacking) == pytest.approx((0.25 + 0.25 + 0.09 + 0.09) / 4)
+
+
+def attacked_afresh(players: Players, foundation: Foundation, public: Images, unseen: Images) -> float:
+    """The error of an adversary that was trained from scratch, relative to guessing the class mean."""
+    own = stream(6)
+    adversary = seeded(lambda: Inverse(public.shape, width=16), own)
+    optimizer = torch.optim.Adam(adversary.parameters(), lr=4e-3)
+
+    def defended(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return perturbed(foundation.autoencoder, players.defender, foundation.autoencoder.encode(x), own)
+
+    for _ in range(60):
+        x, _ = public.batch(torch.randint(len(public), (16,), generator=own))
+        optimizer.zero_grad()
+        F.mse_loss(adversary(defended(x)), x).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    x = unseen.floats()
+    with torch.no_grad():
+        return F.mse_loss(adversary(defended(x)), x).item() / class_mean_error(unseen, public)
+
+
+def read(players: Players, foundation: Foundation, images: Images) -> float:
+    with torch.no_grad():
+        z = foundation.autoencoder.encode(images.floats())
+        defended = perturbed(foundation.autoencoder, players.defender, z, stream(5))
+        return (players.classifier(defended).argmax(1) == images.labels).float().mean().item()
+
+
+def test_the_privacy_term_hides_what_the_class_does_not_need(
+    foundation: Foundation, public: Images, private: Images
+) -> None:
+    hidden, open_ = (
+        played(replace(SANE, privacy_weight=weight), public, foundation, steps=40) for weight in (2.0, 0.0)
+    )
+    assert read(hidden, foundation, private) > 0.95, "utility is kept"
+    assert read(open_, foundation, private) > 0.95
+    # With the same budget, an adversary rebuilds images almost perfectly where nothing was to be hidden.
+    without = attacked_afresh(open_, foundation, public, private)
+    assert without < 0.1
+    assert attacked_afresh(hidden, foundation, public, private) > max(0.2, 4 * without)
+
+
+def test_a_game_is_a_pure_function_of_its_arguments(foundation: Foundation, public: Images) -> None:
+    first = played(SANE, public, foundation, steps=2)
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    again = played(SANE, public, foundation, steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = played(SANE, public, foundation, steps=2, seed=4)
+    for name in ("defender", "adversary", "classifier"):
+        assert same(getattr(first, name), getattr(again, name))
+        assert not same(getattr(first, name), getattr(other, name))
+
+
+def test_a_game_leaves_what_it_was_given_as_it_was_and_returns_frozen_players(
+    foundation: Foundation, public: Images
+) -> None:
+    begin = newcomers(foundation, SANE, stream(0))
+    modules = [begin.defender, begin.adversary, begin.classifier, foundation.autoencoder, foundation.reference]
+    copies = copy.deepcopy(modules)
+    end = played(SANE, public, foundation, steps=2, players=begin)
+    assert all(same(module, kept) for module, kept in zip(modules, copies, strict=True))
+    for name in ("defender", "adversary", "classifier"):
+        module = getattr(end, name)
+        assert not same(module, getattr(begin, name)), f"the {name} learns"
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_no_steps_are_no_change(foundation: Foundation, public: Images) -> None:
+    begin = newcomers(foundation, SANE, stream(0))
+    end = played(SANE, public, foundation, steps=0, players=begin)
+    assert same(end.defender, begin.defender)
+
+
+def test_newcomers_know_nothing_but_the_public_reference(foundation: Foundation) -> None:
+    players = newcomers(foundation, SANE, stream(0))
+    assert players.classifier is foundation.reference
+    assert players.defender.strength == SANE.strength
+    assert not same(players.defender, newcomers(foundation, SANE, stream(1)).defender)
+
+
+def test_beyond_the_ceiling_nothing_more_is_gained(foundation: Foundation, public: Images) -> None:
+    # With a ceiling that is exceeded from the start and no utility term, the defender has nothing to learn from.
+    game = replace(SANE, ceiling=1e-6, utility_weight=0.0)
+    begin = newcomers(foundation, game, stream(0))
+    assert same(played(game, public, foundation, steps=2, players=begin).defender, begin.defender)
+    reached = played(replace(game, ceiling=100.0), public, foundation, steps=2, players=begin)
+    assert not same(reached.defender, begin.defender)
+
+
+def test_a_client_with_one_image_of_a_class_can_still_learn_privacy(foundation: Foundation, public: Images) -> None:
+    # Its own class means are its images: a ceiling taken from them would be zero and the privacy term dead.
+    few = public.take(torch.tensor([0, 1]))
+    game = replace(SANE, utility_weight=0.0, ceiling=10.0)
+    begin = newcomers(foundation, game, stream(0))
+    end = play(few, foundation, begin, game, steps=1, anchor=public, device=CPU, stream=stream(0))
+    assert not same(end.defender, begin.defender)
+
+
+def test_perturbed_images_are_images(foundation: Foundation, private: Images) -> None:
+    players = newcomers(foundation, replace(SANE, strength=50.0), stream(0))
+    with torch.no_grad():
+        z = foundation.autoencoder.encode(private.floats())
+        found = perturbed(foundation.autoencoder, players.defender, z, stream(0))
+    assert found.shape == private.floats().shape
+    assert found.min() >= 0
+    assert found.max() <= 1

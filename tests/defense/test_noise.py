@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defense import LatentNoise, PixelNoise, Preparation, TrainedOn
+from defense.foundation import Foundation
+from fl.data.images import Images
+from fl.messages import ThreatModel
+
+CODE = ThreatModel(defense_algorithm=True)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_pixel_noise_has_the_set_standard_deviation() -> None:
+    x = torch.full((50, 3, 20, 20), 0.5)
+    noise = PixelNoise(strength=0.1).data(x, None, stream()) - x
+    # 60000 draws: the standard error of the deviation is 0.0003. Clipping starts at five deviations.
+    assert noise.std().item() == pytest.approx(0.1, abs=0.0015)
+    assert noise.mean().item() == pytest.approx(0, abs=0.002)
+    assert noise.abs().max() > 0.35
+
+
+def test_pixel_noise_is_clipped_to_the_range_of_images() -> None:
+    x = torch.zeros(10, 1, 20, 20)
+    found = PixelNoise(strength=0.1).data(x, None, stream())
+    assert (found == 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 30, 30), (2, 3, 33, 47)])
+def test_no_noise_is_no_change(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=stream(1))
+    assert torch.equal(PixelNoise(strength=0).data(x, None, stream()), x)
+
+
+def test_latent_noise_is_white_and_relative_to_the_latents_size(foundation: Foundation, private: Images) -> None:
+    autoencoder = foundation.autoencoder
+    x = private.floats()
+    found = LatentNoise(strength=0.5, autoencoder=autoencoder).data(x, None, stream(3))
+    with torch.no_grad():
+        z = autoencoder.encode(x)
+        size = z.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        noise = torch.randn(z.shape, generator=stream(3))
+        expected = autoencoder.decode(z + 0.5 * size * noise).clamp(0, 1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_latent_noise_of_no_strength_is_the_autoencoder(foundation: Foundation, private: Images) -> None:
+    x = private.floats()
+    found = LatentNoise(strength=0, autoencoder=foundation.autoencoder).data(x, None, stream())
+    with torch.no_grad():
+        torch.testing.assert_close(found, foundation.autoencoder(x).clamp(0, 1))
+    assert (found - x).square().mean() < 0.002, "the fixture's autoencoder rebuilds images"
+
+
+def test_more_latent_noise_changes_images_more(foundation: Foundation, private: Images) -> None:
+    x = private.floats()
+    errors = [
+        (LatentNoise(strength=s, autoencoder=foundation.autoencoder).data(x, None, stream()) - x).square().mean()
+        for s in (0.2, 0.5, 1.0, 2.0)
+    ]
+    assert errors == sorted(errors)
+    assert errors[-1] > 4 * errors[0]
+
+
+def test_latent_noise_has_to_be_pretrained(private: Images) -> None:
+    with pytest.raises(RuntimeError, match=r"latent_noise: pretrain\(\) has not run"):
+        LatentNoise().data(private.floats(), None, stream())
+
+
+def test_latent_noise_is_trained_on_public_images_alone(preparation: Preparation, private: Images) -> None:
+    defence = LatentNoise(foundation_steps=3)
+    assert defence.trained_on is TrainedOn.PUBLIC
+    pretrained = defence.pretrain(preparation)
+    assert defence.autoencoder is None, "the original is left alone"
+    assert pretrained.prepare(private, preparation, 0) is pretrained
+
+
+def test_an_attacker_with_the_code_alone_trains_an_autoencoder_of_his_own(
+    preparation: Preparation, private: Images
+) -> None:
+    defence = LatentNoise(strength=0.1, foundation_steps=3)
+    attacker = replace(preparation, seed=1)
+    surrogate = defence.surrogate(CODE, attacker)
+    assert surrogate.data is not None
+    x = private.floats()
+    clients = defence.pretrain(preparation).data(x, None, stream())
+    assert not torch.equal(surrogate.data(x, stream()), clients)
+    assert torch.equal(surrogate.data(x, stream()), defence.pretrain(attacker).data(x, None, stream()))
+    assert surrogate.update is None

@@ -1,0 +1,50 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl.hooks import NoHooks
+from fl.messages import ClientUpdate, PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
+
+
+def update(tensors: dict[str, Tensor], buffers: dict[str, Tensor] | None = None) -> ClientUpdate:
+    return ClientUpdate(tensors, 1, UpdateKind.DELTA, local_steps=1, learning_rate=0.1, buffers=buffers or {})
+
+
+def test_bytes_sent_worked_by_hand() -> None:
+    sparse = torch.zeros(100)
+    sparse[:3] = 1
+    # 10 dense float32; 3 values with an index each; half full is dense either way.
+    assert update({"dense": torch.ones(2, 5)}).nbytes() == 40
+    assert update({"sparse": sparse}).nbytes() == 24
+    assert update({"half": torch.tensor([1.0, 0.0] * 10)}).nbytes() == 80
+    assert update({"dense": torch.ones(10), "sparse": sparse}, {"mean": torch.ones(4)}).nbytes() == 40 + 24 + 16
+    assert update({"nothing": torch.zeros(9)}).nbytes() == 0
+
+
+def test_a_threat_model_names_the_grants_that_it_lacks() -> None:
+    weak = ThreatModel(labels=False)
+    needed = ThreatModel(labels=True, public_data=True, defense_weights=True)
+    assert weak.lacks(needed) == ["labels", "public_data", "defense_weights"]
+    assert needed.lacks(weak) == []
+    assert needed.lacks(needed) == []
+
+
+@pytest.mark.parametrize("kind", [ClientUpdate, ThreatModel, Reconstruction, PrivacyRecord])
+def test_messages_are_frozen(kind: type) -> None:
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_a_reconstruction_holds_no_score_against_the_truth() -> None:
+    assert [f.name for f in dataclasses.fields(Reconstruction)] == ["images", "labels", "loss"]
+
+
+def test_no_hooks_is_the_identity_everywhere() -> None:
+    hooks, x, y = NoHooks(), torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+    sent = update({"w": torch.ones(3)})
+    loss = torch.tensor(0.5)
+    assert hooks.data(x, y, torch.Generator()) is x
+    assert hooks.loss(loss, torch.nn.Identity(), x, y, x) is loss
+    assert hooks.update(sent, torch.Generator()) is sent
+    assert hooks.output(x) is x

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from rich.console import Console
+
+from orchestrator import cli, progress
+from orchestrator.cli import main
+from orchestrator.config import Experiment
+from orchestrator.report import TrialRow
+from orchestrator.rows import experiment_views, rows_as_json, rows_from_mlflow
+from orchestrator.tracking.names import KIND_TAG
+
+TINY = """
+experiment: tiny
+data: {name: mni152, limit: 60}
+model: {name: convnet, width: 4}
+fl: {clients: 2, rounds: 1}
+audit: {victims: 2, gallery: 10}
+"""
+SEARCH = "search: {panel: [{seed: 1}]}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which nothing may start Ray."""
+
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("this got as far as Ray")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("FEDVEIL_DATA", raising=False)
+    monkeypatch.setattr(cli, "connect", started)
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "sweep.yaml").write_text(TINY + SEARCH, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
+        (["run", "tiny.yaml", "--set", "fl.rounds=0"], "fl.rounds: given 0; allowed: 1 or more"),
+        (["run", "tiny.yaml", "--set", "data.size=20"], "mni152: size 20 is not available; allowed: 28 to 64"),
+        (["run", "tiny.yaml", "--set", "data.name=npz:no.npz"], "npz:no.npz: there is no 'no.npz'"),
+        (["run", "tiny.yaml", "--set", "audit.victims=400"], "audit.victims: 400 in batches of 1; the 2 audited"),
+        (["run", "tiny.yaml", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
+        (["run", "tiny.yaml", "--json", "."], "--json .: this is a folder; name a file"),
+        (["run", "sweep.yaml"], "sweep.yaml: has a 'search' section; run it with: fedveil sweep sweep.yaml"),
+        (["sweep", "tiny.yaml"], "tiny.yaml: has no 'search' section; run it with: fedveil run tiny.yaml"),
+        (["sweep", "sweep.yaml", "--set", "data.size=20"], "mni152: size 20 is not available"),
+        (["report", "x"], "sqlite:///"),
+        (["report", "x", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
+        (["ui"], "sqlite:///"),
+        (["data", "get", "nothing"], "unknown data set 'nothing'; allowed: "),
+        (["data", "get", "mni152", "--size", "7"], "mni152: size 7 is not available"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_ray(
+    arguments: list[str], line: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.iterdir())
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"fedveil: {line}")
+    assert printed.err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_each_mistake_is_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny.yaml", "--set", "fl.rounds=0", "--set", "model.nam=lenet"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "fedveil: model.nam: unknown key; allowed: name, norm, width",
+        "fedveil: fl.rounds: given 0; allowed: 1 or more",
+    ]
+
+
+def test_no_permission_to_write_the_results(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    assert main(["run", "tiny.yaml", "--json", "r.json"]) == 2
+    assert capsys.readouterr().err == "fedveil: --json r.json: no permission to write there\n"
+
+
+PROBE = """
+import sys
+from orchestrator.cli import main
+code = main(["run", "tiny.yaml", "--set", "fl.clients=-3"])
+sys.exit(99 if "ray" in sys.modules else code)
+"""
+
+
+def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", PROBE], cwd=folder, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "fedveil: fl.clients: given -3; allowed: 1 or more\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["run", "sweep", "report", "data", "doctor", "ui"]),
+        (["run"], ["--set KEY=VALUE", "--json FILE", "--ray ADDRESS", "experiment file"]),
+        (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
+        (["report"], ["--uri", "--json FILE", "experiment"]),
+        (["data"], ["list", "get"]),
+        (["data", "list"], ["usage"]),
+        (["data", "get"], ["--size", "name"]),
+        (["doctor"], ["--uri"]),
+        (["ui"], ["--uri", "--port"]),
+    ],
+)
+def test_help(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["walk"], ["run"], ["data"], ["run", "a", "b"], ["ui", "--port", "x"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: fedveil" in capsys.readouterr().err
+
+
+def test_data_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["data", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert {"mni152", "pneumoniamnist", "cifar10", "mnist", "fashionmnist"} <= lines.keys()
+    assert "28 to 64" in lines["mni152"]
+    assert "28, 64, 128, 224" in lines["pneumoniamnist"]
+
+
+def test_data_get_prints_the_place(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than a terminal, with what a markup language would swallow: scripts take the line as it is.
+    place = folder / ("long-" * 30) / "[bold]" / "x.npz"
+    monkeypatch.setattr("fl.data.fetch", lambda name, size: place)
+    assert main(["data", "get", "mnist"]) == 0
+    assert capsys.readouterr().out == f"{place}\n"
+
+
+@contextmanager
+def _connected(*arguments: object, **options: object) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(("status", "code"), [("FINISHED", 0), ("FAILED", 1), ("KILLED", 0)])
+def test_a_run_writes_its_results_and_says_whether_it_failed(
+    status: str, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_single(experiment: Experiment, console: Console) -> TrialRow:
+        assert experiment.fl.rounds == 3
+        metrics = {"utility/accuracy": 0.5, "privacy/mse": float("nan")}
+        return TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
+
+    monkeypatch.setattr(cli, "connect", _connected)
+    monkeypatch.setattr("orchestrator.single.run_single", run_single)
+    assert main(["run", "tiny.yaml", "--set", "fl.rounds=3", "--json", "r.json"]) == code
+    written = json.loads(
+        (folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
+    )
+    assert written == {
+        "experiment": "tiny",
+        "trials": [
+            {
+                "name": "t",
+                "status": status,
+                "params": {"seed": 0},
+                "metrics": {"utility/accuracy": 0.5, "privacy/mse": None},
+                "error": None if status == "FINISHED" else "boom",
+            }
+        ],
+    }
+
+
+def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "connect", _connected)
+    monkeypatch.setattr("orchestrator.single.run_single", interrupt)
+    assert main(["run", "tiny.yaml"]) == 130
+    assert capsys.readouterr().err == "fedveil: interrupted\n"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A record with two experiments; the first has a sweep with a finished and a failed trial."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('record') / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    first, _ = client.create_experiment("first"), client.create_experiment("second")
+    for start, (name, kind, status) in enumerate(
+        [("sweep", "sweep", "FINISHED"), ("b", "trial", "FINISHED"), ("a", "trial", "FAILED")]
+    ):
+        run = client.create_run(first, start_time=start, tags={KIND_TAG: kind}, run_name=name).info.run_id
+        client.log_param(run, "defense.name", "latent")
+        client.log_metric(run, "privacy/mse", 0.25)
+        if status == "FAILED":
+            client.set_tag(run, "error", "boom")
+        client.set_terminated(run, status)
+    return uri
+
+
+def test_trials_come_back_from_mlflow_oldest_first(store: str) -> None:
+    rows = rows_from_mlflow(store, "first")
+    params, metrics = {"defense.name": "latent"}, {"privacy/mse": 0.25}
+    assert rows == [
+        TrialRow("b", "FINISHED", params, metrics),
+        TrialRow("a", "FAILED", params, metrics, "boom"),
+    ]
+    assert rows_from_mlflow(store, "second") == []
+    assert [trial["name"] for trial in rows_as_json("first", rows)["trials"]] == ["b", "a"]
+
+
+def test_report(store: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert main(["report", "first", "--json", "r.json"]) == 1  # a trial failed
+    assert [trial["status"] for trial in json.loads((folder / "r.json").read_text())["trials"]] == [
+        "FINISHED",
+        "FAILED",
+    ]
+    assert "boom" in capsys.readouterr().out
+    assert main(["report", "third"]) == 2
+    assert capsys.readouterr().err == f"fedveil: no experiment 'third' at {store}; there are: first, second\n"
+
+
+def test_a_dead_server_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "x", "--uri", "http://127.0.0.1:9"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("fedveil: MLflow at http://127.0.0.1:9 does not answer: ")
+    assert printed.count("\n") == 1
+
+
+def test_ui(store: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    assert main(["ui", "--uri", "http://server:5000"]) == 0
+    assert capsys.readouterr().out == "MLflow runs at http://server:5000\n"
+    assert not started
+    main(["ui", "--uri", store, "--port", "5001"])
+    shown = capsys.readouterr().out.splitlines()
+    assert sorted(shown) == [
+        f"{name}:  http://127.0.0.1:5001{path}" for name, path in sorted(experiment_views(store).items())
+    ]
+    assert [line.partition(":")[0] for line in sorted(shown)] == ["first", "second"]
+    (command,) = started
+    assert command[1:4] == ["-m", "mlflow", "server"]
+    assert command[command.index("--backend-store-uri") + 1] == store
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "5001"
+
+
+class Board:
+    """The mailbox without Ray; what it holds may be an error."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.killed = False
+        self.posted: list[tuple[str, str]] = []
+        self.take = SimpleNamespace(remote=lambda: self.answers.pop(0) if self.answers else [])
+        self.post = SimpleNamespace(remote=lambda who, text: self.posted.append((who, text)))
+
+
+def fake_ray(board: Board) -> Any:
+    def get(answer: Any, timeout: float) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(actor: Board) -> None:
+        actor.killed = True
+
+    make = SimpleNamespace(remote=lambda: board)
+    return SimpleNamespace(remote=lambda **options: lambda cls: make, get=get, kill=kill, exceptions=ray.exceptions)
+
+
+def shown_by(board: Board, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    console = Console(width=40, record=True)
+    with progress.progress_on(console, every=0.001):
+        while len(board.answers) > 1:
+            time.sleep(0.001)
+    return console.export_text()
+
+
+def test_progress_outlives_a_busy_moment_and_shows_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(ray.exceptions.GetTimeoutError("busy"), [("t[0]", "round [/1] of [bold]")], [("t", "done")])
+    text = shown_by(board, monkeypatch)
+    assert "t[0]  round [/1] of [bold]" in text
+    assert "t  done" in text
+    assert board.killed
+
+
+def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    console = Console(width=80, record=True)
+    with pytest.raises(ValueError, match="the trial"), progress.progress_on(console, every=60):
+        board.answers = [[("t", "last words")]]
+        raise ValueError("the trial")
+    assert "last words" in console.export_text()
+    assert board.killed
+
+
+def test_a_lost_board_does_not_hide_what_ended_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    with pytest.raises(ValueError, match="the trial"), progress.progress_on(Console(), every=60):
+        board.answers = [ray.exceptions.RayError("gone")]
+        raise ValueError("the trial")
+    assert board.killed
+
+
+def test_a_speaker_posts_under_its_name_or_keeps_quiet() -> None:
+    board = Board()
+    progress.Speaker(board, "t")("hello")
+    progress.Speaker(None, "t")("hello")
+    assert board.posted == [("t", "hello")]
+
+
+def test_the_mailbox_is_emptied_by_looking() -> None:
+    board = progress._Board()
+    board.post("a", "one")
+    board.post("b", "two")
+    assert board.take() == [("a", "one"), ("b", "two")]
+    assert board.take() == []
