@@ -104,15 +104,17 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     with tracker:
         trial = Trial(experiment, _executor(experiment), job.files.trial(name), say)
 
+        # Searchers and schedulers look their objectives up in every report, the last one too.
+        latest: dict[str, float] = dict.fromkeys(objectives, math.nan)
+
         def on_round(now: checkpoint.Progress, running: Mapping[str, float]) -> None:
+            latest.update(running)
             with TemporaryDirectory() as folder:
                 checkpoint.save(now, Path(folder))
-                # A searcher looks its objectives up in every report.
-                known = {**dict.fromkeys(objectives, math.nan), **running}
-                tune.report(known, checkpoint=tune.Checkpoint.from_directory(folder))
+                tune.report(dict(latest), checkpoint=tune.Checkpoint.from_directory(folder))
 
         final = trial.run(tracker, resumed=progress, on_round=on_round)
-    tune.report({**final, FINAL_KEY: True})
+    tune.report({**latest, **final, FINAL_KEY: True})
 
 
 def _overrides_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -28,7 +27,6 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(cls) if f.init and f.repr]
 
 
-@cache
 def schema_of(cls: type[Any]) -> type[BaseModel]:
     """Return the pydantic model of a registered dataclass's options."""
     hints = get_type_hints(cls)

@@ -34,6 +34,7 @@ from attacks.audit import (
 )
 from attacks.inverse import InverseTraining
 from attacks.rehearsal import Rehearsal
+from attacks.scoring import Evaluator, FloorGuess, Gallery, Scorer, VictimBatch, train_evaluator
 from defense import (
     Defense,
     LatentNoise,
@@ -59,7 +60,7 @@ from fl.training import LocalTraining, load_exchanged, local_update
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 CPU = torch.device("cpu")
 QUICK = InverseTraining(steps=2, batch_size=8, width=4)
-INVERSION = InvertingGradients(steps=3)
+INVERSION = InvertingGradients(steps=2)
 LATENT = LatentPerturbation(steps=1, client_steps=1, foundation_steps=1, adversary_steps=1)
 DEFENSES = [NoDefense(), PixelNoise(), TopK(), UpdateNoise(), LATENT]
 
@@ -83,8 +84,13 @@ class World:
         return audit(self.context, shared, state or start(self.federation), self.executor, pictures=pictures)
 
 
+@pytest.fixture(scope="session")
+def evaluator(blobs: Blobs) -> Evaluator:
+    return train_evaluator(blobs(12, 100, side=12), classes=2, seed=0, epochs=1)
+
+
 @pytest.fixture
-def make_world(blobs: Blobs) -> MakeWorld:
+def make_world(blobs: Blobs, evaluator: Evaluator) -> MakeWorld:
     def make(
         defense: Defense,
         attacks: Sequence[Attack],
@@ -130,7 +136,7 @@ def make_world(blobs: Blobs) -> MakeWorld:
             executor,
             None,
         )
-        scorer = build_scorer(public, gallery, classes=2, seed=0, device=CPU)
+        scorer = Scorer(evaluator, gallery, FloorGuess.from_public(public, classes=2), seed=0)
         context = AuditContext(plan, shared, images, executor.share(scorer), rehearsals, defense.trained_on)
         return World(shards, public, federation, prepared, context, executor)
 
@@ -559,14 +565,23 @@ def test_labels_of_batches_that_are_not_granted_are_an_error(make_world: MakeWor
         make_world(NoDefense(), [INVERSION], batch_size=3, labels_known=False).audit()
 
 
-def test_the_scorer_judges_by_public_images_alone(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scorer_judges_by_public_images_alone(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Images] = []
-    real = module.train_evaluator
 
-    def spy(public: Images, **options: Any) -> Any:
+    def spy(public: Images, **options: Any) -> Evaluator:
         shown.append(public)
-        return real(public, **options)
+        return train_evaluator(public, **options, epochs=1)
 
     monkeypatch.setattr(module, "train_evaluator", spy)
-    world = make_world(NoDefense(), [Spy()])
-    assert [images is world.public for images in shown] == [True]
+    public, private = blobs(12, 100, side=12), blobs(2, 0, side=12)
+    scorer = build_scorer(public, Gallery(private.pixels), classes=2, seed=7, device=CPU)
+    assert [images is public for images in shown] == [True]
+
+    original, positions = private.floats(), torch.arange(2)
+    batch = VictimBatch(0, 0, positions, original, original, private.labels, positions)
+    guess = FloorGuess.from_public(public, classes=2).guess(private.labels)
+    records = scorer.score(
+        batch, Reconstruction(guess, private.labels, 0.0), attack="floor", threat_model=ThreatModel()
+    )
+    assert [r.seed for r in records] == [7, 7]
+    assert [r.mse for r in records] == pytest.approx([r.floor_mse for r in records])

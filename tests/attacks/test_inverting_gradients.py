@@ -79,10 +79,9 @@ def test_the_problem_is_set_up_from_the_updates(
     weight = "head.bias"
     targets = torch.stack([target_gradient(o.update)[weight] for o in observations])
     assert torch.equal(problem.target[weight], targets)
-    own = problem.own_weights
-    places = torch.stack([match_at(o)[weight] for o in observations])
-    assert torch.equal(problem.weights[weight], places if own else places[0])
-    assert own is True  # each client was sent a copy of its own, see the fixture
+    # Each client was sent a copy of its own, see the fixture.
+    assert problem.own_weights
+    assert torch.equal(problem.weights[weight], torch.stack([match_at(o)[weight] for o in observations]))
 
 
 def test_victims_of_one_round_share_the_weights(

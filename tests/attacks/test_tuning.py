@@ -134,7 +134,6 @@ def test_it_is_rehearsed_on_public_images_alone_with_the_clients_own_training(
     public, private = blobs(20, 2, side=12), blobs(2, 1, side=12)
     like = observe(private, SPEC, steps=3)
     best_tv(InvertingGradients(steps=1), like, Surrogate(), known(public))
-    # Seven whole batches would be 14 images; of 20 there are 10, and 8 are enough.
     assert played.kinds == [(UpdateKind.DELTA, 3, 2)] * REHEARSAL_VICTIMS
     pool = [image.tolist() for image in public.pixels]
     used = [image.tolist() for shard in played.shards for image in shard.pixels]

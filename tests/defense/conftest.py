@@ -8,6 +8,7 @@ from torch import Tensor
 
 from defense import Preparation
 from defense.foundation import Foundation, lay_foundation
+from defense.minimax import Game, Players, newcomers, play
 from fl.data.images import Images
 from fl.models import ModelSpec
 
@@ -52,3 +53,17 @@ def preparation(public: Images, tmp_path_factory: pytest.TempPathFactory) -> Pre
 def foundation(preparation: Preparation) -> Foundation:
     """Trained long enough to rebuild the images."""
     return lay_foundation(preparation, steps=60)
+
+
+@pytest.fixture(scope="session")
+def game() -> Game:
+    """Weights at which privacy is learnt and utility kept."""
+    return Game(strength=2.0, privacy_weight=2.0, utility_weight=1.0, ceiling=1.0, adversary_steps=2, batch_size=16)
+
+
+@pytest.fixture(scope="session")
+def learnt(game: Game, foundation: Foundation, public: Images) -> Players:
+    """That game, played long enough to tell."""
+    stream = torch.Generator().manual_seed(3)
+    begin = newcomers(foundation, game, stream)
+    return play(public, foundation, begin, game, steps=60, anchor=public, device=torch.device("cpu"), stream=stream)

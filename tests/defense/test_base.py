@@ -246,7 +246,7 @@ def test_a_stacks_surrogate_composes_those_of_its_parts(preparation: Preparation
     assert surrogate.update is not None
     assert surrogate.visible is not None
     assert surrogate.data(torch.tensor(1.0), torch.Generator()) == 5
-    # (1, -5, 2, 0) becomes (5, -7, 7, 3), of which half is kept: -7 and the first of 7 and... the larger two.
+    # (1, -5, 2, 0) becomes (5, -7, 7, 3), of which the larger half is kept.
     sent = surrogate.update(update(1.0, -5.0, 2.0, 0.0), torch.Generator())
     assert sent.tensors["w"].tolist() == [0, -7, 7, 0]
     assert surrogate.visible(sent.tensors)["w"].tolist() == [0, 1, 1, 0]

@@ -19,7 +19,7 @@ DEFENCES: list[Defense] = [
 ]
 
 
-@pytest.fixture(params=DEFENCES, ids=repr)
+@pytest.fixture(scope="module", params=DEFENCES, ids=repr)
 def defence(request: pytest.FixtureRequest, preparation: Preparation, private: Images) -> Defense:
     untrained: Defense = request.param
     return untrained.pretrain(preparation).prepare(private, preparation, 0)

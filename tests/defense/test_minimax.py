@@ -75,17 +75,14 @@ def read(players: Players, foundation: Foundation, images: Images) -> float:
 
 
 def test_the_privacy_term_hides_what_the_class_does_not_need(
-    foundation: Foundation, public: Images, private: Images
+    learnt: Players, game: Game, foundation: Foundation, public: Images, private: Images
 ) -> None:
-    hidden, open_ = (
-        played(replace(SANE, privacy_weight=weight), public, foundation, steps=40) for weight in (2.0, 0.0)
-    )
-    assert read(hidden, foundation, private) > 0.95, "utility is kept"
-    assert read(open_, foundation, private) > 0.95
-    # With the same budget, an adversary rebuilds images almost perfectly where nothing was to be hidden.
-    without = attacked_afresh(open_, foundation, public, private)
-    assert without < 0.1
-    assert attacked_afresh(hidden, foundation, public, private) > max(0.2, 4 * without)
+    unhidden = played(replace(game, privacy_weight=0.0), public, foundation, steps=60)
+    assert read(learnt, foundation, private) > 0.95, "utility is kept"
+    assert read(unhidden, foundation, private) > 0.95
+    # With the same budget an adversary rebuilds images almost perfectly where nothing was to be hidden.
+    assert attacked_afresh(unhidden, foundation, public, private) < 0.2
+    assert attacked_afresh(learnt, foundation, public, private) > 0.5
 
 
 def test_a_game_is_a_pure_function_of_its_arguments(foundation: Foundation, public: Images) -> None:

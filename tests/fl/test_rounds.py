@@ -298,6 +298,18 @@ def test_a_run_goes_on_from_a_saved_state_as_if_never_stopped(strategy: Strategy
     assert same_bits(Run(federation, SerialExecutor()).rounds(2, resumed)[0], straight)
 
 
+def test_the_learning_rate_decays_from_round_to_round() -> None:
+    federation = replace(federate(FedAvg(), batch_size=64, learning_rate=0.4), learning_rate_decay=0.5)
+    assert [federation.training_at(number).learning_rate for number in range(3)] == [0.4, 0.2, 0.1]
+    first = replace(start(federation), round=0)
+    moved = []
+    for number in (0, 2):
+        # One step from the same weights on all of the images: the change is the learning rate times the gradient.
+        after, _ = Run(federation, SerialExecutor()).rounds(1, replace(first, round=number))
+        moved.append(after.weights["head.weight"] - first.weights["head.weight"])
+    torch.testing.assert_close(moved[1] * 4, moved[0], atol=1e-5, rtol=1e-3)
+
+
 def test_a_round_leaves_the_state_before_it_alone() -> None:
     federation = federate(FedAdam(), norm="batch")
     run = Run(federation, SerialExecutor())

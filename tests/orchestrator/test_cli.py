@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -24,7 +25,7 @@ from orchestrator.tracking.names import KIND_TAG
 
 TINY = """
 experiment: tiny
-data: {name: mni152, limit: 60}
+data: {name: "npz:two.npz"}
 model: {name: convnet, width: 4}
 fl: {clients: 2, rounds: 1}
 audit: {victims: 2, gallery: 10}
@@ -43,6 +44,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FEDVEIL_DATA", raising=False)
     monkeypatch.setattr(cli, "connect", started)
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    arrays = {f"{split}_images": images for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(60) % 2 for split in ("train", "val", "test")}
+    np.savez(tmp_path / "two.npz", **arrays, **labels)
     (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
     (tmp_path / "sweep.yaml").write_text(TINY + SEARCH, encoding="utf-8")
     return tmp_path
@@ -53,14 +58,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["run", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
         (["run", "tiny.yaml", "--set", "fl.rounds=0"], "fl.rounds: given 0; allowed: 1 or more"),
-        (["run", "tiny.yaml", "--set", "data.size=20"], "mni152: size 20 is not available; allowed: 28 to 64"),
+        (
+            ["run", "tiny.yaml", "--set", "data={name: mni152, size: 20}"],
+            "mni152: size 20 is not available; allowed: 28 to 64",
+        ),
         (["run", "tiny.yaml", "--set", "data.name=npz:no.npz"], "npz:no.npz: there is no 'no.npz'"),
         (["run", "tiny.yaml", "--set", "audit.victims=400"], "audit.victims: 400 in batches of 1; the 2 audited"),
         (["run", "tiny.yaml", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
         (["run", "tiny.yaml", "--json", "."], "--json .: this is a folder; name a file"),
         (["run", "sweep.yaml"], "sweep.yaml: has a 'search' section; run it with: fedveil sweep sweep.yaml"),
         (["sweep", "tiny.yaml"], "tiny.yaml: has no 'search' section; run it with: fedveil run tiny.yaml"),
-        (["sweep", "sweep.yaml", "--set", "data.size=20"], "mni152: size 20 is not available"),
+        (["sweep", "sweep.yaml", "--set", "data={name: mni152, size: 20}"], "mni152: size 20 is not available"),
         (["report", "x"], "sqlite:///"),
         (["report", "x", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
         (["ui"], "sqlite:///"),
@@ -312,13 +320,17 @@ def test_progress_outlives_a_busy_moment_and_shows_brackets(monkeypatch: pytest.
     assert board.killed
 
 
-def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board()
-    monkeypatch.setattr(progress, "ray", fake_ray(board))
-    console = Console(width=80, record=True)
-    with pytest.raises(ValueError, match="the trial"), progress.progress_on(console, every=60):
-        board.answers = [[("t", "last words")]]
+def failing_block(board: Board, last: Any, console: Console) -> None:
+    with progress.progress_on(console, every=60):
+        board.answers = [last]
         raise ValueError("the trial")
+
+
+def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, console = Board(), Console(width=80, record=True)
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    with pytest.raises(ValueError, match="the trial"):
+        failing_block(board, [("t", "last words")], console)
     assert "last words" in console.export_text()
     assert board.killed
 
@@ -326,9 +338,8 @@ def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pyt
 def test_a_lost_board_does_not_hide_what_ended_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board()
     monkeypatch.setattr(progress, "ray", fake_ray(board))
-    with pytest.raises(ValueError, match="the trial"), progress.progress_on(Console(), every=60):
-        board.answers = [ray.exceptions.RayError("gone")]
-        raise ValueError("the trial")
+    with pytest.raises(ValueError, match="the trial"):
+        failing_block(board, ray.exceptions.RayError("gone"), Console())
     assert board.killed
 
 

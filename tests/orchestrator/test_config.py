@@ -17,6 +17,7 @@ from fl.strategies import STRATEGIES
 from orchestrator.config import ConfigError, Experiment, check, load_experiment, with_overrides
 from orchestrator.config.load import set_key
 from orchestrator.config.options import build, options_of
+from orchestrator.config.schema import FLSection
 from orchestrator.config.space import corners, grid_points
 from orchestrator.config.text import parse
 from orchestrator.tracking import ImagePolicy
@@ -36,7 +37,7 @@ search:
 resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
 """
 SECTIONS = "audit, data, defense, experiment, fl, model, resources, search, seed, tracking"
-FL_KEYS = "batch_size, clients, cohort, learning_rate, local_epochs, rounds, shares, strategy"
+FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 LATENT_KEYS = (
     "adversary_steps, ceiling, client_steps, foundation_steps, privacy_weight, scope, steps, strength, utility_weight"
 )
