@@ -252,8 +252,11 @@ def test_a_stacks_surrogate_composes_those_of_its_parts(preparation: Preparation
     assert surrogate.visible(sent.tensors)["w"].tolist() == [0, 1, 1, 0]
 
 
-def test_a_stacks_surrogate_sees_what_all_parts_leave_visible(preparation: Preparation) -> None:
-    parts = (TopK(keep=0.75), TopK(keep=0.5))
+@pytest.mark.parametrize("shares", [(0.75, 0.5), (0.5, 0.75)])
+def test_a_stacks_surrogate_sees_what_all_parts_leave_visible(
+    shares: tuple[float, float], preparation: Preparation
+) -> None:
+    parts = tuple(TopK(keep=share) for share in shares)
     surrogate = Stack(parts=parts).surrogate(CODE, preparation)
     assert surrogate.visible is not None
     sent = Stack(parts=parts).update(update(4.0, 3.0, 2.0, 1.0), torch.Generator())
