@@ -18,7 +18,7 @@ from fl.models import build_model
 from fl.seeding import torch_stream
 from fl.training import LocalTraining, local_update
 
-FACTORS = (1.0, 10.0, 100.0)
+FACTORS = (0.1, 1.0, 10.0)
 REHEARSAL_VICTIMS = 8
 
 
@@ -63,6 +63,8 @@ def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surroga
         knowledge: with public images.
     """
     rehearsed = _rehearse_updates(like, surrogate, knowledge)
+    if not rehearsed:
+        return inversion.tv
     observations = [r.observation for r in rehearsed]
     masks = visible_masks(observations, surrogate)
     errors: dict[float, float] = {}

@@ -24,7 +24,7 @@ from fl.messages import ThreatModel, UpdateKind
 from fl.models import ModelSpec, build_model, init_model
 from fl.seeding import torch_stream
 from fl.training import LocalTraining, local_update
-from orchestrator.report import reconstruction_figure
+from orchestrator.report.figures import reconstruction_figure
 
 
 def observe(victims: Images, model: ModelSpec) -> list[Observation]:
@@ -41,7 +41,7 @@ def observe(victims: Images, model: ModelSpec) -> list[Observation]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--victims", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--data", nargs="+", default=["mni152", "cifar10"])
     parser.add_argument("--models", nargs="+", default=["lenet", "convnet"])
     parser.add_argument("--out", type=Path, default=Path("runs/attack_quality"))

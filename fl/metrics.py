@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -40,7 +39,11 @@ def macro_auc(probabilities: Tensor, labels: Tensor) -> float:
 
 def _auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """The Mann-Whitney statistic: how often a positive outranks a negative, where a tie counts one half."""
+    if np.isnan(scores).any():
+        return math.nan
     positives = int(positive.sum())
     negatives = len(positive) - positives
-    wins = float(rankdata(scores)[positive].sum()) - positives * (positives + 1) / 2
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum() - (ties - 1) / 2)[place]
+    wins = float(ranks[positive].sum()) - positives * (positives + 1) / 2
     return wins / (positives * negatives)

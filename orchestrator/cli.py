@@ -10,14 +10,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from fl.errors import FedveilError
 from orchestrator.cluster import connect, offline_environment
+
+if TYPE_CHECKING:
+    from orchestrator.config import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,34 +110,36 @@ def _writable(path: Path | None) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    from orchestrator.config import load_experiment
-    from orchestrator.stage import set_stage
+    with console.status("loading PyTorch, checking the settings and the data"):
+        from orchestrator.config import load_experiment
+        from orchestrator.stage import set_stage
 
-    experiment, _ = load_experiment(arguments.file, arguments.set)
-    _writable(arguments.json)
-    if experiment.search is not None:
-        raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
-    # Before Ray starts, for its checks; what it loads is loaded again by the trial.
-    set_stage(experiment)
-    from orchestrator.single import run_single
+        experiment, _ = load_experiment(arguments.file, arguments.set)
+        _writable(arguments.json)
+        if experiment.search is not None:
+            raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
+        # Before Ray starts, for its checks; what it loads is loaded again by the trial.
+        set_stage(experiment)
+    with _ray_for(experiment, arguments.ray, console):
+        from orchestrator.single import run_single
 
-    with connect(arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)):
         row = run_single(experiment, console)
     return _finish([row], experiment.experiment, arguments.json, console)
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
-    from orchestrator.config import load_experiment
-    from orchestrator.stage import set_stage
+    with console.status("loading PyTorch, checking the settings and the data"):
+        from orchestrator.config import load_experiment
+        from orchestrator.stage import set_stage
 
-    experiment, raw = load_experiment(arguments.file, arguments.set)
-    _writable(arguments.json)
-    if experiment.search is None:
-        raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
-    set_stage(experiment)
-    from orchestrator.sweep import run_sweep
+        experiment, raw = load_experiment(arguments.file, arguments.set)
+        _writable(arguments.json)
+        if experiment.search is None:
+            raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
+        set_stage(experiment)
+    with _ray_for(experiment, arguments.ray, console):
+        from orchestrator.sweep import run_sweep
 
-    with connect(arguments.ray, cpus=_cpus(experiment.resources.workers, experiment.resources.cpus_per_worker)):
         outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
     code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
     for figure in outcome.files:
@@ -140,6 +147,15 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     console.print(f"{'per trial':<11} {_near(outcome.root / 'trials')}")
     console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
     return code
+
+
+@contextmanager
+def _ray_for(experiment: Experiment, address: str | None, console: Console) -> Iterator[None]:
+    resources = experiment.resources
+    with ExitStack() as stack:
+        with console.status("starting Ray"):
+            stack.enter_context(connect(address, cpus=_cpus(resources.workers, resources.cpus_per_worker)))
+        yield
 
 
 def _cpus(workers: int, cpus_per_worker: float) -> int:

@@ -25,8 +25,10 @@ OFFLINE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-"""No usage statistics, no copy of a uv environment per worker, no log files that Tune writes unasked."""
+"""No usage statistics, no copy of a uv environment per worker, no log files that Tune writes unasked, and of MLflow no
+news about the tables of its database."""
 
 LOCAL_START_ATTEMPTS = 3
 REACH_TIMEOUT = 10.0

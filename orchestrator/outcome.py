@@ -10,14 +10,7 @@ from typing import Literal
 import torch
 
 from attacks import ATTACKS
-from orchestrator.report import (
-    TrialRow,
-    comparison_figure,
-    leakiest_attack,
-    pareto_figure,
-    pareto_front,
-    representatives,
-)
+from orchestrator.report import TrialRow, pareto_front
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,8 @@ def summarise_sweep(
     front = pareto_front([row for row in drawable if objectives.keys() <= row.metrics.keys()], objectives)
     figures = []
     if drawable:
+        from orchestrator.report.figures import pareto_figure
+
         figures.append(root / "pareto.png")
         pareto_figure(rows, figures[0], title=f"{experiment}: accuracy against reconstruction error")
         figures += _comparison(drawable, root)
@@ -67,6 +62,8 @@ def summarise_sweep(
 
 def _comparison(rows: Sequence[TrialRow], root: Path) -> list[Path]:
     """Draw the same victims under each defence; trials that ran on another machine left no pictures here."""
+    from orchestrator.report.comparison import comparison_figure, leakiest_attack, representatives
+
     panels = {}
     originals = None
     for row in representatives(rows):

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 from rich.console import Console
+from rich.markup import escape
 
 from fl.errors import FedveilError
 from orchestrator import checkpoint
@@ -20,6 +21,7 @@ from orchestrator.cluster import amounts, check_fit, placement_group
 from orchestrator.config import Experiment, SearchSection, check, with_overrides
 from orchestrator.config.space import grid_points
 from orchestrator.executor import RayExecutor
+from orchestrator.names import panel_names, trial_name
 from orchestrator.outcome import SweepOutcome, summarise_sweep
 from orchestrator.places import SweepFiles, tracking_settings
 from orchestrator.progress import Speaker, progress_on
@@ -31,7 +33,7 @@ from orchestrator.trial import Trial, params_of
 DRIVER_CPUS = 0.01
 """The trial's driver only waits for its workers."""
 
-OVERRIDES_KEY = "overrides"
+PANEL_KEY = "panel"
 FINAL_KEY = "trial_reached_its_end"
 
 
@@ -118,34 +120,10 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
 
 
 def _overrides_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    if OVERRIDES_KEY in config:
-        overrides = dict(config[OVERRIDES_KEY])
-    else:
-        overrides = {key: value for key, value in config.items() if key != "objectives"}
+    if PANEL_KEY in config:
+        return dict(config[PANEL_KEY]["overrides"]), config[PANEL_KEY]["name"]
+    overrides = {key: value for key, value in config.items() if key != "objectives"}
     return overrides, trial_name(overrides)
-
-
-def trial_name(overrides: Mapping[str, Any]) -> str:
-    """Return a short name that tells trials of one sweep apart: what it varies, with its values."""
-    parts = []
-    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
-        if key == "defense":
-            listed = value if isinstance(value, list) else [value]
-            parts += [_defense_name(part) for part in listed]
-        else:
-            parts.append(f"{key.rpartition('.')[2]}={_short(value)}")
-    return "_".join(parts) or "trial"
-
-
-def _defense_name(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    options = [f"{key}={_short(value)}" for key, value in part.items() if key != "name"]
-    return "_".join([str(part["name"]), *options])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("/", "-").replace(" ", "")
 
 
 def _tune_space(search: SearchSection) -> dict[str, Any]:
@@ -201,7 +179,8 @@ def _tuners(
     if search.searcher == "grid" and search.space:
         fixed += grid_points(search.space)
     if fixed:
-        space = {OVERRIDES_KEY: tune.grid_search(fixed), "objectives": objectives}
+        named = [{"name": n, "overrides": o} for n, o in zip(panel_names(fixed), fixed, strict=True)]
+        space = {PANEL_KEY: tune.grid_search(named), "objectives": objectives}
         parts.append(("panel", space, _tune_config(experiment, search, samples=1, searching=False)))
     if search.space and search.searcher != "grid":
         space = {**_tune_space(search), "objectives": objectives}
@@ -259,7 +238,9 @@ def run_sweep(
     for_trials = replace(tracking, deliver=not one_machine)
     console.print(
         f"[bold]{experiment.experiment}[/bold]: {_count(search)} trials, {resources.workers} workers with"
-        f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})} each, recorded in {tracking.uri}"
+        f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})} each, recorded in"
+        f" {escape(tracking.uri)}",
+        soft_wrap=True,
     )
     with (
         SweepTracker(

@@ -29,7 +29,6 @@ from fl.rounds import (
 from fl.training import LocalTraining
 from orchestrator.checkpoint import Progress, record_to_plain, tensors_of
 from orchestrator.config import Experiment
-from orchestrator.report import reconstruction_figure
 from orchestrator.stage import Stage, set_stage
 from orchestrator.tracking import TrialTracker
 from orchestrator.tracking.names import RECONSTRUCTION_GRID
@@ -205,7 +204,7 @@ class Trial:
         def job(defense: Handle[Defense], private: Handle[Images] | None, client: int) -> _Preparing:
             return _Preparing(defense, public, private, client, experiment, stage.model, self.files.cache)
 
-        self.say(f"preparing {untrained.get()!r} on {len(stage.public)} public images")
+        self.say(f"preparing the defence on {len(stage.public)} public images")
         (pretrained,) = executor.map(_prepare, [job(untrained, None, -1)])
         base = executor.share(pretrained)
         self.say(f"preparing it with {len(shards)} clients")
@@ -292,6 +291,8 @@ class Trial:
         originals, trained, rebuilt = tensors_of(progress.pictures)
         torch.save({"originals": originals, "trained": trained, "reconstructions": rebuilt}, folder / "pictures.pt")
         captions = [stage.data.classes[r] for r in _labels(progress, len(originals))]
+        from orchestrator.report.figures import reconstruction_figure
+
         figure = folder / "reconstruction.png"
         reconstruction_figure(figure, originals, trained, rebuilt, captions)
         tracker.log_image(figure, RECONSTRUCTION_GRID, step=progress.audited[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks.scoring.metrics import check_images
@@ -31,6 +30,10 @@ def match(reconstructed: Tensor, originals: Tensor) -> Tensor:
     check_images("originals", originals)
     if reconstructed.shape != originals.shape:
         raise FedveilError(f"reconstruction: expected {tuple(originals.shape)}, got {tuple(reconstructed.shape)}")
+    if len(originals) == 1:
+        return torch.zeros(1, dtype=torch.int64, device=reconstructed.device)
+    from scipy.optimize import linear_sum_assignment  # takes seconds to load, and most audits have one image per update
+
     cost = torch.stack([(reconstructed - original).square().flatten(1).mean(1) for original in originals])
     _, order = linear_sum_assignment(cost.cpu().double().numpy())
     return torch.as_tensor(order, dtype=torch.int64, device=reconstructed.device)

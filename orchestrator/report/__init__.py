@@ -1,20 +1,11 @@
-"""What a sweep found: a table on the screen, the Pareto front, and pictures."""
+"""What a sweep found: a table on the screen, the Pareto front, and pictures.
 
-from orchestrator.report.comparison import comparison_figure, leakiest_attack, representatives
-from orchestrator.report.figures import pareto_figure, reconstruction_figure
+The pictures (``figures``, ``comparison``) are imported where they are drawn: matplotlib takes seconds to load, and workers
+never draw.
+"""
+
 from orchestrator.report.pareto import TRADE_OFF, hypervolume, pareto_front
 from orchestrator.report.rows import TrialRow
 from orchestrator.report.table import TrialTable
 
-__all__ = [
-    "TRADE_OFF",
-    "TrialRow",
-    "TrialTable",
-    "comparison_figure",
-    "hypervolume",
-    "leakiest_attack",
-    "pareto_figure",
-    "pareto_front",
-    "reconstruction_figure",
-    "representatives",
-]
+__all__ = ["TRADE_OFF", "TrialRow", "TrialTable", "hypervolume", "pareto_front"]

@@ -82,7 +82,7 @@ _BOUNDS = _with(_metric("privacy/ceiling_mse", mse_text), _metric("privacy/floor
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
 
 _COLUMNS = (
-    _Column("strength\n", _param("defense.strength"), 0),
+    _Column("strength\n", _param("defense.strength"), 2),
     _Column("weights\npriv. / util.", _WEIGHTS, 5),
     _Column("accuracy\n", _metric("utility/accuracy", "{:.3f}".format), 0),
     _Column("on clean\nimages", _metric("utility/clean_accuracy", "{:.3f}".format), 4),

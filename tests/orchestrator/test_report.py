@@ -18,11 +18,9 @@ from orchestrator.report import (
     TrialRow,
     TrialTable,
     hypervolume,
-    pareto_figure,
     pareto_front,
-    reconstruction_figure,
 )
-from orchestrator.report.figures import draw_pareto, draw_reconstructions
+from orchestrator.report.figures import draw_pareto, draw_reconstructions, pareto_figure, reconstruction_figure
 from orchestrator.report.numbers import mse_text
 from orchestrator.report.style import looks
 

@@ -20,9 +20,10 @@ from orchestrator import checkpoint, cli
 from orchestrator.config import check, with_overrides
 from orchestrator.config.space import corners
 from orchestrator.executor import RayExecutor
+from orchestrator.names import trial_name
 from orchestrator.outcome import SweepOutcome
 from orchestrator.places import SweepFiles, tracking_settings
-from orchestrator.sweep import run_sweep, trial_name
+from orchestrator.sweep import run_sweep
 from orchestrator.tracking import TrialTracker
 from orchestrator.trial import Trial, params_of
 
@@ -263,8 +264,3 @@ def test_a_sweep_without_a_search_is_refused(bars: Path) -> None:
     raw = tiny_experiment(bars)
     with pytest.raises(FedveilError, match="no 'search' section"):
         run_sweep(check(raw), raw, Console(file=io.StringIO()))
-
-
-def test_trial_names_say_what_is_varied() -> None:
-    assert trial_name({"defense.strength": 1.23456, "fl.rounds": 3}) == "strength=1.235_rounds=3"
-    assert trial_name({"defense": ["latent", {"name": "top_k", "keep": 0.1}]}) == "latent_top_k_keep=0.1"

@@ -1,0 +1,74 @@
+"""Names of trials: what tells them apart, short enough for a table and fit for a folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+Option = tuple[str, str]
+"""(a defence's name, one of its options)."""
+
+
+def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) -> str:
+    """Return a trial's name: what it overrides, with the values.
+
+    Args:
+        overrides: dotted keys to values, as in ``search.space`` and ``search.panel``.
+        hidden: options of defences to leave out.
+    """
+    parts = []
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        if key == "defense":
+            parts += [_defense_name(part, hidden) for part in _stack(value)]
+        else:
+            parts.append(f"{key.rpartition('.')[2]}={_short(value)}")
+    return "_".join(parts) or "trial"
+
+
+def panel_names(panel: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return distinct names for the entries of a panel, in order.
+
+    An option that all entries with a defence share does not tell them apart and is left out, unless names would clash.
+    """
+    values: defaultdict[Option, list[Any]] = defaultdict(list)
+    holders: Counter[str] = Counter()
+    for part in (part for overrides in panel for part in _stack(overrides.get("defense", []))):
+        name, options = _split(part)
+        holders[name] += 1
+        for key, value in options.items():
+            values[name, key].append(value)
+    hidden = {
+        option
+        for option, given in values.items()
+        if holders[option[0]] > 1 and len(given) == holders[option[0]] and all(value == given[0] for value in given)
+    }
+    short = [trial_name(overrides, hidden) for overrides in panel]
+    clashes = {name for name, times in Counter(short).items() if times > 1}
+    names = [trial_name(o) if name in clashes else name for o, name in zip(panel, short, strict=True)]
+    distinct: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        distinct.append(next(n for n in itertools.chain([name], numbered) if n not in distinct))
+    return distinct
+
+
+def _stack(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _split(part: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(part, str):
+        return part, {}
+    return str(part["name"]), {key: value for key, value in part.items() if key != "name"}
+
+
+def _defense_name(part: Any, hidden: Collection[Option]) -> str:
+    name, options = _split(part)
+    shown = [f"{key}={_short(value)}" for key, value in options.items() if (name, key) not in hidden]
+    return "_".join([name, *shown])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("/", "-").replace(" ", "")
