@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": it says what, where and what is allowed."""
+"""What the user is told: the exception that means "you can mend this", which says what, where and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ class FedveilError(Exception):
 
     The message is one line. The command line prints it without a traceback and exits with code 2.
     """
+
+
+class FedveilWarning(UserWarning):
+    """Something that the user should know and that stops nothing, in one line; the command line prints it once."""
 
 
 class SettingError(FedveilError):

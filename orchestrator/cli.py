@@ -10,15 +10,16 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-from fl.errors import FedveilError
+from fl.errors import FedveilError, FedveilWarning
 from orchestrator.cluster import connect, offline_environment
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     try:
-        code: int = arguments.run(arguments, console)
+        with _warnings_as_lines():
+            code: int = arguments.run(arguments, console)
     except FedveilError as error:
         for line in str(error).splitlines():
             print(f"fedveil: {line}", file=sys.stderr)
@@ -40,6 +42,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fedveil: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print our warnings like errors, a line each, once each."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, FedveilWarning):
+                usual(message, category, filename, lineno, file, line)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"fedveil: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", FedveilWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl.data.images import ImageData
-from fl.errors import FedveilError
+from fl.errors import FedveilError, FedveilWarning
 from fl.registry import Registry
 
 
@@ -98,5 +98,5 @@ def chosen_size(entry: DataEntry, size: int | None) -> int:
 
 def caution(text: str) -> str:
     """Warn of ``text``, and return it so that it can be kept in `ImageData.notes`."""
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, FedveilWarning, stacklevel=3)
     return text

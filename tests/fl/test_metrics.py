@@ -86,3 +86,8 @@ def test_multiclass_auc_equals_medmnist_where_all_classes_are_there(scores: np.n
 def test_multiclass_auc_is_the_mean_over_the_classes_that_are_there(scores: np.ndarray, labels: np.ndarray) -> None:
     expected = np.mean([roc_auc_score(labels == c, scores[:, c]) for c in np.unique(labels)])
     assert macro_auc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_score_that_is_not_a_number_has_no_auc() -> None:
+    scores = torch.tensor([[0.1, 0.9], [math.nan, math.nan], [0.8, 0.2]])
+    assert math.isnan(macro_auc(scores, torch.tensor([1, 0, 0])))

@@ -104,6 +104,21 @@ def test_no_permission_to_write_the_results(
     assert capsys.readouterr().err == "fedveil: --json r.json: no permission to write there\n"
 
 
+def test_a_warning_is_one_line_said_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    arrays = {f"{split}_images": images for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(60)[:, None] % 2 for split in ("train", "val", "test")}
+    np.savez(folder / "pneumoniamnist.npz", **arrays, **labels)
+    monkeypatch.setenv("FEDVEIL_DATA", str(folder))
+    for _ in range(2):
+        assert main(["run", "tiny.yaml", "--set", "data.name=pneumoniamnist", "--set", "audit.victims=400"]) == 2
+        warned, error = capsys.readouterr().err.splitlines()
+        assert warned.startswith(f"fedveil: {folder}/pneumoniamnist.npz is not the official file: its md5 is ")
+        assert error.startswith("fedveil: audit.victims: 400")
+
+
 PROBE = """
 import sys
 from orchestrator.cli import main
