@@ -36,24 +36,32 @@ def frozen(module: nn.Module) -> nn.Module:
 
 def lay_foundation(preparation: Preparation, *, steps: int) -> Foundation:
     """Train both modules, each for ``steps`` Adam steps of 64 images, or take them from the preparation's cache."""
-    public = preparation.public
-    key = (fingerprint(public), steps, preparation.seed, str(preparation.device.type))
-    autoencoder = seeded(lambda: Autoencoder(public.shape), preparation.stream("blank"))
     reference = build_model(preparation.model)
 
-    def build_autoencoder() -> State:
-        return train_autoencoder(
-            public, steps=steps, device=preparation.device, stream=preparation.stream("autoencoder")
-        ).state_dict()
-
-    def build_reference() -> State:
+    def build() -> State:
         return _train_reference(preparation, steps=steps).state_dict()
 
-    autoencoder.load_state_dict(cached(preparation.cache, ("autoencoder", *key), build_autoencoder))
-    reference.load_state_dict(cached(preparation.cache, ("reference", preparation.model, *key), build_reference))
+    key = ("reference", preparation.model, *_key(preparation, steps))
+    reference.load_state_dict(cached(preparation.cache, key, build))
+    return Foundation(public_autoencoder(preparation, steps=steps), frozen(reference))
+
+
+def public_autoencoder(preparation: Preparation, *, steps: int) -> Autoencoder:
+    """Train the autoencoder alone, or take it from the preparation's cache; it is frozen and on the CPU."""
+    public = preparation.public
+    autoencoder = seeded(lambda: Autoencoder(public.shape), preparation.stream("blank"))
+
+    def build() -> State:
+        stream = preparation.stream("autoencoder")
+        return train_autoencoder(public, steps=steps, device=preparation.device, stream=stream).state_dict()
+
+    autoencoder.load_state_dict(cached(preparation.cache, ("autoencoder", *_key(preparation, steps)), build))
     frozen(autoencoder)
-    frozen(reference)
-    return Foundation(autoencoder, reference)
+    return autoencoder
+
+
+def _key(preparation: Preparation, steps: int) -> tuple[object, ...]:
+    return (fingerprint(preparation.public), steps, preparation.seed, preparation.device.type)
 
 
 def train_autoencoder(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, at_least
-from defense.foundation import lay_foundation
+from defense.foundation import public_autoencoder
 from defense.modules import Autoencoder, rms
 from defense.moving import on_device
 from fl.messages import ThreatModel
@@ -73,8 +73,7 @@ class LatentNoise(Defense):
 
     def pretrain(self, preparation: Preparation) -> LatentNoise:
         """Train the autoencoder."""
-        foundation = lay_foundation(preparation, steps=self.foundation_steps)
-        return replace(self, autoencoder=foundation.autoencoder)
+        return replace(self, autoencoder=public_autoencoder(preparation, steps=self.foundation_steps))
 
     @torch.no_grad()
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:

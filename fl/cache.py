@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -26,19 +28,37 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()
 
 
+def sources(folder: Path) -> str:
+    """Return a hash of all Python files below ``folder``: other code may train other weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(hashlib.blake2b(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _versions(module: str) -> tuple[str, ...]:
+    """Return what beside the key decides the weights: PyTorch, this package and the one that trains."""
+    packages = dict.fromkeys([__name__.partition(".")[0], module.partition(".")[0]])
+    folders = [folder for name in packages for folder in getattr(sys.modules.get(name), "__path__", ())]
+    return (torch.__version__, *(sources(Path(folder)) for folder in folders))
+
+
 def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], State]) -> State:
     """Return ``build()``, or what an earlier call with the same key returned, read from ``folder``.
 
-    A damaged entry is built anew.
+    A damaged entry is built anew, and so is one from other code or another PyTorch.
 
     Args:
         folder: is made if need be; None turns the cache off.
-        key: everything that the result depends on; its ``repr`` has to tell different keys apart.
+        key: everything beside the code that the result depends on; its ``repr`` has to tell different keys apart.
         build: returns tensors by name.
     """
     if folder is None:
         return build()
-    path = folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.pt"
+    whole = (*_versions(build.__module__), *key)
+    path = folder / f"{hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()}.pt"
     state = _read(path)
     if state is not None:
         return state

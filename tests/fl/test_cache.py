@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.cache import State, cached, fingerprint
+from fl.cache import State, _versions, cached, fingerprint, sources
 from fl.data.images import Images
 
 
@@ -46,6 +46,31 @@ def test_another_key_is_another_entry(tmp_path: Path) -> None:
     assert build.calls == len(keys)
     assert all(equal(cached(tmp_path, key, build), state) for key, state in zip(keys, found, strict=True))
     assert build.calls == len(keys)
+
+
+def test_other_code_or_another_pytorch_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Builder()
+    cached(tmp_path, ("a",), build)
+    for name, other in (("torch.__version__", "0.0"), ("fl.cache.sources", lambda folder: "other")):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, other)
+            _versions.cache_clear()
+            cached(tmp_path, ("a",), build)
+    _versions.cache_clear()
+    assert build.calls == 3
+    cached(tmp_path, ("a",), build)
+    assert build.calls == 3
+
+
+def test_any_change_of_a_source_file_shows(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    found = [sources(tmp_path)]
+    for path, text in (("a.py", "x"), ("a.py", "y"), ("inner/a.py", "y"), ("inner/b.py", "")):
+        (tmp_path / path).write_text(text, encoding="utf-8")
+        found.append(sources(tmp_path))
+    (tmp_path / "note.txt").write_text("no code", encoding="utf-8")
+    assert len(set(found)) == len(found)
+    assert sources(tmp_path) == found[-1]
 
 
 def test_no_folder_means_no_cache() -> None:
