@@ -92,7 +92,8 @@ class PerfectInversion(Attack):
     """Handed the very images that the client trained on and the client's modules: only the defence itself is left.
 
     No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
-    best estimator of x from x'; this is that estimator, as well as the attacker could train it.
+    best estimator of x from x'; this is that estimator, as well as the attacker could train it. A defence that acts on
+    the update keeps more than that from a server, of which the bound says nothing: there the attack does not apply.
     """
 
     name: ClassVar[str] = "perfect_inversion"
@@ -100,6 +101,10 @@ class PerfectInversion(Attack):
         labels=False, public_data=True, defense_algorithm=True, defense_weights=True, trained_images=True
     )
     adaptive: ClassVar[bool] = True
+
+    def applies(self, knowledge: Knowledge) -> bool:
+        """See `Attack.applies`."""
+        return all(rehearsal.surrogate.update is None for rehearsal in knowledge.rehearsals.values())
 
     def run(
         self,

@@ -300,6 +300,8 @@ def _audit_chunk(slot: Slot, chunk: _Chunk) -> AuditResult:
     for attack in plan.attacks:
         threat_model = replace(attack.needs, labels=plan.labels_known)
         knowledge = _knowledge(context, attack, threat_model, chunk.targets, slot, federation)
+        if not attack.applies(knowledge):
+            continue
         observations = [_granted(c, threat_model) for c in captured]
         earlier[attack.name] = attack(observations, knowledge, earlier=earlier)
         for c, found in zip(captured, earlier[attack.name], strict=True):

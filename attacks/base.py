@@ -104,6 +104,10 @@ class Attack(ABC):
         """Return the attack with these settings of the gradient inversion, if it uses one."""
         return cls()
 
+    def applies(self, knowledge: Knowledge) -> bool:
+        """Whether the attack says anything about a defence that the attacker has rehearsed as in ``knowledge``."""
+        return True
+
     def __call__(
         self,
         observations: Sequence[Observation],

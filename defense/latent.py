@@ -6,6 +6,7 @@ set out in `defense.minimax` and in docs/method.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -32,19 +33,27 @@ class Outcome:
         clean_accuracy: of the public reference on untouched images.
         accuracy: of the local classifier on perturbed images.
         majority: share of the commonest class.
+        images: how many were judged.
         adversary_error: MSE of the co-trained adversary as a multiple of the class-mean guess's.
     """
 
     clean_accuracy: float
     accuracy: float
     majority: float
+    images: int
     adversary_error: float
 
     @property
     def collapsed(self) -> bool:
-        """The perturbed images carry hardly any class: under a quarter of what untouched ones carry beyond a guess."""
+        """The perturbed images carry hardly any class: under a quarter of what untouched ones carry beyond a guess.
+
+        Few images prove little: the upper end of the accuracy's 95 % interval (Wilson 1927) has to be under that quarter.
+        """
         carried = self.clean_accuracy - self.majority
-        return carried > 0 and self.accuracy - self.majority < 0.25 * carried
+        z2 = 1.96**2 / self.images
+        spread = math.sqrt(z2 * self.accuracy * (1 - self.accuracy) + z2**2 / 4)
+        most = (self.accuracy + z2 / 2 + spread) / (1 + z2)
+        return carried > 0 and most - self.majority < 0.25 * carried
 
 
 @DEFENSES.register("latent")
@@ -203,5 +212,6 @@ def judge(images: Images, foundation: Foundation, players: Players, public: Imag
         clean_accuracy=float((foundation.reference(x).argmax(1) == y).float().mean()),
         accuracy=float((players.classifier(defended).argmax(1) == y).float().mean()),
         majority=float(y.bincount().max()) / len(y),
+        images=len(y),
         adversary_error=error / max(class_mean_error(images, public), 1e-6),
     )

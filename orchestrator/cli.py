@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="list data sets, or download one")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="what there is, and what is here already").set_defaults(run=_data_list)
-    get = actions.add_parser("get", help="download a data set into data/cache")
+    get = actions.add_parser("get", help="find a data set in the search folders, or download it into data/cache")
     get.add_argument("name")
     get.add_argument("--size", type=int, help="pixels per side, where the data set has several sizes")
     get.set_defaults(run=_data_get)
@@ -158,13 +158,13 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     with console.status("loading PyTorch, checking the settings and the data"):
         from orchestrator.config import load_experiment
-        from orchestrator.stage import set_stage
+        from orchestrator.stage import set_stages
 
         experiment, raw = load_experiment(arguments.file, arguments.set)
         _writable(arguments.json)
         if experiment.search is None:
             raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
-        set_stage(experiment)
+        set_stages(experiment, raw)
     with _ray_for(experiment, arguments.ray, console):
         from orchestrator.sweep import run_sweep
 
@@ -190,7 +190,7 @@ def _cpus(workers: int, cpus_per_worker: float) -> int:
     """Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more."""
     import math
 
-    return max(os.cpu_count() or 1, math.ceil(workers * cpus_per_worker)) + 1
+    return max(os.cpu_count() or 1, math.ceil(workers * cpus_per_worker))
 
 
 def _near(path: Path) -> str:
@@ -212,7 +212,8 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
     _writable(arguments.json)
     rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
-    return _finish(rows, arguments.experiment, arguments.json, console)
+    _finish(rows, arguments.experiment, arguments.json, console)
+    return 0  # the report succeeded, whatever became of the trials
 
 
 def _data_list(arguments: argparse.Namespace, console: Console) -> int:
@@ -254,12 +255,14 @@ def _uri(given: str | None) -> str:
 
 
 def _ui(arguments: argparse.Namespace, console: Console) -> int:
-    uri = _uri(arguments.uri)
-    if uri.startswith("http"):
-        console.print(f"MLflow runs at {uri}")
-        return 0
-    from orchestrator.rows import experiment_views
+    from orchestrator.rows import check_uri, experiment_views
+    from orchestrator.tracking import without_passwords
 
+    uri = _uri(arguments.uri)
+    check_uri(uri)
+    if uri.startswith(("http", "databricks")):
+        console.print(f"MLflow runs at {without_passwords(uri)}")
+        return 0
     for name, path in experiment_views(uri).items():
         console.print(f"{name}:  http://127.0.0.1:{arguments.port}{path}", soft_wrap=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

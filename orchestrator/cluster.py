@@ -31,11 +31,15 @@ OFFLINE = {
 news about the tables of its database."""
 
 LOCAL_START_ATTEMPTS = 3
+NODE_SLIVER = 0.001
+"""Of the one unit of itself that Ray gives to each node: room for a thousand trial drivers."""
 REACH_TIMEOUT = 10.0
 """Seconds within which a cluster's head has to accept a connection."""
 
 # Ray counts resources in ten-thousandths; so do we, or 0.3 of a core would hold only two shares of 0.1.
 _GRAIN = 10_000
+LEAST_SHARE = 1 / _GRAIN
+"""The least of a core or a GPU that a worker can ask for."""
 
 
 def offline_environment() -> None:
@@ -121,21 +125,41 @@ def first_line(error: BaseException) -> str:
 
 
 def placement_group(
-    workers: int, *, cpus_per_worker: float = 1, gpus_per_worker: float = 0, driver_cpus: float = 1
+    workers: int,
+    *,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    driver_cpus: float = 1,
+    driver_node: str | None = None,
 ) -> PlacementGroupFactory:
     """Return what a Tune trial has to reserve: bundle 0 for its driver, bundle 1 + i for worker i.
 
+    Args:
+        workers: how many.
+        cpus_per_worker: cores of each.
+        gpus_per_worker: share of a GPU of each.
+        driver_cpus: cores of the driver; 0 only with ``driver_node``, as Tune drops an empty first bundle.
+        driver_node: `own_node` of the node on which the driver has to be; None for any. The workers are free.
+
     Raises:
-        FedveilError: a number is out of range; ``driver_cpus`` too must be above 0, as Tune drops an empty
-            first bundle.
+        FedveilError: a number is out of range.
     """
     bundle = _bundle(workers, cpus_per_worker, gpus_per_worker)
-    if driver_cpus <= 0:
+    if driver_cpus < 0 or (driver_cpus == 0 and driver_node is None):
         raise FedveilError(f"driver_cpus must be above 0, not {driver_cpus:g}; 0.01 will do for one that only waits")
+    driver = {"CPU": driver_cpus} if driver_node is None else {"CPU": driver_cpus, driver_node: NODE_SLIVER}
     offline_environment()
     from ray.tune import PlacementGroupFactory
 
-    return PlacementGroupFactory([{"CPU": driver_cpus}, *(dict(bundle) for _ in range(workers))])
+    return PlacementGroupFactory([driver, *(dict(bundle) for _ in range(workers))])
+
+
+def own_node() -> str:
+    """Return the name of the resource, ``node:ADDRESS``, that ties what asks for it to this process's node."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == own)
 
 
 def check_fit(
@@ -172,6 +196,8 @@ def _bundle(workers: int, cpus: float, gpus: float) -> Mapping[str, float]:
     for name, value in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
         if value < 0:
             raise FedveilError(f"{name} must not be negative, not {value:g}")
+        if 0 < value < LEAST_SHARE:
+            raise FedveilError(f"{name} above 0 must be at least {LEAST_SHARE}, not {value:g}")
     if cpus == gpus == 0:
         raise FedveilError("a worker needs some of a CPU or a GPU: cpus_per_worker and gpus_per_worker are both 0")
     if gpus > 1 and gpus != int(gpus):

@@ -167,15 +167,18 @@ def _data() -> Iterator[Finding]:
 
 
 def _mlflow(uri: str) -> Iterator[Finding]:
+    from orchestrator.config.uri import uri_fault
+    from orchestrator.tracking import without_passwords
+
     parts = urlsplit(uri)
     advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"
     if parts.scheme in ("http", "https"):
         port = parts.port or (443 if parts.scheme == "https" else 80)
         trouble = _unreachable(parts.hostname or "", port)
         if trouble:
-            yield Finding("mlflow uri", Level.FAIL, f"{_public(uri)} does not answer ({trouble})", advice)
+            yield Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)} does not answer ({trouble})", advice)
         else:
-            yield Finding("mlflow uri", Level.OK, f"{_public(uri)} accepts connections")
+            yield Finding("mlflow uri", Level.OK, f"{without_passwords(uri)} accepts connections")
     elif parts.scheme == "sqlite":
         file = Path(uri.removeprefix("sqlite:///"))
         trouble = _unwritable(file.absolute().parent)
@@ -184,11 +187,10 @@ def _mlflow(uri: str) -> Iterator[Finding]:
         else:
             state = "exists" if file.exists() else "will be made by the first experiment"
             yield Finding("mlflow uri", Level.OK, f"{uri} {state}")
-    elif parts.scheme in ("", "file"):
-        advice = "use sqlite:///mlflow.db or a server's address"
-        yield Finding("mlflow uri", Level.FAIL, f"{uri}: MLflow no longer records in plain folders", advice)
+    elif fault := uri_fault(uri):
+        yield Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)}: nothing that MLflow records in", fault)
     else:
-        yield Finding("mlflow uri", Level.WARN, f"{_public(uri)}: this kind of store was not tried")
+        yield Finding("mlflow uri", Level.WARN, f"{without_passwords(uri)}: this kind of store was not tried")
 
 
 def _ray() -> Iterator[Finding]:
@@ -260,8 +262,3 @@ def _unreachable(host: str, port: int) -> str | None:
     except OSError as error:
         return first_line(error)
     return None
-
-
-def _public(uri: str) -> str:
-    """Return an address without the password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)

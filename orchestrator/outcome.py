@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from attacks import ATTACKS
-from orchestrator.report import TrialRow, pareto_front
+from orchestrator.report import TRADE_OFF, TrialRow, hypervolume, pareto_front
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def summarise_sweep(
 ) -> SweepOutcome:
     """Draw the Pareto figure and the comparison of the victims, and pick the front."""
     drawable = [row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
-    front = pareto_front([row for row in drawable if objectives.keys() <= row.metrics.keys()], objectives)
+    comparable = [row for row in drawable if row.comparable]
+    front = pareto_front(comparable, objectives)
     figures = []
     if drawable:
         from orchestrator.report.figures import pareto_figure
@@ -56,12 +57,13 @@ def summarise_sweep(
         "sweep/trials": float(len(rows)),
         "sweep/failed": float(sum(row.status == "FAILED" for row in rows)),
         "sweep/pareto_front": float(len(front)),
+        "sweep/hypervolume": hypervolume(comparable, TRADE_OFF, dict.fromkeys(TRADE_OFF, 0.0)),
     }
     return SweepOutcome(experiment, tuple(rows), tuple(front), metrics, tuple(figures), root)
 
 
 def _comparison(rows: Sequence[TrialRow], root: Path) -> list[Path]:
-    """Draw the same victims under each defence; trials that ran on another machine left no pictures here."""
+    """Draw the same victims under each defence, as far as their pictures are there."""
     from orchestrator.report.comparison import comparison_figure, leakiest_attack, representatives
 
     panels = {}

@@ -29,7 +29,7 @@ class SweepFiles:
 
     @property
     def tune(self) -> Path:
-        """Tune's own storage: checkpoints and state."""
+        """Tune's own storage, a folder per sweep: checkpoints and state."""
         return self.root / "tune"
 
     @property
@@ -37,9 +37,27 @@ class SweepFiles:
         """Modules trained on public images alone, shared by all experiments."""
         return self.root.parent / "cache"
 
+    @property
+    def memory(self) -> Path:
+        """What a sweep that is to be resumed has to know of itself."""
+        return self.root / "sweep.json"
+
     def trial(self, name: str) -> TrialFiles:
         """Return the places of a trial."""
         return TrialFiles(folder=self.root / "trials" / name, cache=self.cache)
+
+    def new_trial(self, name: str) -> tuple[str, TrialFiles]:
+        """Make the folder of another trial; return its name, ``name-2`` and so on where others have it, and places."""
+        number = 1
+        while True:
+            numbered = name if number == 1 else f"{name}-{number}"
+            files = self.trial(numbered)
+            try:
+                files.folder.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return numbered, files
 
 
 def tracking_settings(experiment: Experiment, files: SweepFiles, *, published: bool, deliver: bool) -> TrackingSettings:

@@ -10,12 +10,14 @@ from orchestrator.executor import RayExecutor
 from orchestrator.places import SweepFiles, tracking_settings
 from orchestrator.report import TrialRow
 from orchestrator.stage import set_stage
-from orchestrator.tracking import TrialTracker
+from orchestrator.tracking import TrialTracker, replay, without_passwords
 from orchestrator.trial import Trial, params_of
 
 
 def run_single(experiment: Experiment, console: Console) -> TrialRow:
     """Run the experiment's one trial on the connected Ray cluster.
+
+    Records that earlier runs could not deliver are delivered first.
 
     Raises:
         FedveilError: the trial does not fit the cluster.
@@ -24,20 +26,30 @@ def run_single(experiment: Experiment, console: Console) -> TrialRow:
     stage = set_stage(experiment)
     tracking = tracking_settings(experiment, files, published=stage.data.published, deliver=True)
     params = params_of(experiment)
-    name = f"{params['defense.name']}-seed{experiment.seed}"
     resources = experiment.resources
-
-    def say(text: str) -> None:
-        console.print(f"[bold]{name}[/bold]  {escape(text)}", soft_wrap=True)
-
-    say(f"starting {resources.workers} worker slot(s), recording in {tracking.uri}")
-    with (
-        RayExecutor(
+    console.print(
+        f"{resources.workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True
+    )
+    replay(tracking.spool_folder)
+    try:
+        with RayExecutor(
             resources.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
-        ) as executor,
-        TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker,
-    ):
-        final = Trial(experiment, executor, files.trial(name), say).run(tracker)
+        ) as executor:
+            name, places = files.new_trial(f"{params['defense.name']}-seed{experiment.seed}")
+
+            def say(text: str) -> None:
+                console.print(f"[bold]{escape(name)}[/bold]  {escape(text)}", soft_wrap=True)
+
+            with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
+                final = Trial(experiment, executor, places, say).run(tracker)
+    finally:
+        waiting = replay(tracking.spool_folder).waiting
+        if waiting:
+            console.print(
+                f"MLflow did not take the records of {waiting} run(s): they wait in {escape(str(tracking.spool_folder))}"
+                f" for the next run or sweep of {escape(experiment.experiment)}",
+                soft_wrap=True,
+            )
     return TrialRow(name, "FINISHED", params, final)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from attacks.audit import Target, choose_targets
 from attacks.scoring import Gallery
 from fl.data import ImageData, Images, carve_public, load_data
 from fl.errors import FedveilError
 from fl.models import ModelSpec, build_model
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, check, with_overrides
+from orchestrator.config.space import corners
+
+SMALLEST = 11
+"""Pixels a side that SSIM needs."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Stage:
     Attributes:
         data: as loaded.
         public: carved off train; belongs to no client.
+        validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
+            validation images, or the public ones where it has none.
         shards: the clients' private images, by client number.
         model: the classifier.
         targets: the victim batches of every audit.
@@ -27,10 +35,47 @@ class Stage:
 
     data: ImageData
     public: Images
+    validation: Images
     shards: tuple[Images, ...]
     model: ModelSpec
     targets: tuple[Target, ...]
     gallery: Gallery
+
+
+def set_stages(experiment: Experiment, raw: Mapping[str, Any]) -> None:
+    """Set the stage of a sweep's file and of each variant that its search can make, so that no trial fails for it later.
+
+    Args:
+        experiment: with a ``search`` section.
+        raw: the mapping behind it.
+
+    Raises:
+        FedveilError: as for `set_stage`; the line says which variant.
+    """
+    set_stage(experiment)
+    seen = {_settings(experiment)}
+    search = experiment.search
+    if search is None:
+        return
+    base = {key: value for key, value in raw.items() if key != "search"}
+    variants = [(f"search.panel.{at}", overrides) for at, overrides in enumerate(search.panel)]
+    variants += [("search.space", overrides) for overrides in corners(search.space)]
+    for where, overrides in variants:
+        variant = check(with_overrides(base, overrides))
+        if _settings(variant) in seen:
+            continue
+        seen.add(_settings(variant))
+        try:
+            set_stage(variant)
+        except FedveilError as error:
+            raise FedveilError(f"{where}: {error}") from error
+
+
+def _settings(experiment: Experiment) -> str:
+    """What the stage depends on."""
+    audit = experiment.audit
+    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.seed)
+    return repr((*dealt, audit.victims, audit.batch_size, audit.clients, audit.gallery))
 
 
 def set_stage(experiment: Experiment) -> Stage:
@@ -43,6 +88,12 @@ def set_stage(experiment: Experiment) -> Stage:
     data = load_data(settings.name, size=settings.size, limit=settings.limit, seed=experiment.seed)
     if len(data.test) == 0:
         raise FedveilError(f"data {settings.name!r} has no test images, so utility cannot be measured")
+    sides = data.train.shape[1:]
+    if min(sides) < SMALLEST:
+        raise FedveilError(
+            f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least {SMALLEST}x{SMALLEST} are needed to score"
+            " reconstructions (SSIM's window)"
+        )
     public, private = carve_public(data.train, settings.public_fraction, experiment.seed)
     parts = settings.build_partition().split(private.labels, experiment.fl.clients, experiment.seed)
     shards = tuple(private.take(part) for part in parts)
@@ -56,4 +107,5 @@ def set_stage(experiment: Experiment) -> Stage:
         gallery=audit.gallery,
         seed=experiment.seed,
     )
-    return Stage(data, public, shards, model, targets, gallery)
+    validation = data.val if len(data.val) else public
+    return Stage(data, public, validation, shards, model, targets, gallery)

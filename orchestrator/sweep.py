@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from rich.markup import escape
 
 from fl.errors import FedveilError
 from orchestrator import checkpoint
-from orchestrator.cluster import amounts, check_fit, placement_group
+from orchestrator.cluster import amounts, check_fit, own_node, placement_group
 from orchestrator.config import Experiment, SearchSection, check, with_overrides
 from orchestrator.config.space import grid_points
 from orchestrator.executor import RayExecutor
@@ -27,14 +30,14 @@ from orchestrator.places import SweepFiles, tracking_settings
 from orchestrator.progress import Speaker, progress_on
 from orchestrator.report import TrialRow
 from orchestrator.stage import set_stage
-from orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, TrialTracker
+from orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, TrialTracker, without_passwords
+from orchestrator.tracking.spool import PENDING
 from orchestrator.trial import Trial, params_of
-
-DRIVER_CPUS = 0.01
-"""The trial's driver only waits for its workers."""
 
 PANEL_KEY = "panel"
 FINAL_KEY = "trial_reached_its_end"
+CHART = "pareto.png"
+"""The one figure of a sweep that shows no images."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,22 @@ class TrialJob:
     """What every trial of a sweep shares; it travels to the trials.
 
     Attributes:
-        raw: the experiment file with its overrides, without the search.
+        raw: the experiment file with its overrides, without the search and without passwords.
         tracking: where to record.
         parent_run_id: of the sweep's run.
         files: where to write.
+        storage: Tune's, for this sweep alone.
         board: for progress.
+        folder: the user's, below which data files are found; Tune gives each trial one of its own.
     """
 
     raw: dict[str, Any]
     tracking: TrackingSettings
     parent_run_id: str | None
     files: SweepFiles
+    storage: Path
     board: Any
+    folder: Path
 
 
 _pool: tuple[tuple[Any, ...], RayExecutor] | None = None
@@ -84,6 +91,8 @@ def _executor(experiment: Experiment) -> RayExecutor:
 
 def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune trainable: one trial, resumed from its checkpoint if it has one."""
+    if job.folder.is_dir():
+        os.chdir(job.folder)
     overrides, name = _overrides_of(config)
     experiment = check(with_overrides(job.raw, overrides))
     saved = tune.get_checkpoint()
@@ -91,6 +100,7 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     if saved is not None:
         with saved.as_directory() as folder:
             progress = checkpoint.load(Path(folder))
+    own_run = f"{job.storage.name}/{tune.get_context().get_trial_id()}"
     say = Speaker(job.board, name)
     params = params_of(experiment)
     plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
@@ -100,7 +110,8 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
         name=name,
         params={**params, **plain},
         swept=list(plain),
-        run_id=progress.run_id if progress else None,
+        # A trial that failed before its first checkpoint finds its run again by a name that it can work out.
+        run_id=progress.run_id if progress else PENDING + uuid.uuid5(uuid.NAMESPACE_OID, own_run).hex,
     )
     objectives = config["objectives"]
     with tracker:
@@ -141,14 +152,24 @@ def _tune_range(kind: str, values: list[Any], search: SearchSection) -> Any:
     return tune.loguniform(*values) if kind == "loguniform" else tune.uniform(*values)
 
 
-def _tune_config(experiment: Experiment, search: SearchSection, *, samples: int, searching: bool) -> tune.TuneConfig:
+def tune_config(experiment: Experiment, search: SearchSection, *, samples: int, searching: bool) -> tune.TuneConfig:
+    """Return how Tune draws trials.
+
+    Args:
+        experiment: with a search section.
+        search: this section.
+        samples: trials to draw.
+        searching: by the section's searcher and scheduler; False for a list of fixed trials.
+    """
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
     metric, mode = next(iter(search.objectives.items()))
-    algorithm: Any = BasicVariantGenerator(random_state=experiment.seed)
-    if searching and search.searcher == "optuna":
+    optuna = searching and search.searcher == "optuna"
+    # Tune limits Optuna, but only warns that it does not limit a generator that it is handed.
+    algorithm: Any = BasicVariantGenerator(max_concurrent=search.concurrent or 0, random_state=experiment.seed)
+    if optuna:
         several = len(search.objectives) > 1
         algorithm = OptunaSearch(
             metric=list(search.objectives) if several else metric,
@@ -163,7 +184,7 @@ def _tune_config(experiment: Experiment, search: SearchSection, *, samples: int,
         num_samples=samples,
         search_alg=algorithm,
         scheduler=scheduler,
-        max_concurrent_trials=search.concurrent,
+        max_concurrent_trials=search.concurrent if optuna else None,
         reuse_actors=True,
         trial_name_creator=lambda trial: f"{trial.trial_id}",
         trial_dirname_creator=lambda trial: f"{trial.trial_id}",
@@ -181,10 +202,10 @@ def _tuners(
     if fixed:
         named = [{"name": n, "overrides": o} for n, o in zip(panel_names(fixed), fixed, strict=True)]
         space = {PANEL_KEY: tune.grid_search(named), "objectives": objectives}
-        parts.append(("panel", space, _tune_config(experiment, search, samples=1, searching=False)))
+        parts.append(("panel", space, tune_config(experiment, search, samples=1, searching=False)))
     if search.space and search.searcher != "grid":
         space = {**_tune_space(search), "objectives": objectives}
-        config = _tune_config(experiment, search, samples=search.samples, searching=True)
+        config = tune_config(experiment, search, samples=search.samples, searching=True)
         parts.append(("search", space, config))
     return parts
 
@@ -211,12 +232,14 @@ def run_sweep(
         resume: go on with an interrupted sweep of that name.
 
     Raises:
-        FedveilError: the trial does not fit the cluster, or there is nothing to resume.
+        FedveilError: the trial does not fit the cluster, or there is nothing to resume, or with other settings.
     """
     search = experiment.search
     if search is None:
         raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
     files = SweepFiles.of(experiment)
+    settings = without_passwords(experiment.model_dump(mode="json"))
+    before = _interrupted(files.memory, settings) if resume else {}
     stage = set_stage(experiment)
     resources = experiment.resources
     check_fit(
@@ -224,61 +247,79 @@ def run_sweep(
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
     )
-    one_machine = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
     tracking = tracking_settings(experiment, files, published=stage.data.published, deliver=True)
-    if not one_machine and tracking.uri.startswith("sqlite"):
-        raise FedveilError(
-            f"tracking.uri: {tracking.uri} is a file of this machine, the cluster has several; start an MLflow server and"
-            " set tracking.uri or MLFLOW_TRACKING_URI to its http address"
-        )
-    memory = files.root / "sweep.json"
-    run_id = json.loads(memory.read_text())["run_id"] if resume and memory.exists() else None
-    keys = swept_keys(search)
-    # A trial on this machine leaves its record in the spool and the driver delivers: the trial need not import MLflow.
-    for_trials = replace(tracking, deliver=not one_machine)
+    # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.
+    for_trials = replace(tracking, deliver=False)
     console.print(
-        f"[bold]{experiment.experiment}[/bold]: {_count(search)} trials, {resources.workers} workers with"
+        f"[bold]{experiment.experiment}[/bold]: {trials_of(search)} trials, {resources.workers} workers with"
         f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})} each, recorded in"
-        f" {escape(tracking.uri)}",
+        f" {escape(without_passwords(tracking.uri))}",
         soft_wrap=True,
     )
     with (
         SweepTracker(
             tracking,
             name=experiment.experiment,
-            swept=keys,
+            swept=swept_keys(search),
             objectives=search.objectives,
             params={
                 "data.name": experiment.data.name,
                 "model.name": experiment.model.name,
                 "seed": experiment.seed,
             },
-            run_id=run_id,
+            run_id=before.get("run_id"),
+            image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
         progress_on(console) as board,
     ):
         files.root.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps({"run_id": parent.run_id}))
-        base = {key: value for key, value in raw.items() if key != "search"}
-        job = TrialJob(base, for_trials, parent.run_id, files, board)
+        # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
+        storage = files.tune / before.get("tune", f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        memory = {"run_id": parent.run_id, "tune": storage.name, "settings": settings}
+        files.memory.write_text(json.dumps(memory, indent=2) + "\n")
+        # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
+        base = {k: without_passwords(v) if k == "tracking" else v for k, v in raw.items() if k != "search"}
+        job = TrialJob(base, for_trials, parent.run_id, files, storage, board, Path.cwd())
         rows: list[TrialRow] = []
         for name, space, config in _tuners(experiment, search, job, files):
-            results = _tuner(name, space, config, job, experiment, resume=resume).fit()
+            results = _tuner(name, space, config, job, experiment).fit()
             rows += [_row(results[i], base) for i in range(len(results))]
             parent.deliver()
         outcome = summarise_sweep(experiment.experiment, rows, search.objectives, files.root)
-        parent.summary(outcome.metrics, [path for path in outcome.files if path.exists()])
+        drawn = [path for path in outcome.files if path.exists()]
+        charts = [path for path in drawn if path.name == CHART]
+        parent.summary(outcome.metrics, charts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
 
 
+def _interrupted(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``run_id`` and ``tune``, the name of Tune's storage, of the sweep that left ``memory``.
+
+    Raises:
+        FedveilError: there was none, or it had other settings.
+    """
+    if not memory.exists():
+        raise FedveilError(f"--resume: there is nothing to resume, no {memory}; start the sweep without --resume")
+    before = json.loads(memory.read_text())
+    changed = _differing(before.get("settings", {}), settings)
+    if changed:
+        raise FedveilError(
+            f"--resume: the settings are not those of the sweep in {memory}: {', '.join(changed)}; set them back, or start"
+            " anew without --resume"
+        )
+    return {"run_id": before["run_id"], "tune": before["tune"]}
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys at which two nested mappings differ."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return [] if one == other else [key]
+    below = sorted(one.keys() | other.keys())
+    return [line for k in below for line in _differing(one.get(k), other.get(k), f"{key}.{k}" if key else k)]
+
+
 def _tuner(
-    name: str,
-    space: dict[str, Any],
-    config: tune.TuneConfig,
-    job: TrialJob,
-    experiment: Experiment,
-    *,
-    resume: bool,
+    name: str, space: dict[str, Any], config: tune.TuneConfig, job: TrialJob, experiment: Experiment
 ) -> tune.Tuner:
     resources = experiment.resources
     trainable = tune.with_resources(
@@ -287,15 +328,17 @@ def _tuner(
             resources.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
-            driver_cpus=DRIVER_CPUS,
+            # It only waits for its workers, and leaves its checkpoints and records where this process finds them.
+            driver_cpus=0,
+            driver_node=own_node(),
         ),
     )
-    path = job.files.tune / name
-    if resume and tune.Tuner.can_restore(str(path)):
-        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True, param_space=space)
+    path = job.storage / name
+    if tune.Tuner.can_restore(str(path)):
+        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=space)
     run = tune.RunConfig(
         name=name,
-        storage_path=str(job.files.tune),
+        storage_path=str(job.storage),
         verbose=0,
         failure_config=tune.FailureConfig(max_failures=0),
         checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -303,9 +346,17 @@ def _tuner(
     return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run)
 
 
-def _count(search: SearchSection) -> int:
-    drawn = len(grid_points(search.space)) if search.searcher == "grid" else search.samples
-    return len(search.panel) + (drawn if search.space else 0)
+def trials_of(search: SearchSection) -> int:
+    """Return how many trials a sweep has."""
+    if not search.space:
+        drawn = 0
+    elif search.searcher == "grid":
+        drawn = len(grid_points(search.space))
+    else:
+        # Tune draws all samples at each point of a grid; Optuna takes a grid for a choice.
+        grids = {key: one for key, one in search.space.items() if "grid" in one and search.searcher == "random"}
+        drawn = search.samples * len(grid_points(grids))
+    return len(search.panel) + drawn
 
 
 def _row(result: Any, base: Mapping[str, Any]) -> TrialRow:

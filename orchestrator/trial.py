@@ -14,7 +14,7 @@ import yaml
 
 from attacks.audit import AuditContext, AuditPlan, audit, build_scorer, rehearse_all
 from attacks.scoring import Scorer, summarise
-from defense import Defense, Preparation
+from defense import Defense, Preparation, Stack
 from fl.data import Images
 from fl.executor import Executor, Handle, Slot
 from fl.rounds import (
@@ -30,7 +30,7 @@ from fl.training import LocalTraining
 from orchestrator.checkpoint import Progress, record_to_plain, tensors_of
 from orchestrator.config import Experiment
 from orchestrator.stage import Stage, set_stage
-from orchestrator.tracking import TrialTracker
+from orchestrator.tracking import TrialTracker, without_passwords
 from orchestrator.tracking.names import RECONSTRUCTION_GRID
 
 PICTURES = 8
@@ -51,8 +51,7 @@ class TrialFiles:
 
 
 def params_of(experiment: Experiment) -> dict[str, str | float]:
-    """Return the flat parameters that MLflow and reports share."""
-    first = experiment.defense[0]
+    """Return the flat parameters that MLflow and reports share; a stack has those of its first part that has them."""
     params: dict[str, str | float] = {
         "data.name": experiment.data.name,
         "model.name": experiment.model.name,
@@ -62,9 +61,11 @@ def params_of(experiment: Experiment) -> dict[str, str | float]:
         "seed": experiment.seed,
     }
     defense = experiment.build_defense()
+    parts = defense.parts if isinstance(defense, Stack) else (defense,)
     for key in ("strength", "privacy_weight", "utility_weight"):
-        if key in first or hasattr(defense, key):
-            params[f"defense.{key}"] = float(first.get(key, getattr(defense, key, 0.0)))
+        values = [getattr(part, key) for part in parts if hasattr(part, key)]
+        if values:
+            params[f"defense.{key}"] = float(values[0])
     return params
 
 
@@ -133,7 +134,7 @@ class Trial:
         stage = set_stage(self.experiment)
         for note in stage.data.notes:
             self.say(f"note: {note}")
-        tracker.log_dict(self.experiment.model_dump(mode="json"), "experiment.yaml")
+        tracker.log_dict(self._resolved(), "experiment.yaml")
         federation, shared, context, prepared = self._prepare(stage)
         shared_context = self.executor.share(context)
         test = self.executor.share(stage.data.test)
@@ -155,7 +156,7 @@ class Trial:
                 progress = self._audit(context, shared_context, progress)
             began = time.monotonic()
             state, report = play_round(federation, shared, progress.state, self.executor)
-            accuracy = evaluate_quickly(federation, shared, state, stage.data.test, self.executor)
+            accuracy = evaluate_quickly(federation, shared, state, stage.validation, self.executor)
             progress = replace(
                 progress,
                 state=state,
@@ -173,13 +174,15 @@ class Trial:
                 f"round {number + 1}/{self.experiment.fl.rounds}: accuracy {accuracy:.3f}, loss {report.loss:.3f}"
                 + (f", {report.failed_clients} client turn(s) replayed" if report.failed_clients else "")
             )
-            running = {**curves, "utility/accuracy": accuracy, **self._privacy(progress)}
+            running = {**curves, "utility/val_accuracy": accuracy, **self._privacy(progress)}
             on_round(progress, running)
 
         utility = evaluate(federation, shared, progress.state, test, self.executor)
         clean = evaluate_clean(federation, shared, progress.state, test, self.executor)
+        validated = evaluate(federation, shared, progress.state, self.executor.share(stage.validation), self.executor)
         final = {
             "utility/accuracy": utility.accuracy,
+            "utility/val_accuracy": validated.accuracy,
             "utility/auc": utility.auc,
             "utility/clean_accuracy": clean.accuracy,
             **self._privacy(progress),
@@ -272,6 +275,10 @@ class Trial:
             attack_seconds=progress.attack_seconds + time.monotonic() - began,
         )
 
+    def _resolved(self) -> dict[str, Any]:
+        """The whole configuration, without the password of a tracking address."""
+        return dict(without_passwords(self.experiment.model_dump(mode="json")))
+
     def _privacy(self, progress: Progress) -> dict[str, float]:
         if not progress.records:
             return {}
@@ -281,9 +288,7 @@ class Trial:
     def _write(self, progress: Progress, final: Mapping[str, float], stage: Stage, tracker: TrialTracker) -> None:
         folder = self.files.folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "experiment.yaml").write_text(
-            yaml.safe_dump(self.experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-        )
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(self._resolved(), sort_keys=False), encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps(dict(final), indent=2) + "\n", encoding="utf-8")
         records = folder / "privacy_records.json"
         records.write_text(json.dumps([record_to_plain(r) for r in progress.records]) + "\n", encoding="utf-8")

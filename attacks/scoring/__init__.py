@@ -8,7 +8,7 @@ from attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
 from attacks.scoring.scorer import Scorer, VictimBatch
 from attacks.scoring.statistics import Interval, mean_ci, paired_difference
 from attacks.scoring.summary import FLOOR_ATTACK, METRICS, PrivacyMetric, summarise
-from attacks.scoring.utility import MatchedUtility, TradeOff, matched_utility, mse_at_accuracy
+from attacks.scoring.utility import TradeOff, mse_at_accuracy
 
 __all__ = [
     "FLOOR_ATTACK",
@@ -18,13 +18,11 @@ __all__ = [
     "FloorGuess",
     "Gallery",
     "Interval",
-    "MatchedUtility",
     "PrivacyMetric",
     "Scorer",
     "TradeOff",
     "VictimBatch",
     "match",
-    "matched_utility",
     "mean_ci",
     "mse",
     "mse_at_accuracy",

@@ -55,7 +55,7 @@ def available() -> list[DataEntry]:
 
 
 def fetch(name: str, *, size: int | None = None) -> Path:
-    """Download a data set into ``data/cache``, unless it is there, and return where it is.
+    """Return where a data set is, downloading it into ``data/cache`` if no search folder has it undamaged.
 
     Raises:
         FedveilError: the name or the size is not allowed, the download failed, or there is nothing to

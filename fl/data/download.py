@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from fl.data.search import VARIABLE, searched
+from fl.data.search import VARIABLE, find_all, searched
 from fl.errors import FedveilError
 
 
@@ -17,6 +17,11 @@ def file_md5(path: Path) -> str:
     """Return the md5 of a file in hexadecimal; a check against damage, not against malice."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def official(name: str, md5: str) -> Path | None:
+    """Return the first file called ``name`` in the search folders that has this md5, or None."""
+    return next((path for path in find_all(name) if path.is_file() and file_md5(path) == md5), None)
 
 
 def retrieve(url: str, folder: Path, filename: str, md5: str) -> None:
@@ -34,6 +39,8 @@ def retrieve(url: str, folder: Path, filename: str, md5: str) -> None:
 
 def download(urls: Sequence[str], target: Path, *, md5: str, what: str) -> Path:
     """Make sure that ``target`` is the official file, from the first of ``urls`` that works.
+
+    Other folders are not looked into: see `official`.
 
     Args:
         urls: mirrors, best first.

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fl.data.checks import SplitArrays
-from fl.data.download import download, file_md5
+from fl.data.download import download, file_md5, official
 from fl.data.images import ImageData
 from fl.data.npz import NpzArrays, image_data, read_npz
 from fl.data.search import cache_folder, find_first
@@ -98,45 +98,45 @@ class MedMNIST(Source):
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""
-        official = release(self.flag)
+        info = release(self.flag)
         found = [find_first([self._filename(size)]) for size in SIZES]
         return DataEntry(
             name=self.flag,
             origin="MedMNIST v2 (Zenodo)",
             sizes=SIZES,
             default_size=28,
-            channels=official.channels,
-            classes=2 if official.multi_label else len(official.classes),
+            channels=info.channels,
+            classes=2 if info.multi_label else len(info.classes),
             found=tuple(path for path in found if path is not None),
         )
 
     def load(self, *, size: int | None, seed: int) -> ImageData:
         """See `Source.load`. A file whose md5 is not the official one is used, with a warning and a note."""
         chosen = chosen_size(self.entry(), size)
-        official = release(self.flag)
+        info = release(self.flag)
         path = find_first([self._filename(chosen)]) or self.fetch(size=chosen)
         arrays = read_npz(path)
-        expected = (chosen, chosen) if official.channels == 1 else (chosen, chosen, 3)
+        expected = (chosen, chosen) if info.channels == 1 else (chosen, chosen, 3)
         if arrays.train.pixels.shape[1:] != expected:
             shape = arrays.train.pixels.shape
             raise FedveilError(f"{path}: train_images: the shape is {shape}; allowed: {('n', *expected)}")
         notes: tuple[str, ...] = ()
         md5 = file_md5(path)
-        if md5 != official.md5s[chosen]:
-            notes += (caution(f"{path} is not the official file: its md5 is {md5}, not {official.md5s[chosen]}"),)
-        classes = official.classes
-        if official.multi_label:
-            arrays = _any_finding(arrays, len(official.classes), path)
+        if md5 != info.md5s[chosen]:
+            notes += (caution(f"{path} is not the official file: its md5 is {md5}, not {info.md5s[chosen]}"),)
+        classes = info.classes
+        if info.multi_label:
+            arrays = _any_finding(arrays, len(info.classes), path)
             classes = ("no finding", "any finding")
-            notes += (f"{self.flag}: {len(official.classes)} findings were reduced to {' / '.join(classes)}",)
+            notes += (f"{self.flag}: {len(info.classes)} findings were reduced to {' / '.join(classes)}",)
         return image_data(arrays, name=self.flag, where=str(path), classes=classes, published=True, notes=notes)
 
     def fetch(self, *, size: int | None) -> Path:
         """See `Source.fetch`."""
         chosen = chosen_size(self.entry(), size)
-        official = release(self.flag)
-        target = cache_folder() / self._filename(chosen)
-        return download([official.urls[chosen]], target, md5=official.md5s[chosen], what=self.flag)
+        url, md5 = release(self.flag).urls[chosen], release(self.flag).md5s[chosen]
+        name = self._filename(chosen)
+        return official(name, md5) or download([url], cache_folder() / name, md5=md5, what=self.flag)
 
     def _filename(self, size: int) -> str:
         return f"{self.flag}.npz" if size == 28 else f"{self.flag}_{size}.npz"

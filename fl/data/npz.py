@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +34,26 @@ def read_npz(path: Path) -> NpzArrays:
     Raises:
         FedveilError: the file is missing or damaged, lacks a key, or holds pickled objects.
     """
-    if not path.is_file():
-        raise FedveilError(f"{path}: there is no such file")
-    if not zipfile.is_zipfile(path):
-        raise FedveilError(f"{path}: this is no .npz archive, or it is damaged or cut short")
     try:
+        present = path.is_file()
+    except OSError as error:
+        raise FedveilError(f"{path}: this path cannot be looked up ({error.strerror})") from error
+    if not present:
+        raise FedveilError(f"{path}: there is no such file")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise FedveilError(f"{path}: this is no .npz archive, or it is damaged or cut short")
         with np.load(path, allow_pickle=False) as archive:
             return _arrays(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise FedveilError(f"{path}: the archive is damaged or cut short ({error})") from error
+    except FedveilError:
+        raise
+    except Exception as error:  # zipfile raises what its parts raise
+        raise FedveilError(f"{path}: the archive is damaged or cut short ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error on one line; NumPy and tokenize write several, and some say nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
@@ -61,9 +71,14 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
     def array(key: str) -> Array:
         try:
             return np.asarray(archive[key])
-        except ValueError as error:
-            # NumPy has no exception class of its own for this; both its wordings name pickle.
-            reason = "holds pickled objects, which are never loaded" if "pickle" in str(error) else "is damaged"
+        except Exception as error:  # zipfile, its decompressors and NumPy's header parser each raise their own
+            # NumPy has no exception class of its own for this.
+            if isinstance(error, ValueError) and "Object arrays" in str(error):
+                reason = "holds pickled objects, which are never loaded"
+            elif isinstance(error, MemoryError):
+                reason = f"is damaged, or too large for this machine ({_reason(error)})"
+            else:
+                reason = f"is damaged or cut short ({_reason(error)})"
             raise FedveilError(f"{path}: {key} {reason}; allowed: plain arrays of numbers") from error
 
     names = array("label_names") if "label_names" in keys else None

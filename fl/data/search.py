@@ -46,16 +46,26 @@ def find_first(names: Sequence[str]) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
+def find_all(name: str) -> list[Path]:
+    """Return the files and folders called ``name``, best first."""
+    return [path for path in (folder / name for folder in search_folders()) if path.exists()]
+
+
 def user_path(given: str, *, what: str) -> Path:
     """Resolve a path that the user gave: in the working folder, then, if relative, in the search folders.
 
     Raises:
-        FedveilError: nothing is there; the message says where it was looked for.
+        FedveilError: nothing is there, and the message says where it was looked for; or this is no path.
     """
-    path = Path(given).expanduser()
-    if path.exists():
-        return path
-    found = None if path.is_absolute() else find_first([given])
+    try:
+        path = Path(given).expanduser()
+        if path.exists():
+            return path
+        found = None if path.is_absolute() else find_first([given])
+    except OSError as error:
+        raise FedveilError(f"{what}: this path cannot be looked up ({error.strerror})") from error
+    except RuntimeError as error:  # of `expanduser`: a home folder that is not known
+        raise FedveilError(f"{what}: this path cannot be looked up ({error})") from error
     if found is None:
         places = "" if path.is_absolute() else f" in {Path.cwd()}, {searched()}"
         raise FedveilError(f"{what}: there is no {given!r}{places}")

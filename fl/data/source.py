@@ -70,7 +70,7 @@ class Source(ABC):
 
     @abstractmethod
     def fetch(self, *, size: int | None) -> Path:
-        """Download into the cache what is not there yet, and return the place.
+        """Return where the official files are in the search folders, downloading into the cache what is nowhere.
 
         Raises:
             FedveilError: the size is not allowed, the download failed, or there is nothing to download from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -58,13 +59,16 @@ def carve_public(images: Images, fraction: float, seed: int) -> tuple[Images, Im
     Without groups each class gives up ``fraction`` of its images. With groups whole groups are moved, as near
     to those numbers as they allow.
 
+    Public images with a pixel-for-pixel twin among the private ones are then left out altogether: an attacker
+    would hold a private image. A class of which nothing would be left keeps its first public image, twin or not.
+
     Args:
         images: the training split.
         fraction: share to make public, between 0 and 1, both excluded.
         seed: decides which images.
 
     Returns:
-        The public and the private images, each in their order.
+        The public and the private images, each in their order; together all images but the twins left out.
 
     Raises:
         FedveilError: the fraction is out of range, or some class cannot keep an image on both sides.
@@ -76,7 +80,22 @@ def carve_public(images: Images, fraction: float, seed: int) -> tuple[Images, Im
         chosen = _single_images(images.labels, fraction, generator)
     else:
         chosen = _whole_groups(images.labels, images.groups, fraction, generator)
-    return images.take(chosen.nonzero()[:, 0]), images.take((~chosen).nonzero()[:, 0])
+    public, private = images.take(chosen.nonzero()[:, 0]), images.take((~chosen).nonzero()[:, 0])
+    return public.take(_untwinned(public, private).nonzero()[:, 0]), private
+
+
+def _untwinned(public: Images, private: Images) -> Tensor:
+    """Return a (n,) mask of the public images to keep: no private twin, but at least one of each class."""
+    known = set(_digests(private.pixels))
+    keep = torch.tensor([digest not in known for digest in _digests(public.pixels)])
+    for label in set(public.labels.tolist()) - set(public.labels[keep].tolist()):
+        keep[(public.labels == label).nonzero()[0, 0]] = True
+    return keep
+
+
+def _digests(pixels: Tensor) -> list[bytes]:
+    """Return a short hash of each image's pixels."""
+    return [blake2b(row, digest_size=16).digest() for row in pixels.flatten(1).contiguous().numpy()]
 
 
 def _single_images(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:

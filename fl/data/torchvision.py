@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fl.data.checks import Array, SplitArrays, checked_data, checked_images
-from fl.data.download import download, file_md5
+from fl.data.download import download, file_md5, official
 from fl.data.images import ImageData
 from fl.data.npz import image_data, read_npz
-from fl.data.search import cache_folder, find_first
+from fl.data.search import cache_folder, find_all, find_first
 from fl.data.source import DataEntry, Source, caution, chosen_size, named
 from fl.errors import FedveilError
 
@@ -26,6 +26,8 @@ _CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}"
 _CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 _CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _CIFAR_TEST = "test_batch.bin"
+_CIFAR_BATCH = 10_000
+"""Records in each official file."""
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 """One byte of label, then the red, the green and the blue plane."""
 
@@ -57,9 +59,20 @@ class Cifar10(Source):
         return _CIFAR_READERS[path.name](path)
 
     def fetch(self, *, size: int | None) -> Path:
-        """See `Source.fetch`."""
+        """See `Source.fetch`. The unpacked folder will do as well, if all its files have their full size."""
         chosen_size(self.entry(), size)
-        return download([_CIFAR_URL], cache_folder() / _CIFAR_ARCHIVE, md5=_CIFAR_MD5, what="cifar10")
+        whole = next(filter(_is_whole_cifar, find_all(_CIFAR_FOLDER)), None)
+        target = cache_folder() / _CIFAR_ARCHIVE
+        return (
+            whole
+            or official(_CIFAR_ARCHIVE, _CIFAR_MD5)
+            or download([_CIFAR_URL], target, md5=_CIFAR_MD5, what="cifar10")
+        )
+
+
+def _is_whole_cifar(folder: Path) -> bool:
+    files = [folder / member for member in (*_CIFAR_TRAIN, _CIFAR_TEST)]
+    return all(file.is_file() and file.stat().st_size == _CIFAR_BATCH * _CIFAR_RECORD for file in files)
 
 
 def _cifar_npz(path: Path) -> ImageData:
@@ -213,6 +226,9 @@ class IdxSource(Source):
     def fetch(self, *, size: int | None) -> Path:
         """See `Source.fetch`. Returns the folder of the four files."""
         chosen_size(self.entry(), size)
+        for found in find_all(f"{self.folder}/raw"):
+            if all((found / file.name).is_file() and file_md5(found / file.name) == file.md5 for file in self.files()):
+                return found
         raw = cache_folder() / self.folder / "raw"
         for file in self.files():
             urls = [f"{mirror}{file.name}" for mirror in self.mirrors]

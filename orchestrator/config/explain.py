@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.tracking import without_passwords
+
 _ALLOWED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -65,10 +67,10 @@ def listed(names: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a YAML author knows it, cut to 60 characters."""
+    """Return a value as a YAML author knows it, cut to 60 characters; the passwords of addresses are left out."""
     if value is None:
         return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else without_passwords(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

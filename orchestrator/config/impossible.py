@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from attacks.base import ATTACKS
 from fl.errors import FedveilError
 from fl.messages import UpdateKind
 from fl.models import MODELS
 from fl.strategies import Krum
 from fl.strategies.robust import CoordinatewiseStrategy
-from orchestrator.config.explain import listed
+from orchestrator.config.explain import listed, shown
 from orchestrator.config.schema import Experiment, ResourcesSection
 
 ENOUGH = 10_000
@@ -19,9 +20,35 @@ ENOUGH = 10_000
 def impossible(experiment: Experiment) -> list[str]:
     """Return what is wrong with an experiment whose settings have all passed by themselves, one line each."""
     lines = [*_federation(experiment), *_audit(experiment), *_resources(experiment.resources)]
+    if len(experiment.defense) > 1:
+        lines += [
+            f"defense.{index}: given 'none' in a list of {len(experiment.defense)}; 'none' is the undefended client, alone"
+            for index, part in enumerate(experiment.defense)
+            if part["name"] == "none"
+        ]
     norms, norm = MODELS[experiment.model.name].norms, experiment.model.norm
     if norm is not None and norm not in norms:
         lines.append(f"model.norm: given {norm!r}; model {experiment.model.name} allows: {listed(norms)}")
+    return lines
+
+
+def idle(experiment: Experiment) -> list[str]:
+    """Return the settings that are given although nothing reads them, one line each."""
+    audit, parts = experiment.audit, experiment.defense
+    lines = []
+    if audit.inverse and not any(ATTACKS[name].adaptive for name in audit.attacks):
+        adaptive = [name for name in ATTACKS if ATTACKS[name].adaptive]
+        lines.append(
+            f"audit.inverse: given {shown(audit.inverse)}; only adaptive attacks use it, and audit.attacks names none of:"
+            f" {listed(adaptive)}"
+        )
+    for index, part in enumerate(parts):
+        if part.get("scope") == "public" and "client_steps" in part:
+            where = "defense" if len(parts) == 1 else f"defense.{index}"
+            lines.append(
+                f"{where}.client_steps: given {shown(part['client_steps'])}; with scope public nothing is trained at"
+                " the clients: leave it out, or set scope to client"
+            )
     return lines
 
 

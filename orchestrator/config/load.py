@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from fl.partition import PARTITIONS
 from fl.registry import Registry
 from fl.strategies import STRATEGIES
 from orchestrator.config.explain import explain, listed, shown
-from orchestrator.config.impossible import impossible
+from orchestrator.config.impossible import idle, impossible
 from orchestrator.config.options import build, normalise, schema_of
-from orchestrator.config.schema import Experiment
-from orchestrator.config.space import check_space, corners, grid_points
+from orchestrator.config.schema import SECTIONS, Experiment, SearchSection
+from orchestrator.config.space import check_space, corners, grid_points, unreported
 from orchestrator.config.text import fault, parse
+from orchestrator.config.uri import uri_fault
 
 Raw = dict[str, Any]
 
@@ -62,7 +64,18 @@ def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Ex
             set_key(raw, key.strip(), parse(text))
         except yaml.YAMLError as error:
             raise ConfigError([f"--set {override}: the value is not YAML ({fault(error)[0]})"]) from None
-    return check(raw), raw
+    experiment = check(raw)
+    lines = [*_recording(experiment), *_idle(raw, experiment)]
+    if lines:
+        raise ConfigError(lines)
+    return experiment, raw
+
+
+def _recording(experiment: Experiment) -> list[str]:
+    """Return what is wrong with the environment's tracking URI, where the file gives none."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    rule = uri_fault(uri) if uri and experiment.tracking.uri is None else None
+    return [f"MLFLOW_TRACKING_URI: given {shown(uri)}; {rule}"] if rule else []
 
 
 def _read(path: Path) -> Raw:
@@ -89,7 +102,9 @@ SPACE = "search.space."
 def set_key(raw: Raw, key: str, value: Any) -> None:
     """Set a dotted key in place. ``defense.strength`` reaches into a single defence; sections are made as needed.
 
-    What follows ``search.space.`` is one key, dots and all.
+    Keys and values for a whole section (``fl``, ``audit``, ...) are merged into it: what they do not name stays. All
+    else is replaced, ``defense``, ``fl.strategy``, ``data.partition``, ``audit.inversion`` and ``audit.inverse`` too,
+    whose options belong to what they name. What follows ``search.space.`` is one key, dots and all.
 
     Raises:
         ConfigError: the key leads through something that is not a section.
@@ -112,6 +127,9 @@ def set_key(raw: Raw, key: str, value: Any) -> None:
             raise ConfigError([f"{key}: {'.'.join(parts[:depth])!r} is a value, not a section"])
         # A copy: an alias may have put the same mapping in two places, and only this one is meant.
         here[part] = here = dict(below)
+    before = here.get(parts[-1])
+    if key in SECTIONS and isinstance(before, dict) and isinstance(value, dict):
+        value = {**before, **value}
     here[parts[-1]] = value
 
 
@@ -142,22 +160,59 @@ def check(raw: Raw) -> Experiment:
 
 
 def _check_variants(raw: Raw, experiment: Experiment) -> list[str]:
-    search = experiment.search
-    if search is None:
+    if experiment.search is None:
         return []
     base = {k: v for k, v in raw.items() if k != "search"}
-    variants: list[tuple[str, Mapping[str, Any]]] = [
-        (f"search.panel.{i}", overrides) for i, overrides in enumerate(search.panel)
-    ]
-    every = grid_points(search.space) if search.searcher == "grid" and search.space else corners(search.space)
-    variants += [("search.space", overrides) for overrides in every]
     lines: list[str] = []
-    for where, overrides in variants:
+    for where, overrides in _variants(experiment.search):
         try:
-            check(with_overrides(base, overrides))
+            varied = check(with_overrides(base, overrides))
         except ConfigError as error:
             lines += [f"{where}: {line}" for line in error.lines]
+            continue
+        lines += [
+            f"{where}: audit.attacks: given {shown(varied.audit.attacks)}; search.objectives has {name!r}, which these"
+            " attacks do not report"
+            for name in unreported(experiment.search.objectives, varied.audit.attacks)
+        ]
     return lines
+
+
+def _variants(search: SearchSection) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what tells the trials apart, with the place where it stands; of a space enough to check it."""
+    every = grid_points(search.space) if search.searcher == "grid" and search.space else corners(search.space)
+    return [
+        *((f"search.panel.{i}", overrides) for i, overrides in enumerate(search.panel)),
+        *(("search.space", overrides) for overrides in every),
+    ]
+
+
+def _idle(raw: Raw, experiment: Experiment) -> list[str]:
+    """Return the settings that no trial reads, and those of a panel's entry that its own trial does not.
+
+    A setting that only some trials read is fine: the others ignore it.
+    """
+    if experiment.search is None:
+        return idle(experiment)
+    base = {k: v for k, v in raw.items() if k != "search"}
+    lines: list[str] = []
+    common: set[str] | None = None
+    for where, overrides in _variants(experiment.search):
+        unread = idle(check(with_overrides(base, overrides)))
+        common = set(unread) if common is None else common & set(unread)
+        if where != "search.space":
+            lines += [f"{where}: {line}" for line in unread if _gives(overrides, line.partition(":")[0])]
+    return sorted(common or ()) or lines
+
+
+def _gives(overrides: Mapping[str, Any], key: str) -> bool:
+    """Whether the overrides set ``key``, something below it, or what it is a part of."""
+    given = [
+        f"{name}.{below}" if below else name
+        for name, value in overrides.items()
+        for below in (value if name in SECTIONS and isinstance(value, dict) else [""])
+    ]
+    return any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in given)
 
 
 def _free_form(experiment: Experiment) -> list[str]:

@@ -14,7 +14,9 @@ from defense.base import DEFENSES, Defense, Stack
 from fl.models import ModelSpec
 from fl.partition import PARTITIONS, Partition
 from fl.strategies import STRATEGIES, Strategy
+from orchestrator.cluster import LEAST_SHARE
 from orchestrator.config.options import build, build_named, normalise
+from orchestrator.config.uri import uri_fault
 from orchestrator.tracking import ImagePolicy
 
 MOST = 1_000_000_000
@@ -52,6 +54,19 @@ def _image_policy(value: Any) -> ImagePolicy:
     if value not in names:
         raise ValueError(f"allowed: {', '.join(names)}")
     return ImagePolicy(value)
+
+
+def _tracking_uri(uri: str) -> str:
+    fault = uri_fault(uri)
+    if fault is not None:
+        raise ValueError(fault)
+    return uri
+
+
+def _gpu_share(share: float) -> float:
+    if 0 < share < LEAST_SHARE:
+        raise ValueError(f"allowed: 0, or {LEAST_SHARE} or more")
+    return share
 
 
 def _experiment_name(name: str) -> str:
@@ -196,11 +211,12 @@ class TrackingSection(Section):
     """Where results are recorded.
 
     Attributes:
-        uri: MLflow's tracking URI; None for ``MLFLOW_TRACKING_URI``, or else ``sqlite:///mlflow.db`` here.
+        uri: MLflow's tracking URI (a server's or a database's); None for ``MLFLOW_TRACKING_URI``, or else
+            ``sqlite:///mlflow.db`` here.
         images: what may leave as pictures; None for ``grid`` with published data sets and ``none`` with your own.
     """
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(_tracking_uri)] | None = None
     images: Annotated[ImagePolicy, BeforeValidator(_image_policy)] | None = None
 
 
@@ -209,13 +225,13 @@ class ResourcesSection(Section):
 
     Attributes:
         workers: worker slots.
-        cpus_per_worker: cores of each.
-        gpus_per_worker: share of a GPU of each.
+        cpus_per_worker: cores of each; Ray counts in ten-thousandths.
+        gpus_per_worker: share of a GPU of each, 0 or as for the cores.
     """
 
     workers: Count = 2
-    cpus_per_worker: float = Field(default=1.0, gt=0, le=10_000)
-    gpus_per_worker: float = Field(default=0.0, ge=0, le=10_000)
+    cpus_per_worker: float = Field(default=1.0, ge=LEAST_SHARE, le=10_000)
+    gpus_per_worker: Annotated[float, AfterValidator(_gpu_share)] = Field(default=0.0, ge=0, le=10_000)
 
 
 Objective = Literal["max", "min"]
@@ -239,7 +255,9 @@ class SearchSection(Section):
     space: dict[str, dict[str, list[Any]]] = Field(default={})
     samples: Count = 1
     searcher: Literal["grid", "random", "optuna"] = "random"
-    objectives: dict[str, Objective] = Field(default={"utility/accuracy": "max", "privacy/mse": "max"}, min_length=1)
+    objectives: dict[str, Objective] = Field(
+        default={"utility/val_accuracy": "max", "privacy/mse": "max"}, min_length=1
+    )
     scheduler: Literal["none", "asha"] = "none"
     concurrent: Count | None = None
 
@@ -262,6 +280,16 @@ class Experiment(Section):
         """Make the defence; several compose in their order."""
         parts = tuple(build_named(DEFENSES, part) for part in self.defense)
         return parts[0] if len(parts) == 1 else Stack(parts=parts)
+
+
+SECTIONS = frozenset(
+    name
+    for name, field in Experiment.model_fields.items()
+    if any(
+        isinstance(kind, type) and issubclass(kind, Section) for kind in (field.annotation, *get_args(field.annotation))
+    )
+)
+"""The keys of an experiment file that hold a section."""
 
 
 def as_list(value: Any) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attacks.scoring.summary import FLOOR_ATTACK, METRICS
-from orchestrator.config.explain import listed
-from orchestrator.config.schema import Experiment
+from orchestrator.config.explain import listed, shown
+from orchestrator.config.schema import Experiment, SearchSection
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
 SCHEDULED = ("fl/accuracy", "fl/loss")
@@ -36,11 +36,23 @@ def check_space(experiment: Experiment) -> list[str]:
         lines += [f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
-    metrics = _metrics(experiment.audit.attacks)
-    for name in search.objectives:
-        if name not in metrics:
-            known = [*(m for m in metrics if not m.startswith("attack/")), "attack/NAME/METRIC of audit.attacks"]
-            lines.append(f"search.objectives: given {name!r}; allowed: {listed(known)}")
+    for name in unreported(search.objectives, experiment.audit.attacks):
+        known = [m for m in _metrics(experiment.audit.attacks) if not m.startswith("attack/")]
+        lines.append(
+            f"search.objectives: given {name!r}; allowed: {listed(known)}, attack/NAME/METRIC of audit.attacks"
+        )
+    return [*lines, *_check_drawing(search)]
+
+
+def _check_drawing(search: SearchSection) -> list[str]:
+    """Return what is wrong with the settings that say how trials are drawn from the space."""
+    if not search.space:
+        return [
+            f"search.{key}: given {shown(getattr(search, key))}; it is for drawing from search.space, which is missing"
+            for key in ("samples", "searcher", "scheduler")
+            if getattr(search, key) != SearchSection.model_fields[key].default
+        ]
+    lines = []
     if search.scheduler == "asha":
         if len(search.objectives) > 1:
             lines.append(
@@ -56,13 +68,19 @@ def check_space(experiment: Experiment) -> list[str]:
     return lines
 
 
+def unreported(objectives: Iterable[str], attacks: Sequence[str]) -> list[str]:
+    """Return the objectives that a trial with these attacks does not report."""
+    metrics = _metrics(attacks)
+    return [name for name in objectives if name not in metrics]
+
+
 def _metrics(attacks: Sequence[str]) -> list[str]:
     """Return the metrics that each trial reports."""
     others = [name for name in attacks if name != FLOOR_ATTACK]
     headlines = [metric.name for metric in METRICS if metric.headline and others]
     constants = ["chance_accuracy", "ceiling_mse", "floor_mse"]
     return [
-        *(f"utility/{name}" for name in ("accuracy", "auc", "clean_accuracy")),
+        *(f"utility/{name}" for name in ("accuracy", "val_accuracy", "auc", "clean_accuracy")),
         *(f"privacy/{name}" for name in (*headlines, *constants)),
         *(f"attack/{attack}/{metric.name}" for attack in (FLOOR_ATTACK, *others) for metric in METRICS),
         *(f"cost/{name}" for name in ("train_seconds", "attack_seconds", "update_bytes")),

@@ -16,8 +16,8 @@ MARGIN = 0.05
 
 
 def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Return one finished trial per defence: the most private one that keeps accuracy, or else the most accurate one."""
-    shown = [row for row in rows if row.finished and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
+    """Return one comparable trial per defence: the most private one that keeps accuracy, or else the most accurate one."""
+    shown = [row for row in rows if row.comparable and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
     if not shown:
         return []
     needed = max(row.metrics["utility/accuracy"] for row in shown) - MARGIN

@@ -53,8 +53,8 @@ def hypervolume(rows: Sequence[TrialRow], objectives: Mapping[str, Direction], r
 
 
 def _scores(row: TrialRow, objectives: Mapping[str, Direction]) -> tuple[float, ...]:
-    """The objectives with the sign that makes larger better."""
-    return tuple(_SIGNS[direction] * row.metrics[name] for name, direction in objectives.items())
+    """The objectives (see `TrialRow.score`) with the sign that makes larger better."""
+    return tuple(_SIGNS[direction] * row.score(name) for name, direction in objectives.items())
 
 
 def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

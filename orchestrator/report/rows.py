@@ -50,13 +50,30 @@ class TrialRow:
 
     @property
     def collapsed(self) -> bool:
-        """The defence's training collapsed: its images no longer carry the task."""
-        return self.metrics.get("defense/collapsed", 0.0) > 0
+        """The defence's training collapsed for half of the clients or more: their images no longer carry the task."""
+        return self.metrics.get("defense/collapsed", 0.0) >= 0.5
+
+    @property
+    def weakly_attacked(self) -> bool:
+        """Not even what the client trained on was rebuilt: its error is above that of guessing the class mean.
+
+        Where ``perfect_inversion`` ran, the headline is its bound and rests on no inversion.
+        """
+        if "attack/perfect_inversion/mse" in self.metrics:
+            return False
+        floor = self.metrics.get("privacy/floor_mse")
+        missed = self.metrics.get("attack/inverting_gradients/mse_to_perturbed")
+        return floor is not None and missed is not None and missed > floor
 
     @property
     def comparable(self) -> bool:
         """The trial may compete for the Pareto front: finished, attacked adaptively, not collapsed."""
         return self.finished and self.complete and not self.collapsed
+
+    def score(self, name: str) -> float:
+        """Return a metric for ranking: beyond the guess without an update (``privacy/floor_mse``) no MSE counts for more."""
+        value = self.metrics[name]
+        return min(value, self.metrics.get("privacy/floor_mse", value)) if name.endswith("/mse") else value
 
     def number(self, param: str) -> float | None:
         """Return a parameter as a number, or None where it is absent or no number."""

@@ -10,21 +10,23 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from attacks.scoring.utility import TradeOff, mse_at_accuracy
 from orchestrator.report.numbers import mse_text
 from orchestrator.report.pareto import TRADE_OFF, pareto_front
 from orchestrator.report.rows import TrialRow
 
 _ABSENT = "–"
-_PARETO, _INCOMPLETE, _COLLAPSED = "★", "○", "↓"
+_PARETO, _INCOMPLETE, _COLLAPSED, _WEAK = "★", "○", "↓", "?"
 _MEANINGS = {
     _PARETO: "Pareto optimal",
     _INCOMPLETE: "incomplete: no adaptive attack ran, so this is no worst case",
     _COLLAPSED: "collapsed: the perturbed images no longer carry the task",
+    _WEAK: "weak attack: not even what the client trained on was rebuilt; give audit.inversion more steps",
 }
 _HOW_TO_READ = (
     "Privacy is the worst case over the attacks. MSE: higher is more private, 0 is an exact copy; 'perfect' "
-    "is what a flawless inversion would reach, 'guess' what an attacker without the update does. Attacker "
-    "accuracy stands beside (chance)."
+    "is what a flawless inversion would reach, 'guess' what an attacker without the update does: beyond it "
+    "nothing more is gained. Attacker accuracy stands beside (chance)."
 )
 
 Cell = Callable[[TrialRow], str]
@@ -119,6 +121,9 @@ class TrialTable:
                 if mark in shown:
                     yield Text(f" {mark} {meaning}", style="dim")
             yield Text(f" {_HOW_TO_READ}", style="dim")
+            matched = matched_line([row for row in finished if row.comparable])
+            if matched:
+                yield Text(f" {matched}")
         for row in self._rows:
             if not row.finished:
                 yield _unfinished(row)
@@ -149,8 +154,31 @@ class TrialTable:
             _PARETO: id(row) in self._front,
             _INCOMPLETE: not row.complete,
             _COLLAPSED: row.collapsed,
+            _WEAK: row.weakly_attacked,
         }
         return "".join(mark for mark, applies in marks.items() if applies)
+
+
+def matched_line(rows: Sequence[TrialRow]) -> str:
+    """Compare defences at one accuracy: the highest that every defence with several trials reaches.
+
+    Empty where fewer than two defences have trials on both sides of it.
+    """
+    curves: dict[str, list[TradeOff]] = {}
+    for row in rows:
+        if TRADE_OFF.keys() <= row.metrics.keys():
+            point = TradeOff(row.metrics["utility/accuracy"], row.score("privacy/mse"))
+            curves.setdefault(row.defense, []).append(point)
+    curves = {defense: curve for defense, curve in curves.items() if len(curve) > 1}
+    if not curves:
+        return ""
+    accuracy = min(max(point.accuracy for point in curve) for curve in curves.values())
+    found = {defense: mse_at_accuracy(curve, accuracy) for defense, curve in curves.items()}
+    known = {defense: error for defense, error in found.items() if error is not None}
+    if len(known) < 2:
+        return ""
+    ranked = sorted(known.items(), key=lambda item: -item[1])
+    return f"At accuracy {accuracy:.3f} the MSE is " + ", ".join(f"{mse_text(e)} for {name}" for name, e in ranked)
 
 
 def _unfinished(row: TrialRow) -> Text:

@@ -9,7 +9,7 @@ MLflow itself is imported only where something is delivered: that import takes s
 
 from orchestrator.tracking.delivery import Replayed, replay
 from orchestrator.tracking.operations import RunStatus
-from orchestrator.tracking.settings import ImagePolicy, TrackingSettings
+from orchestrator.tracking.settings import ImagePolicy, TrackingSettings, without_passwords
 from orchestrator.tracking.sweep import SweepTracker
 from orchestrator.tracking.trial import TrialTracker
 from orchestrator.tracking.views import SweptKey, view_path
@@ -24,4 +24,5 @@ __all__ = [
     "TrialTracker",
     "replay",
     "view_path",
+    "without_passwords",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.tracking.operations import Artifact, Open, Operation, ParentMissingError
+from orchestrator.tracking.settings import without_passwords
 from orchestrator.tracking.spool import Journal, Spool
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Courier:
 
     def _back_off(self, error: Exception) -> None:
         if not self.unreachable:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
             _log.warning("MLflow does not take the record; it is kept in %s. %s", self.journal.folder, reason)
         self.unreachable = not isinstance(error, ParentMissingError)
         self._not_before = time.monotonic() + self._wait
@@ -129,7 +130,7 @@ class Replayed:
 
 
 def replay(spool: Path, *, uri: str | None = None) -> Replayed:
-    """Deliver all journals below ``spool``, parents first. Never raises for trouble with the server.
+    """Deliver all journals below ``spool``, parents first. Never raises for trouble with the server or the spool.
 
     The first journal for which no server answers ends the attempt: the others would only wait as long again.
 
@@ -139,13 +140,17 @@ def replay(spool: Path, *, uri: str | None = None) -> Replayed:
     """
     keeper = Spool(spool)
     runs = refused = 0
-    journals = keeper.journals()
-    for journal in journals:
-        courier = Courier(journal, uri=uri)
-        if courier.deliver():
-            runs += 1
-            keeper.sweep_up(journal)
-        refused += courier.refused
-        if courier.unreachable:
-            break
+    journals: list[Journal] = []
+    try:
+        journals = keeper.journals()
+        for journal in journals:
+            courier = Courier(journal, uri=uri)
+            if courier.deliver():
+                runs += 1
+                keeper.sweep_up(journal)
+            refused += courier.refused
+            if courier.unreachable:
+                break
+    except OSError as error:
+        _log.warning("the spool %s cannot be read: %s", spool, error)
     return Replayed(runs=runs, waiting=len(journals) - runs, refused=refused)

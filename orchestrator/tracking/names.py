@@ -19,6 +19,12 @@ KIND_TAG = "fedveil.kind"
 """``sweep`` or ``trial``."""
 CLOSED_TAG = "fedveil.closed_at"
 """Milliseconds of the last close that was delivered; an older one that arrives later is void."""
+ERROR_TAG = "error"
+"""What ended a failed run, in one line."""
+TRACEBACK_TAG = "error.traceback"
+"""Where, at least its end."""
+STOPPED_TAG = "stopped_by"
+"""``scheduler`` where the sweep's scheduler ended the trial early."""
 NOT_FINITE = "not_finite/"
 """Prefix of the tag that says where a metric was NaN or infinite, and so was left out."""
 
@@ -55,6 +61,8 @@ FINAL_METRICS = NameList(
     "final metric",
     (
         "utility/accuracy",
+        "utility/val_accuracy",
+        "utility/val_accuracy",
         "utility/auc",
         "utility/clean_accuracy",
         "privacy/mse",

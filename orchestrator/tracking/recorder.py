@@ -17,9 +17,18 @@ from typing import Any, Self
 import yaml
 
 from orchestrator.tracking.delivery import Courier
-from orchestrator.tracking.names import KEYS, KIND_TAG, MAX_PARAM, MAX_TAG, NOT_FINITE
+from orchestrator.tracking.names import (
+    ERROR_TAG,
+    KEYS,
+    KIND_TAG,
+    MAX_PARAM,
+    MAX_TAG,
+    NOT_FINITE,
+    STOPPED_TAG,
+    TRACEBACK_TAG,
+)
 from orchestrator.tracking.operations import Artifact, Close, Open, Operation, Params, Points, RunStatus, Tags
-from orchestrator.tracking.settings import TrackingSettings
+from orchestrator.tracking.settings import TrackingSettings, without_passwords
 from orchestrator.tracking.spool import PENDING, Spool
 
 _log = logging.getLogger(__name__)
@@ -42,7 +51,7 @@ def cut(text: str, limit: int) -> str:
 
 
 class RunRecorder:
-    """A context manager: an exception closes the run as FAILED, an interrupt as KILLED, the end as FINISHED.
+    """A context manager: an exception closes the run as FAILED, an interrupt or scheduler as KILLED, the end as FINISHED.
 
     No method raises for trouble with the server or the spool. For one thread.
 
@@ -150,9 +159,9 @@ class RunRecorder:
 
     def fail(self, error: BaseException) -> None:
         """Close the run as FAILED, with the tags ``error`` (one line) and ``error.traceback`` (its end)."""
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        trace = "".join(traceback.format_exception(error))
-        self.set_tags({"error": cut(line, _ERROR_LINE), "error.traceback": trace[-MAX_TAG:]})
+        line = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))
+        trace = without_passwords("".join(traceback.format_exception(error)))
+        self.set_tags({ERROR_TAG: cut(line, _ERROR_LINE), TRACEBACK_TAG: trace[-MAX_TAG:]})
         self._close(RunStatus.FAILED)
 
     def finish(self) -> None:
@@ -170,9 +179,11 @@ class RunRecorder:
     ) -> None:
         if isinstance(error, Exception):
             self.fail(error)
-        elif error is None or (isinstance(error, SystemExit) and not error.code):
-            self.finish()  # so Tune leaves a trial that its scheduler stops early
+        elif error is None:
+            self.finish()
         else:
+            if isinstance(error, SystemExit) and not error.code:
+                self.set_tags({STOPPED_TAG: "scheduler"})  # so Tune leaves a trial that its scheduler stops early
             self._close(RunStatus.KILLED)
 
     def _points(self, values: Mapping[str, float], step: int) -> None:

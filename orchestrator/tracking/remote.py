@@ -20,8 +20,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests import HTTPError
 
-from orchestrator.tracking.names import CLOSED_TAG, TOKEN_TAG
+from orchestrator.tracking.names import CLOSED_TAG, ERROR_TAG, STOPPED_TAG, TOKEN_TAG, TRACEBACK_TAG
 from orchestrator.tracking.operations import Open, ParentMissingError, RunStatus
+from orchestrator.tracking.settings import without_passwords
 from orchestrator.tracking.spool import PENDING
 from orchestrator.tracking.views import SweptKey, experiment_tags
 
@@ -88,6 +89,8 @@ class RemoteRun:
             run = self._client.create_run(experiment_id, start_time=opening.time, tags=tags, run_name=opening.name)
             self._fresh = True
         elif run.info.status != "RUNNING":
+            for key in {ERROR_TAG, TRACEBACK_TAG, STOPPED_TAG} & run.data.tags.keys():
+                self._client.delete_tag(run.info.run_id, key)  # of an end that it turns out not to be
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
 
@@ -186,7 +189,7 @@ class RemoteRun:
                 raise
             run = None
         if run is None or run.info.lifecycle_stage == LifecycleStage.DELETED:
-            _log.warning("MLflow at %s has no run %s any more; a new one is made", self.uri, run_id)
+            _log.warning("MLflow at %s has no run %s any more; a new one is made", without_passwords(self.uri), run_id)
             return None
         return run
 

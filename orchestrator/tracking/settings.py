@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 _SQLITE = "sqlite:///"
 
@@ -19,6 +21,23 @@ class ImagePolicy(StrEnum):
     ALL = "all"
     """Grids, and each victim's own images as ``victim/*``."""
 
+    def allows(self, key: str) -> bool:
+        """Whether the picture ``key`` may leave."""
+        return self is ImagePolicy.ALL or (self is ImagePolicy.GRID and key.startswith("grid/"))
+
+
+def without_passwords(value: Any) -> Any:
+    """Return a text, or plain data with texts in it, without the users and passwords of the addresses in it.
+
+    >>> without_passwords({"tracking": {"uri": "http://user:secret@host:5000"}})
+    {'tracking': {'uri': 'http://host:5000'}}
+    """
+    if isinstance(value, str):
+        return re.sub(r"//[^/\s]*@", "//", value)
+    if isinstance(value, Mapping):
+        return {key: without_passwords(one) for key, one in value.items()}
+    return [without_passwords(one) for one in value] if isinstance(value, list) else value
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
@@ -30,7 +49,7 @@ class TrackingSettings:
         spool: folder for what is not delivered yet; default ``runs/<experiment>/spool``. It may hold images.
         images: see `ImagePolicy`.
         deliver: send from this process. False only writes to the spool (and spares the process the import of
-            MLflow); then another process on this machine has to deliver, see `SweepTracker.deliver`.
+            MLflow); then another process on this machine has to deliver, see `replay`.
         retry_seconds: wait this long after a failed delivery, then twice as long each time, up to 12 times.
     """
 

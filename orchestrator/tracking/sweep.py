@@ -53,8 +53,15 @@ class SweepTracker(RunRecorder):
         )
         self._record(Dress([(key.key, key.space, key.numeric) for key in swept], image_step))
 
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path | str] = ()) -> None:
-        """Record what came out of the sweep: metrics ``sweep/...`` and files (tables, the Pareto figure).
+    def summary(
+        self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()
+    ) -> None:
+        """Record what came out of the sweep.
+
+        Args:
+            metrics: ``sweep/...``.
+            files: without images of victims: tables, the Pareto figure.
+            pictures: with images of several victims; recorded if the settings let ``grid/*`` out.
 
         Raises:
             ValueError: a name does not begin with ``sweep/``.
@@ -62,16 +69,12 @@ class SweepTracker(RunRecorder):
         """
         SUMMARY_METRICS.check(metrics)
         self._points(metrics, step=0)
-        for path in files:
+        for path in (*files, *(path for path in pictures if self.settings.images.allows(f"grid/{path.stem}"))):
             self.log_file(path, "summary")
 
     def deliver(self) -> Replayed:
         """Deliver all that lies in the spool: this run's and that of trials that only write to it."""
-        try:
-            return replay(self.settings.spool_folder)
-        except OSError as error:
-            _log.warning("the spool %s cannot be read: %s", self.settings.spool_folder, error)
-            return Replayed(runs=0, waiting=0, refused=0)
+        return replay(self.settings.spool_folder)
 
     def close(self, status: RunStatus) -> None:
         """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""

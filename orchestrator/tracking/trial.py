@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.tracking.images import as_picture, save_as_mlflow_image
 from orchestrator.tracking.names import CURVES, FINAL_METRICS, IMAGES, SWEPT
 from orchestrator.tracking.recorder import RunRecorder
-from orchestrator.tracking.settings import ImagePolicy, TrackingSettings
+from orchestrator.tracking.settings import TrackingSettings
 
 
 class TrialTracker(RunRecorder):
@@ -88,8 +88,7 @@ class TrialTracker(RunRecorder):
         """
         IMAGES.check([key])
         picture = as_picture(image)
-        allowed = {ImagePolicy.NONE: False, ImagePolicy.GRID: key.startswith("grid/"), ImagePolicy.ALL: True}
-        if not allowed[self.settings.images]:
+        if not self.settings.images.allows(key):
             return
         with TemporaryDirectory() as scratch:
             for path in save_as_mlflow_image(picture, key, step, Path(scratch)):

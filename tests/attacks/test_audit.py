@@ -467,6 +467,21 @@ def test_against_nothing_the_adaptive_attack_is_the_plain_one(attack: type[Adapt
 
 
 @pytest.mark.parametrize(
+    ("defense", "bounded"),
+    [
+        (NoDefense(), True),
+        (PixelNoise(), True),
+        (TopK(keep=0.1), False),
+        (Stack(parts=(PixelNoise(), UpdateNoise())), False),
+    ],
+    ids=["none", "data", "update", "data-and-update"],
+)
+def test_the_bound_is_for_defences_of_the_data_alone(defense: Defense, bounded: bool, make_world: MakeWorld) -> None:
+    records = make_world(defense, [INVERSION, PerfectInversion()]).audit().records
+    assert {r.attack for r in records} == {INVERSION.name, *([PerfectInversion.name] if bounded else [])}
+
+
+@pytest.mark.parametrize(
     ("defense", "attacks"),
     [
         (PixelNoise(), [INVERSION, Adaptive(inversion=INVERSION)]),

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from attacks.scoring import (
     METRICS,
     TradeOff,
-    matched_utility,
     mean_ci,
     mse_at_accuracy,
     paired_difference,
@@ -182,19 +181,6 @@ def test_mse_at_accuracy_worked_by_hand() -> None:
     assert mse_at_accuracy(curve, 0.69) is None
     assert mse_at_accuracy(curve, 0.91) is None
     assert mse_at_accuracy([], 0.9) is None
-
-
-def test_matched_utility_compares_at_one_accuracy_or_not_at_all() -> None:
-    minimax = [TradeOff(0.9, 0.01), TradeOff(0.8, 0.03)]
-    noise = [TradeOff(0.88, 0.005), TradeOff(0.8, 0.013)]
-    matched = matched_utility(minimax, noise, accuracy=0.84)
-    assert matched is not None
-    assert (matched.mse_a, matched.mse_b) == pytest.approx((0.022, 0.009))
-    assert matched.ratio == pytest.approx(22 / 9)
-    assert matched_utility(minimax, noise, accuracy=0.89) is None
-    exact_copies = matched_utility(minimax, [TradeOff(0.9, 0.0)], accuracy=0.9)
-    assert exact_copies is not None
-    assert exact_copies.ratio == float("inf")
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))

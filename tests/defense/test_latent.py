@@ -49,7 +49,15 @@ def defender(defence: LatentPerturbation) -> nn.Module:
     ],
 )
 def test_collapse_worked_by_hand(clean: float, accuracy: float, majority: float, collapsed: bool) -> None:
-    assert Outcome(clean, accuracy, majority, adversary_error=1.0).collapsed is collapsed
+    assert Outcome(clean, accuracy, majority, images=1_000_000, adversary_error=1.0).collapsed is collapsed
+
+
+def test_few_images_are_no_proof_of_a_collapse() -> None:
+    # One wrong image of three leaves nothing beyond the guess, and proves nothing.
+    assert not Outcome(1.0, 2 / 3, 2 / 3, images=3, adversary_error=1.0).collapsed
+    # Wilson's upper end for 15 of 30 is 0.67, for 150 of 300 it is 0.556; the line is at 0.5 + 0.25 * 0.5 = 0.625.
+    assert not Outcome(1.0, 0.5, 0.5, images=30, adversary_error=1.0).collapsed
+    assert Outcome(1.0, 0.5, 0.5, images=300, adversary_error=1.0).collapsed
 
 
 def test_collapse_is_not_seen_where_utility_is_kept(

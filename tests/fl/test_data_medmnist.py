@@ -156,6 +156,20 @@ def test_a_missing_file_is_downloaded_into_the_cache(tmp_path: Path, monkeypatch
     assert fetch("breastmnist") == Path.cwd() / "data" / "cache" / "breastmnist.npz"
 
 
+def test_a_good_file_in_a_search_folder_is_not_downloaded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(url: str, target: Path, filename: str, md5: str) -> None:
+        (target / filename).write_bytes(content)
+
+    monkeypatch.setattr("fl.data.download.retrieve", copy)
+    save(folder / "breastmnist.npz")
+    content = (folder / "breastmnist.npz").read_bytes()
+    make_official(folder / "breastmnist.npz", "breastmnist", 28, monkeypatch)
+    assert fetch("breastmnist") == folder / "breastmnist.npz"
+    assert not (Path.cwd() / "data").exists()
+    (folder / "breastmnist.npz").write_bytes(content[:-1])
+    assert fetch("breastmnist") == Path.cwd() / "data" / "cache" / "breastmnist.npz"
+
+
 def test_the_list_says_what_is_here(folder: Path) -> None:
     save(folder / "breastmnist_128.npz", size=128)
     save(folder / "own.npz")

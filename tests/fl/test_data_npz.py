@@ -1,4 +1,6 @@
+import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from fl.data import fetch, load_data
+from fl.data.npz import read_npz
 from fl.errors import FedveilError
 
 
@@ -109,6 +112,103 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(FedveilError, match="damaged"):
         load_data(name)
+
+
+def member(array: Any) -> bytes:
+    """Return an array as the .npy file that an archive holds."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def with_header(text: str) -> bytes:
+    """Return a .npy file of two bytes with this header."""
+    header = text.encode("latin1").ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0\0"
+
+
+GOOD_MEMBER = member(good()["train_images"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (6, 4, 5"), "is damaged or cut short"),
+        (with_header("{'descr': '|u1', 'shape': (6,)}"), "is damaged or cut short"),
+        (with_header("{'descr': '|u1' 'fortran_order': ] False"), "is damaged or cut short"),
+        (with_header("'" + "''" * 3 + "\\"), "is damaged or cut short"),
+        (with_header("{'descr': ('|u1',), 'fortran_order': False, 'shape': (2,)}"), "is damaged or cut short"),
+        (
+            with_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**62},)}}"),
+            "is damaged, or too large for this machine",
+        ),
+        (with_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**90},)}}"), "is damaged or cut short"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-3,)}"), "is damaged or cut short"),
+        (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (3,)}"), "is damaged or cut short"),
+        (GOOD_MEMBER[:60], "is damaged or cut short"),
+        (GOOD_MEMBER[:-1], "is damaged or cut short"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 20_000) + b"{" * 20_000, "is damaged or cut short"),
+        (b"\x93NUMPY\x09\x00" + GOOD_MEMBER[8:], "is damaged or cut short"),
+    ],
+)
+def test_a_damaged_member_is_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
+    name = saved(tmp_path, train_images=None)
+    with zipfile.ZipFile(tmp_path / "mine.npz", "a") as archive:
+        archive.writestr("train_images.npy", content)
+    with pytest.raises(FedveilError) as caught:
+        load_data(name)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.npz'}: train_images {message} (")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "method", "reason"),
+    [
+        (6, 1, zipfile.ZIP_STORED, "encrypted"),  # the flag of a password
+        (8, 99, zipfile.ZIP_STORED, "compression"),  # a method that nobody has
+        (None, None, zipfile.ZIP_DEFLATED, ""),
+        (None, None, zipfile.ZIP_LZMA, ""),
+        (None, None, zipfile.ZIP_BZIP2, ""),
+    ],
+)
+def test_members_that_zipfile_cannot_unpack(
+    tmp_path: Path, offset: int | None, value: int | None, method: int, reason: str
+) -> None:
+    path = tmp_path / "mine.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for key, array in good().items():
+            archive.writestr(f"{key}.npy", member(array))
+    content = bytearray(path.read_bytes())
+    if offset is None or value is None:
+        # Inside the first member's compressed bytes, after its 30 bytes of header and its name.
+        start = 30 + len("train_images.npy") + 12
+        content[start : start + 30] = bytes(30)
+    else:
+        content[offset] = content[content.index(b"PK\x01\x02") + offset + 2] = value
+    path.write_bytes(content)
+    with pytest.raises(FedveilError, match=f"train_images is damaged or cut short .*{reason}") as caught:
+        load_data(f"npz:{path}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("position", "value"), [(6, 0xFF), (42, 0xFF), (28, 0xFF)])
+def test_a_damaged_directory(tmp_path: Path, position: int, value: int) -> None:
+    name = saved(tmp_path)
+    path = tmp_path / "mine.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + position] = value
+    path.write_bytes(content)
+    with pytest.raises(FedveilError, match="damaged"):
+        load_data(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/" + "x" * 300, "~nobody-of-this-name/x.npz"])
+def test_a_path_that_cannot_be(name: str) -> None:
+    for prefix in ("npz", "folder"):
+        with pytest.raises(FedveilError, match="this path cannot be looked up"):
+            load_data(f"{prefix}:{name}")
+    with pytest.raises(FedveilError, match="too long"):
+        read_npz(Path("x" * 300))
 
 
 class Trap:

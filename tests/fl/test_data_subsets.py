@@ -80,6 +80,33 @@ def test_groups_are_moved_whole() -> None:
     assert counts(public.labels) == [8, 4]
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_public_images_have_no_twin_among_the_private(grouped: bool) -> None:
+    # Every picture of class 0 is there twice, and three of class 1 are copies of class 0's; the rest is unique.
+    labels = [0] * 40 + [1] * 20
+    images = numbered(labels, list(range(60)) if grouped else None)
+    images.pixels[20:40] = images.pixels[:20].clone()
+    images.pixels[40:43] = images.pixels[:3].clone()
+    public, private = carve_public(images, 0.5, seed=1)
+    assert not set(numbers(public)) & set(numbers(private))
+    assert set(public.labels.tolist()) == {0, 1}
+    # Of private images none is lost, twins or not.
+    assert counts(private.labels) == [20, 10]
+    assert 0 < len(public) < 30
+    assert set(numbers(images)) == set(numbers(public)) | set(numbers(private))
+    if grouped:
+        assert public.groups is not None
+        assert len(public.groups) == len(public)
+
+
+def test_a_class_of_nothing_but_twins_keeps_one_public_image() -> None:
+    images = numbered([0] * 10 + [1] * 10)
+    images.pixels[:10] = 200
+    public, private = carve_public(images, 0.4, seed=0)
+    assert counts(public.labels) == [1, 4]
+    assert counts(private.labels) == [6, 6]
+
+
 def test_a_class_of_large_groups_still_gets_its_smallest_one() -> None:
     # One image of class 1 would be wanted, but its groups are of 3 and 5.
     groups = [0] * 3 + [1] * 5 + [10 + i for i in range(10)]

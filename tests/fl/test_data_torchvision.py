@@ -2,6 +2,7 @@ import gzip
 import io
 import struct
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from torchvision import datasets
 
 from fl.data import fetch, load_data
+from fl.data.download import file_md5
 from fl.data.source import named
 from fl.data.torchvision import IdxSource, read_idx
 from fl.errors import FedveilError
@@ -223,6 +225,32 @@ def test_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fl.data.download.retrieve", unreachable)
     with pytest.raises(FedveilError, match=f"{name}: .* could not be downloaded .*no route.* by hand to "):
         load_data(name)
+
+
+def test_a_good_copy_in_a_search_folder_is_not_downloaded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("fl.data.download.retrieve", unreachable)
+    raw = save_idx(folder)
+    mnist = named["mnist"]
+    assert isinstance(mnist, IdxSource)
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    md5s = {part: replace(file, md5=file_md5(raw / file.name)) for part, file in zip(parts, mnist.files(), strict=True)}
+    monkeypatch.setattr("fl.data._source", {"mnist": replace(mnist, **md5s), "cifar10": named["cifar10"]}.get)
+    assert fetch("mnist") == raw
+    (raw / "train-labels-idx1-ubyte.gz").write_bytes(b"short")
+    with pytest.raises(FedveilError, match="no route"):
+        fetch("mnist")
+
+    save_folder(folder)  # records are there, but not all
+    with pytest.raises(FedveilError, match="no route"):
+        fetch("cifar10")
+    archive = save_archive(folder, cifar_files())
+    monkeypatch.setattr("fl.data.torchvision._CIFAR_MD5", file_md5(archive))
+    assert fetch("cifar10") == archive
+    monkeypatch.setattr("fl.data.torchvision._CIFAR_BATCH", 2)
+    assert fetch("cifar10") == folder / "cifar-10-batches-bin"
 
 
 def test_fetched_mnist_is_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FEDVEIL_DATA", raising=False)
     monkeypatch.setattr(cli, "connect", started)
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12), dtype=np.uint8)
     arrays = {f"{split}_images": images for split in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(60) % 2 for split in ("train", "val", "test")}
     np.savez(tmp_path / "two.npz", **arrays, **labels)
@@ -69,6 +69,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "sweep.yaml"], "sweep.yaml: has a 'search' section; run it with: fedveil sweep sweep.yaml"),
         (["sweep", "tiny.yaml"], "tiny.yaml: has no 'search' section; run it with: fedveil run tiny.yaml"),
         (["sweep", "sweep.yaml", "--set", "data={name: mni152, size: 20}"], "mni152: size 20 is not available"),
+        (
+            ["sweep", "sweep.yaml", "--set", "search.panel=[{seed: 1}, {fl.clients: 70}]"],
+            "search.panel.1: ",
+        ),
+        (
+            ["sweep", "sweep.yaml", "--set", "search.space={audit.victims: {grid: [2, 400]}}"],
+            "search.space: audit.victims: 400 in batches of 1",
+        ),
         (["report", "x"], "sqlite:///"),
         (["report", "x", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
         (["ui"], "sqlite:///"),
@@ -257,7 +265,7 @@ def test_trials_come_back_from_mlflow_oldest_first(store: str) -> None:
 
 def test_report(store: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert main(["report", "first", "--json", "r.json"]) == 1  # a trial failed
+    assert main(["report", "first", "--json", "r.json"]) == 0
     assert [trial["status"] for trial in json.loads((folder / "r.json").read_text())["trials"]] == [
         "FINISHED",
         "FAILED",

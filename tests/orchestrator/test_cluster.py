@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from fl.errors import FedveilError
-from orchestrator.cluster import OFFLINE, amounts, check_fit, connect, offline_environment, placement_group
+from orchestrator.cluster import (
+    NODE_SLIVER,
+    OFFLINE,
+    amounts,
+    check_fit,
+    connect,
+    offline_environment,
+    own_node,
+    placement_group,
+)
 
 
 def test_offline_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +44,12 @@ def test_placement_group_reserves_the_driver_first() -> None:
     assert factory.required_resources == pytest.approx({"CPU": 3.1, "GPU": 1.0})
 
 
+def test_a_driver_can_be_tied_to_a_node_and_take_no_core() -> None:
+    factory = placement_group(1, driver_cpus=0, driver_node="node:10.0.0.1")
+    assert factory.bundles == [{"node:10.0.0.1": NODE_SLIVER}, {"CPU": 1.0}]
+    assert not factory.head_bundle_is_empty
+
+
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "driver", "said"),
     [
@@ -42,6 +57,8 @@ def test_placement_group_reserves_the_driver_first() -> None:
         (1, -1.0, 0.0, 1.0, "cpus_per_worker must not be negative, not -1"),
         (1, 1.0, -0.5, 1.0, "gpus_per_worker must not be negative, not -0.5"),
         (1, 0.0, 0.0, 1.0, "both 0"),
+        (1, 0.00001, 0.0, 1.0, "cpus_per_worker above 0 must be at least 0.0001, not 1e-05"),
+        (1, 1.0, 0.00001, 1.0, "gpus_per_worker above 0 must be at least 0.0001, not 1e-05"),
         (1, 1.0, 1.5, 1.0, "gpus_per_worker above 1 must be a whole number, not 1.5"),
         (1, 1.0, 0.0, 0.0, "driver_cpus must be above 0, not 0"),
     ],
@@ -99,6 +116,11 @@ class TestOnACluster:
         assert check_fit(2, cpus_per_worker=3) == [None, None]
         with pytest.raises(FedveilError, match="room for 0; missing a node that holds a worker whole"):
             check_fit(1, cpus_per_worker=4)
+
+    def test_the_own_node_is_a_resource_that_the_cluster_has_once(self) -> None:
+        import ray
+
+        assert ray.cluster_resources()[own_node()] == 1  # type: ignore[no-untyped-call]
 
     def test_a_connection_that_exists_is_used_and_left(self) -> None:
         import ray

@@ -15,7 +15,7 @@ from orchestrator.report.comparison import MARGIN, comparison_figure, leakiest_a
 def trial(
     name: str, defense: str, accuracy: float, error: float, status: str = "FINISHED", **others: float
 ) -> TrialRow:
-    metrics = {"utility/accuracy": accuracy, "privacy/mse": error, **others}
+    metrics = {"utility/accuracy": accuracy, "privacy/mse": error, "privacy/complete": 1.0, **others}
     return TrialRow(name, status, {"defense.name": defense}, metrics)
 
 
@@ -28,9 +28,10 @@ def test_each_defence_is_represented_at_its_most_private_that_keeps_accuracy() -
         trial("e", "pixel_noise", 0.4, 0.08),
         trial("f", "pixel_noise", 0.6, 0.03),
         trial("g", "latent", 0.99, 0.5, status="FAILED"),
+        trial("h", "latent", 0.99, 0.5, **{"defense/collapsed": 1.0}),
     ]
     assert [row.name for row in representatives(rows)] == ["a", "b", "f"]
-    assert representatives(rows[-1:]) == []
+    assert representatives(rows[-2:]) == []
 
 
 def test_the_leakiest_attack_comes_nearest_to_the_originals() -> None:

@@ -20,6 +20,7 @@ from orchestrator.config.options import build, options_of
 from orchestrator.config.schema import FLSection
 from orchestrator.config.space import corners, grid_points
 from orchestrator.config.text import parse
+from orchestrator.config.uri import uri_fault
 from orchestrator.tracking import ImagePolicy
 
 DESIGN = """
@@ -198,7 +199,12 @@ def test_what_pyyaml_writes_is_read_back(value: object) -> None:
         ("tracking: {images: foo}", "tracking.images: given 'foo'; allowed: none, grid, all"),
         ("tracking: {images: [all]}", "tracking.images: given ['all']; allowed: none, grid, all"),
         ("tracking: {uri: 3}", "tracking.uri: given 3; allowed: text"),
-        ("resources: {cpus_per_worker: 0}", "resources.cpus_per_worker: given 0; allowed: above 0"),
+        ("resources: {cpus_per_worker: 0}", "resources.cpus_per_worker: given 0; allowed: 0.0001 or more"),
+        ("resources: {cpus_per_worker: 1e-5}", "resources.cpus_per_worker: given 1e-05; allowed: 0.0001 or more"),
+        ("resources: {gpus_per_worker: 1e-5}", "resources.gpus_per_worker: given 1e-05; allowed: 0, or 0.0001 or more"),
+        ("tracking: {uri: ./mlruns}", "tracking.uri: given './mlruns'; allowed: sqlite:///FILE, http://HOST:PORT, "),
+        ("tracking: {uri: ''}", "tracking.uri: given ''; allowed: sqlite:///FILE"),
+        ("tracking: {uri: htp://me:secret@x}", "tracking.uri: given 'htp://x'; allowed: sqlite:///FILE"),
         ("search: []", "search: given []; allowed: a section with keys of concurrent, objectives, panel, samples,"),
         ("search: {searcher: foo}", "search.searcher: given 'foo'; allowed: 'grid', 'random' or 'optuna'"),
         ("search: {objectives: {}}", "search.objectives: given {}; allowed: at least one entry"),
@@ -253,7 +259,7 @@ def test_other_names(tmp_path: Path) -> None:
         ("defense: {name: latent, strength: -1}", "defense.strength: given -1.0; it has to be above 0 and finite"),
         ("defense: {name: latent, steps: 1.5}", "defense.steps: given 1.5; allowed: a whole number"),
         ("defense: {name: latent, scope: both}", "defense.scope: given 'both'; allowed: 'client' or 'public'"),
-        ("defense: [none, {name: top_k, keep: 2}]", "defense.1.keep: given 2.0; it has to be above 0 and at most 1"),
+        ("defense: [latent, {name: top_k, keep: 2}]", "defense.1.keep: given 2.0; it has to be above 0 and at most 1"),
         (
             "fl: {strategy: foo}",
             "fl.strategy.name: given 'foo'; allowed: fedadam, fedavg, fedprox, fedsgd, krum, median",
@@ -311,11 +317,97 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
         ("fl: {shares: 1}", "resources.workers: given 2; a round is cut into 1 share(s)"),
         ("resources: {gpus_per_worker: 1.5}", "resources.gpus_per_worker: given 1.5; above 1 it has to be a whole"),
         ("model: {name: lenet, norm: batch}", "model.norm: given 'batch'; model lenet allows: none"),
+        ("defense: [none, latent]", "defense.0: given 'none' in a list of 2; 'none' is the undefended client, alone"),
+        (
+            "defense: [top_k, {name: latent, scope: public, client_steps: 9}]",
+            "defense.1.client_steps: given 9; with scope public nothing is trained at the clients",
+        ),
+        (
+            "audit: {attacks: [inverting_gradients], inverse: {steps: 9}}",
+            "audit.inverse: given {'steps': 9}; only adaptive attacks use it, and audit.attacks names none of: adaptive,",
+        ),
+        (
+            "audit: {inverse: {steps: 9}}\nsearch: {space: {audit.attacks: {choice: [[]]}}, objectives: {fl/loss: min}}",
+            "audit.inverse: given {'steps': 9}; only adaptive attacks use it",
+        ),
+        (
+            "defense: latent\nsearch: {panel: [{}, {defense.scope: public, defense.client_steps: 9}]}",
+            "search.panel.1: defense.client_steps: given 9; with scope public",
+        ),
+        (
+            "search: {panel: [{}, {audit: {attacks: [inverting_gradients], inverse: {steps: 9}}}]}",
+            "search.panel.1: audit.inverse: given {'steps': 9}; only adaptive attacks",
+        ),
     ],
 )
 def test_impossible_combinations(text: str, line: str, tmp_path: Path) -> None:
     (found,) = lines_of(f"experiment: x\n{text}\n", folder=tmp_path)
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "audit: {inverse: {steps: 9}}\nsearch: {panel: [{}, {audit.attacks: [inverting_gradients]}, {audit: {victims: 2}}]}",
+        "audit: {attacks: [inverting_gradients], inverse: {steps: 9}}\nsearch: {panel: [{audit.attacks: [adaptive]}]}",
+        "defense: {name: latent, client_steps: 9}\nsearch: {space: {defense.scope: {grid: [client, public]}}}",
+    ],
+)
+def test_a_setting_that_some_trials_read_is_no_mistake(text: str, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(f"experiment: x\n{text}\n", encoding="utf-8")
+    experiment, raw = load_experiment(tmp_path / "e.yaml")
+    assert experiment.search is not None
+    # Each trial is checked once more where it runs.
+    for overrides in (*experiment.search.panel, *corners(experiment.search.space)):
+        check(with_overrides(raw, overrides))
+
+
+@pytest.mark.parametrize(
+    ("uri", "usable"),
+    [
+        ("sqlite:///mlflow.db", True),
+        ("sqlite:////data/mlflow.db", True),
+        ("postgresql://me:secret@host/runs", True),
+        ("mysql+pymysql://host/runs", True),
+        ("mssql+pyodbc://host/runs", True),
+        ("http://server:5000", True),
+        ("https://me:secret@server/mlflow", True),
+        ("http://[::1]:5000", True),
+        ("databricks", True),
+        ("databricks://profile", True),
+        ("", False),
+        (" ", False),
+        ("./mlruns", False),
+        ("mlflow.db", False),
+        ("file:///mlruns", False),
+        ("htp://x", False),
+        ("http:server", False),
+        ("http://", False),
+        ("http://server:port", False),
+        ("http://[server", False),
+        ("sqlite:mlflow.db", False),
+        ("sqlite:///", False),
+        ("postgres://host/runs", False),
+        ("oracle://host/runs", False),
+        ("databricksx", False),
+    ],
+)
+def test_tracking_uris(uri: str, usable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (uri_fault(uri) is None) == usable
+    text = "experiment: x\n"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    if usable or not uri:  # empty means unset
+        (tmp_path / "e.yaml").write_text(text, encoding="utf-8")
+        load_experiment(tmp_path / "e.yaml")
+    else:
+        (found,) = lines_of(text, folder=tmp_path)
+        assert found.startswith(f"MLFLOW_TRACKING_URI: given {uri!r}; allowed: sqlite:///FILE, ")
+
+
+def test_the_files_tracking_uri_hides_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    (tmp_path / "e.yaml").write_text("experiment: x\ntracking: {uri: http://server}\n", encoding="utf-8")
+    assert load_experiment(tmp_path / "e.yaml")[0].tracking.uri == "http://server"
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
@@ -386,9 +478,23 @@ def search(text: str) -> str:
         ("panel: [{}, {defence: none}]", f"search.panel.1: defence: unknown key; allowed: {SECTIONS}"),
         ("panel: [{defense: none, defense.keep: 1}]", "search.panel.0: defense.keep: unknown key; allowed: none"),
         ("panel: [{fl.clients: 1}]", "search.panel.0: resources.workers: given 2; a round is cut into 1 share(s)"),
-        ("panel: [{seed: 1}], scheduler: asha", "search.scheduler: asha stops trials by one objective"),
         (
-            "panel: [{seed: 1}], scheduler: asha, objectives: {privacy/mse: max}",
+            "space: {seed: {grid: [1]}}, scheduler: asha",
+            "search.scheduler: asha stops trials by one objective",
+        ),
+        ("panel: [{seed: 1}], samples: 9", "search.samples: given 9; it is for drawing from search.space, which is"),
+        ("panel: [{seed: 1}], searcher: grid", "search.searcher: given 'grid'; it is for drawing from search.space"),
+        ("panel: [{seed: 1}], scheduler: asha", "search.scheduler: given 'asha'; it is for drawing from search.space"),
+        (
+            "panel: [{audit.attacks: [adaptive]}], objectives: {attack/inverting_gradients/mse: max}",
+            "search.panel.0: audit.attacks: given ['adaptive']; search.objectives has 'attack/inverting_gradients/mse',",
+        ),
+        (
+            "space: {audit.attacks: {choice: [[adaptive], [floor]]}}, objectives: {attack/adaptive/mse: max}",
+            "search.space: audit.attacks: given ['floor']; search.objectives has 'attack/adaptive/mse', which these",
+        ),
+        (
+            "space: {seed: {grid: [1]}}, scheduler: asha, objectives: {privacy/mse: max}",
             "search.scheduler: asha needs an objective that every round has; given 'privacy/mse', allowed: fl/accuracy",
         ),
         (
@@ -524,6 +630,49 @@ def test_an_override_leaves_what_an_alias_shares_alone() -> None:
     assert raw == {"a": {"k": 2}, "b": {"k": 1}}
 
 
+def test_a_whole_section_as_an_override_is_merged_and_what_has_options_is_replaced() -> None:
+    raw: dict[str, Any] = {
+        "experiment": "x",
+        "fl": {"rounds": 3, "clients": 5, "strategy": {"name": "fedprox", "mu": 0.5}},
+        "data": {"size": 32, "partition": {"kind": "dirichlet", "alpha": 0.5}},
+        "audit": {"victims": 8, "inversion": {"steps": 5, "tv": 0.1}, "inverse": {"steps": 5}},
+        "defense": {"name": "latent", "strength": 2.0},
+    }
+    varied = with_overrides(
+        raw,
+        {
+            "fl": {"clients": 3, "strategy": {"name": "fedavgm"}},
+            "data": {"partition": {"kind": "iid"}},
+            "audit": {"inversion": {"steps": 6}},
+            "audit.inverse": {"width": 8},
+            "defense": {"name": "latent"},
+            "model": {"width": 4},
+            "fl.rounds": 4,
+        },
+    )
+    assert varied == {
+        "experiment": "x",
+        "fl": {"rounds": 4, "clients": 3, "strategy": {"name": "fedavgm"}},
+        "data": {"size": 32, "partition": {"kind": "iid"}},
+        "audit": {"victims": 8, "inversion": {"steps": 6}, "inverse": {"width": 8}},
+        "defense": {"name": "latent"},
+        "model": {"width": 4},
+    }
+    assert raw["fl"]["clients"] == 5
+
+
+def test_a_section_set_on_the_command_line_keeps_the_files_other_keys(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: x\nfl: {rounds: 7}\nsearch: {panel: [{seed: 1}], concurrent: 2}\n", encoding="utf-8")
+    overrides = ["fl={clients: 3}", "search={panel: [{seed: 2}, {fl: {clients: 4}}]}"]
+    experiment, raw = load_experiment(file, overrides)
+    assert (experiment.fl.rounds, experiment.fl.clients) == (7, 3)
+    assert experiment.search is not None
+    assert (experiment.search.concurrent, len(experiment.search.panel)) == (2, 2)
+    assert check(with_overrides(raw, experiment.search.panel[1])).fl.rounds == 7
+    assert load_experiment(file, ["search=null"])[0].search is None
+
+
 def test_variants_leave_the_original_alone_and_take_sections_before_keys() -> None:
     raw = {"experiment": "x", "defense": {"name": "top_k", "keep": 0.5}, "fl": {"rounds": 3}}
     varied = with_overrides(raw, {"defense.strength": 2.0, "defense": "latent", "fl.rounds": 4})
@@ -538,7 +687,7 @@ def test_the_refusal_survives_the_way_out_of_a_worker() -> None:
     assert str(again) == "fl.rounds: one\nseed: two"
 
 
-def _setting(registry: Any, key: str = "name") -> st.SearchStrategy[Any]:
+def _setting(registry: Any, key: str = "name", leave_out: str | None = None) -> st.SearchStrategy[Any]:
     """A name, alone or with some of its options at their defaults."""
 
     def with_options(name: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -546,7 +695,7 @@ def _setting(registry: Any, key: str = "name") -> st.SearchStrategy[Any]:
         keys = st.sets(st.sampled_from(sorted(options))) if options else st.just(set())
         return keys.map(lambda chosen: {key: name, **{k: options[k] for k in sorted(chosen)}})
 
-    return st.sampled_from(sorted(registry)).flatmap(lambda name: st.just(name) | with_options(name))
+    return st.sampled_from(sorted(set(registry) - {leave_out})).flatmap(lambda name: st.just(name) | with_options(name))
 
 
 EXPERIMENTS = st.fixed_dictionaries(
@@ -573,7 +722,7 @@ EXPERIMENTS = st.fixed_dictionaries(
                 "rounds": st.integers(1, 9),
             },
         ),
-        "defense": _setting(DEFENSES) | st.lists(_setting(DEFENSES), min_size=1, max_size=3),
+        "defense": _setting(DEFENSES) | st.lists(_setting(DEFENSES, leave_out="none"), min_size=1, max_size=3),
         "audit": st.fixed_dictionaries(
             {},
             optional={

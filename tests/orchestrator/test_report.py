@@ -23,6 +23,7 @@ from orchestrator.report import (
 from orchestrator.report.figures import draw_pareto, draw_reconstructions, pareto_figure, reconstruction_figure
 from orchestrator.report.numbers import mse_text
 from orchestrator.report.style import looks
+from orchestrator.report.table import matched_line
 
 CORNER = {"utility/accuracy": 0.5, "privacy/mse": 0.0}
 
@@ -36,6 +37,7 @@ def trial(
     strength: str | float | None = 1.0,
     complete: float = 1.0,
     collapsed: float = 0.0,
+    floor: float = 0.0234,
 ) -> TrialRow:
     params: dict[str, str | float] = {"defense.name": defense}
     if strength is not None:
@@ -46,7 +48,7 @@ def trial(
         "privacy/attacker_accuracy": 0.81,
         "privacy/chance_accuracy": 0.73,
         "privacy/ceiling_mse": 0.0071,
-        "privacy/floor_mse": 0.0234,
+        "privacy/floor_mse": floor,
         "privacy/complete": complete,
         "defense/collapsed": collapsed,
         "cost/train_seconds": 31.0,
@@ -117,7 +119,12 @@ def test_equal_trials_share_the_front_and_trials_without_the_numbers_are_left_ou
 
 
 def test_hypervolume_worked_by_hand() -> None:
-    rows = [trial("a", 0.9, 0.01), trial("b", 0.7, 0.03), trial("c", 0.6, 0.02), trial("d", 0.4, 0.05)]
+    rows = [
+        trial("a", 0.9, 0.01, floor=1.0),
+        trial("b", 0.7, 0.03, floor=1.0),
+        trial("c", 0.6, 0.02, floor=1.0),
+        trial("d", 0.4, 0.05, floor=1.0),
+    ]
     # (.9 - .5) * .01 + (.7 - .5) * (.03 - .01); c is dominated, d is less accurate than the reference
     assert hypervolume(rows, TRADE_OFF, CORNER) == pytest.approx(0.004 + 0.004)
     assert hypervolume([], TRADE_OFF, CORNER) == 0.0
@@ -137,7 +144,7 @@ points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_s
 @given(points)
 @settings(max_examples=60, deadline=None)
 def test_laws_of_the_front(pairs: list[tuple[float, float]]) -> None:
-    rows = [trial(str(i), *pair) for i, pair in enumerate(pairs)]
+    rows = [trial(str(i), *pair, floor=1.0) for i, pair in enumerate(pairs)]
     front = pareto_front(rows, TRADE_OFF)
     assert front
     assert pareto_front(front, TRADE_OFF) == front
@@ -145,7 +152,7 @@ def test_laws_of_the_front(pairs: list[tuple[float, float]]) -> None:
         assert any(all(other.metrics[name] >= row.metrics[name] for name in TRADE_OFF) for other in front)
     area = hypervolume(rows, TRADE_OFF, CORNER)
     assert area == pytest.approx(hypervolume(rows[::-1], TRADE_OFF, CORNER))
-    assert hypervolume([*rows, trial("more", 0.7, 0.7)], TRADE_OFF, CORNER) >= area - 1e-12
+    assert hypervolume([*rows, trial("more", 0.7, 0.7, floor=1.0)], TRADE_OFF, CORNER) >= area - 1e-12
     assert 0.0 <= area <= 0.5
 
 
@@ -280,3 +287,44 @@ def test_reconstruction_figure_refuses_images_out_of_range(tmp_path: Path) -> No
     originals = torch.zeros(1, 1, 12, 12)
     with pytest.raises(FedveilError, match=r"in \[0, 1\]"):
         reconstruction_figure(tmp_path / "x.png", originals, originals + 2, {})
+
+
+def test_an_mse_beyond_the_guess_counts_as_the_guess() -> None:
+    beyond, at = trial("a", 0.8, 0.5), trial("b", 0.9, 0.0234)
+    assert beyond.score("privacy/mse") == 0.0234
+    assert beyond.score("utility/accuracy") == 0.8
+    assert pareto_front([beyond, at], TRADE_OFF) == [at]
+
+
+@pytest.mark.parametrize(("missed", "weak"), [(0.02, False), (0.03, True)])
+def test_an_attack_that_missed_what_was_trained_on_is_marked(missed: float, weak: bool) -> None:
+    row = trial("a", 0.8, 0.02)
+    row = TrialRow(
+        row.name, row.status, row.params, {**row.metrics, "attack/inverting_gradients/mse_to_perturbed": missed}
+    )
+    assert row.weakly_attacked is weak
+    console = Console(record=True, width=120)
+    console.print(TrialTable([row]))
+    assert ("? weak attack" in console.export_text()) is weak
+    bounded = TrialRow(row.name, row.status, row.params, {**row.metrics, "attack/perfect_inversion/mse": 0.01})
+    assert not bounded.weakly_attacked
+
+
+@pytest.mark.parametrize(("share", "collapsed"), [(0.0, False), (0.25, False), (0.5, True), (1.0, True)])
+def test_a_trial_collapsed_where_half_of_its_clients_did(share: float, collapsed: bool) -> None:
+    assert trial("a", 0.8, 0.02, collapsed=share).collapsed is collapsed
+
+
+def test_defences_are_compared_at_an_accuracy_that_all_reach() -> None:
+    rows = [
+        trial("a", 0.90, 0.010, defense="latent"),
+        trial("b", 0.80, 0.020, defense="latent"),
+        trial("c", 0.85, 0.002, defense="pixel_noise"),
+        trial("d", 0.75, 0.004, defense="pixel_noise"),
+        trial("e", 0.95, 0.0, defense="none"),
+    ]
+    assert matched_line(rows) == "At accuracy 0.850 the MSE is 0.0150 for latent, 0.0020 for pixel_noise"
+    assert matched_line(rows[:2]) == ""
+    assert matched_line(rows[3:]) == ""
+    far = [trial("x", 0.5, 0.01, defense="top_k"), trial("y", 0.4, 0.02, defense="top_k")]
+    assert matched_line([*rows[:2], *far]) == ""

@@ -52,6 +52,23 @@ def test_each_training_image_has_one_owner(npz: Path) -> None:
     assert not set(owned) & set(keys(stage.data.test))
 
 
+def test_settings_are_chosen_on_images_that_are_not_tested_on(npz: Path, tmp_path: Path) -> None:
+    stage = staged(npz)
+    assert keys(stage.validation) == keys(stage.data.val)
+    with np.load(npz) as arrays:
+        np.savez(tmp_path / "no_val.npz", **{key: arrays[key] for key in arrays if not key.startswith("val_")})
+    without = staged(tmp_path / "no_val.npz")
+    assert keys(without.validation) == keys(without.public)
+
+
+def test_images_too_small_to_score_are_refused_before_the_work(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 10), dtype=np.uint8)
+    splits = {f"{split}_images": images for split in ("train", "val", "test")}
+    np.savez(tmp_path / "small.npz", **splits, **{f"{s}_labels": np.arange(60) % 2 for s in ("train", "val", "test")})
+    with pytest.raises(FedveilError, match=r"images of 12x10 px; at least 11x11 are needed"):
+        staged(tmp_path / "small.npz")
+
+
 def test_victims_are_private_images_and_stand_in_the_gallery(npz: Path) -> None:
     stage = staged(npz, audit={"batch_size": 2})
     assert [target.client for target in stage.targets] == [0, 1, 0, 1]
@@ -138,10 +155,22 @@ def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
     rows = [row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.7, 0.015), TrialRow("d", "FAILED", error="boom")]
     outcome = summarise_sweep("x", rows, {"utility/accuracy": "max", "privacy/mse": "max"}, tmp_path)
     assert [r.name for r in outcome.front] == ["a", "b"]  # b beats c in both
-    assert outcome.metrics == {"sweep/trials": 4.0, "sweep/failed": 1.0, "sweep/pareto_front": 2.0}
+    assert outcome.metrics == {
+        "sweep/trials": 4.0,
+        "sweep/failed": 1.0,
+        "sweep/pareto_front": 2.0,
+        "sweep/hypervolume": pytest.approx(0.9 * 0.01 + 0.8 * 0.01),
+    }
     assert outcome.failed == 1
     assert outcome.files == (tmp_path / "pareto.png",)
     assert outcome.files[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:
+    rows = [row("a", 0.9, 0.01), row("b", 0.95, 0.02, **{"defense/collapsed": 1.0})]
+    rows.append(row("c", 0.95, 0.02, **{"privacy/complete": 0.0}))
+    outcome = summarise_sweep("x", rows, {"utility/accuracy": "max", "privacy/mse": "max"}, tmp_path)
+    assert [r.name for r in outcome.front] == ["a"]
 
 
 def test_a_sweep_of_failures_draws_nothing(tmp_path: Path) -> None:

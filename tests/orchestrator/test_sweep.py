@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from orchestrator.executor import RayExecutor
 from orchestrator.names import trial_name
 from orchestrator.outcome import SweepOutcome
 from orchestrator.places import SweepFiles, tracking_settings
+from orchestrator.rows import rows_from_mlflow
 from orchestrator.sweep import run_sweep
 from orchestrator.tracking import TrialTracker
 from orchestrator.trial import Trial, params_of
@@ -50,8 +52,9 @@ def swept(bars: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactor
         folder = tmp_path_factory.mktemp("sweep")
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        shutil.copy(bars, folder / "here.npz")
         raw = tiny_experiment(
-            bars,
+            Path("here.npz"),
             defense=TINY_LATENT,
             search={
                 "panel": [*CONTROLS, {"defense": "none", "fl.learning_rate": 1e30}],
@@ -100,7 +103,7 @@ def test_the_record_has_a_parent_and_children_with_status_names_and_artifacts(
     assert len(children) == 4
     for run in children.values():
         assert run.info.status == "FINISHED"
-        assert run.data.params["data.name"].startswith("npz:")
+        assert run.data.params["data.name"] == "npz:here.npz"
         assert [m.step for m in client.get_metric_history(run.info.run_id, "fl/accuracy")] == [0, 1]
         assert len(client.get_metric_history(run.info.run_id, "privacy/mse")) == 1
         names = {file.path for file in client.list_artifacts(run.info.run_id)}
@@ -234,9 +237,14 @@ def test_the_command_line_writes_json_and_fails_with_a_failed_trial(
     assert cli.main(["sweep", "e.yaml", "--json", "out.json"]) == 1
     trials = json.loads(Path("out.json").read_text())["trials"]
     assert sorted(t["status"] for t in trials) == ["FAILED", "FINISHED"]
-    assert cli.main(["report", "tiny", "--json", "again.json"]) == 1
+    assert cli.main(["report", "tiny", "--json", "again.json"]) == 0
     again = json.loads(Path("again.json").read_text())["trials"]
     assert {t["name"]: t["status"] for t in again} == {t["name"]: t["status"] for t in trials}
+    # The failed trial is tried again, and fails again, in the MLflow run that it has.
+    assert cli.main(["sweep", "e.yaml", "--resume"]) == 1
+    resumed = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
+    assert {row.name: row.status for row in resumed} == {t["name"]: t["status"] for t in trials}
+    assert len(resumed) == 2
 
 
 def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +266,8 @@ def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytes
     (stopped,) = [row for row in outcome.rows if row.status == "KILLED"]
     assert stopped.params == {**stopped.params, "defense.name": "none"}
     assert "learning_rate=1e-06" in stopped.name
+    recorded = {row.name: row.status for row in rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")}
+    assert recorded == {row.name: row.status for row in outcome.rows}
 
 
 def test_a_sweep_without_a_search_is_refused(bars: Path) -> None:

@@ -17,6 +17,7 @@ from orchestrator.tracking import (
     SweptKey,
     TrackingSettings,
     TrialTracker,
+    without_passwords,
 )
 from orchestrator.tracking.names import TOKEN_TAG
 from orchestrator.tracking.views import NOTE_TAG, VIEW_TAG
@@ -124,13 +125,14 @@ def test_a_retry_after_a_failure_ends_as_finished_with_the_params_of_the_first_t
         assert client.get_run(first.run_id).info.status == "RUNNING"
     run = client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
+    assert not {"error", "error.traceback"} & run.data.tags.keys()
     assert run.data.params["seed"] == "0"
     assert run.data.params["fl.rounds"] == "3"
 
 
 @pytest.mark.parametrize(
     ("leaves_by", "status"),
-    [(KeyboardInterrupt(), "KILLED"), (SystemExit(0), "FINISHED"), (SystemExit(3), "KILLED")],
+    [(KeyboardInterrupt(), "KILLED"), (SystemExit(0), "KILLED"), (SystemExit(3), "KILLED")],
     ids=repr,
 )
 def test_the_status_says_how_the_block_was_left(
@@ -138,7 +140,9 @@ def test_the_status_says_how_the_block_was_left(
 ) -> None:
     with pytest.raises(type(leaves_by)), trial(settings) as tracker:
         raise leaves_by
-    assert MlflowClient(settings.uri).get_run(tracker.run_id).info.status == status
+    run = MlflowClient(settings.uri).get_run(tracker.run_id)
+    assert run.info.status == status
+    assert (run.data.tags.get("stopped_by") == "scheduler") == (leaves_by.args == (0,))
 
 
 def test_closing_the_sweep_marks_a_trial_that_died_as_killed(settings: TrackingSettings) -> None:
@@ -191,6 +195,26 @@ def test_images_leave_only_as_far_as_the_policy_lets_them(
     assert {Path(file).name.split("~")[0] for file in files} == sent
     assert len(files) == 2 * len(sent)
     assert ("mlflow.loggedImages" in client.get_run(tracker.run_id).data.tags) == bool(sent)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"),
+    [
+        (ImagePolicy.NONE, {"pareto.png"}),
+        (ImagePolicy.GRID, {"pareto.png", "comparison.png"}),
+        (ImagePolicy.ALL, {"pareto.png", "comparison.png"}),
+    ],
+)
+def test_the_summary_holds_pictures_only_if_the_policy_lets_them(
+    settings: TrackingSettings, tmp_path: Path, policy: ImagePolicy, sent: set[str]
+) -> None:
+    files = [tmp_path / "pareto.png", tmp_path / "comparison.png"]
+    for path in files:
+        path.write_bytes(b"png")
+    with SweepTracker(replace(settings, images=policy), name="sweep") as sweep:
+        sweep.summary({"sweep/trials": 1}, files[:1], pictures=files[1:])
+    stored = MlflowClient(settings.uri).list_artifacts(sweep.run_id, "summary")
+    assert {Path(file.path).name for file in stored} == sent
 
 
 def test_pictures_are_named_as_the_mlflow_client_names_them(settings: TrackingSettings) -> None:
@@ -296,6 +320,20 @@ def test_a_name_that_is_not_on_the_list_is_refused_at_once(tmp_path: Path, call:
     offline = TrackingSettings(experiment="x", uri="http://127.0.0.1:9", spool=tmp_path, deliver=False)
     with pytest.raises(ValueError, match=name.replace("?", r"\?")):
         call(trial(offline))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:secret@host:5000/x", "http://host:5000/x"),
+        ("postgresql://u:p@ss@db/x", "postgresql://db/x"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("no answer from https://u:p@h/ or //v:q@i", "no answer from https://h/ or //i"),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+    assert without_passwords({"a": [text, 1], "b": None}) == {"a": [shown, 1], "b": None}
 
 
 def test_relative_places_become_absolute_in_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
