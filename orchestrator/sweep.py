@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +32,7 @@ from orchestrator.places import SweepFiles, tracking_settings
 from orchestrator.progress import Speaker, progress_on
 from orchestrator.report import TrialRow
 from orchestrator.stage import set_stage
-from orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, TrialTracker, without_passwords
+from orchestrator.tracking import Replayed, SweepTracker, SweptKey, TrackingSettings, TrialTracker, without_passwords
 from orchestrator.tracking.spool import PENDING
 from orchestrator.trial import Trial, params_of
 
@@ -270,6 +272,7 @@ def run_sweep(
             run_id=before.get("run_id"),
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
+        delivering(parent.deliver),
         progress_on(console) as board,
     ):
         files.root.mkdir(parents=True, exist_ok=True)
@@ -290,6 +293,28 @@ def run_sweep(
         charts = [path for path in drawn if path.name == CHART]
         parent.summary(outcome.metrics, charts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
+
+
+@contextmanager
+def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterator[None]:
+    """Call ``deliver`` every so many seconds until the block ends, so that MLflow shows trials while they run.
+
+    While something waits (a server that does not answer) the pause doubles, up to twelve times ``every``.
+    """
+    over = threading.Event()
+
+    def work() -> None:
+        pause = every
+        while not over.wait(pause):
+            pause = min(2 * pause, 12 * every) if deliver().waiting else every
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join()
 
 
 def _interrupted(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:

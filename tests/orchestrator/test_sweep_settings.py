@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from tiny import tiny_experiment
 from fl.errors import FedveilError
 from orchestrator.config import check
 from orchestrator.places import SweepFiles
-from orchestrator.sweep import run_sweep, trials_of, tune_config
-from orchestrator.tracking import without_passwords
+from orchestrator.sweep import delivering, run_sweep, trials_of, tune_config
+from orchestrator.tracking import Replayed, without_passwords
 
 GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
 DRAWN = {"fl.learning_rate": {"loguniform": [0.1, 1.0]}}
@@ -95,3 +97,20 @@ def test_a_sweep_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch:
         assert key in said
     assert "tracking" not in said
     assert "old" not in said
+
+
+def test_records_are_delivered_while_trials_run_and_no_longer() -> None:
+    often = threading.Event()
+    calls: list[float] = []
+
+    def deliver() -> Replayed:
+        calls.append(time.monotonic())
+        if len(calls) == 3:
+            often.set()
+        return Replayed(runs=1, waiting=0, refused=0)
+
+    with delivering(deliver, every=0.01):
+        assert often.wait(60)
+    after = len(calls)
+    time.sleep(0.1)
+    assert len(calls) == after

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+from mlflow import MlflowClient
+from ray.job_submission import JobSubmissionClient
+from servers import MlflowServer, free_port
+
+ROOT = Path(__file__).parents[2]
+RAY_TEMPORARY = Path("/tmp/ray")
+RAY = str(Path(sys.executable).with_name("ray"))
+CUT_DOWN = [
+    "data.limit=60",
+    "model.width=4",
+    "fl.rounds=2",
+    "fl.clients=2",
+    "audit.victims=4",
+    "audit.inversion.steps=3",
+    "audit.inverse={steps: 3, batch_size: 8, width: 8}",
+    "resources.cpus_per_worker=0.5",
+    "search.panel=[{defense: none}, {defense: {name: latent, steps: 2, client_steps: 1, foundation_steps: 2}}]",
+]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """A Ray head with a dashboard, all on loopback; ends with the process group that was started."""
+    port = free_port()
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")},
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [RAY, "start", "--head", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]
+    command += ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port)]
+    command += ["--ray-client-server-port", str(free_port()), "--include-dashboard", "true"]
+    # The agents of two clusters on one machine would want the same port.
+    command += ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
+    with (tmp_path / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while not _answers(f"http://127.0.0.1:{port}/api/version"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((tmp_path / "head.log").read_text()[-3000:])
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@pytest.mark.slow
+def test_ray_job_submit_runs_a_sweep_into_an_mlflow_server(head: str, mlflow_server: MlflowServer) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    variables = {"MLFLOW_TRACKING_URI": mlflow_server.uri, "PATH": environment["PATH"]}
+    entry = [sys.executable, "-m", "orchestrator", "sweep", "tune_configs/demo.yaml"]
+    for override in [*CUT_DOWN, "experiment=by-job"]:
+        entry += ["--set", override]
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", "."]
+    command += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", *entry]
+    client_environment = {**environment, "RAY_AUTH_MODE": "disabled"}
+    for _ in range(30):
+        done = subprocess.run(command, cwd=ROOT, env=client_environment, capture_output=True, text=True, timeout=500)
+        # The head answers before its job agent has registered.
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(3)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    (job,) = JobSubmissionClient(head).list_jobs()
+    package = Path(urlsplit((job.runtime_env or {})["working_dir"]).netloc).stem
+    (unpacked,) = RAY_TEMPORARY.glob(f"session_2*/runtime_resources/working_dir_files/{package}")
+    uploaded = [file for file in unpacked.rglob("*") if file.is_file()]
+    assert unpacked / "tune_configs" / "demo.yaml" in uploaded
+    assert sum(file.stat().st_size for file in uploaded) < 5e6
+    client = MlflowClient(mlflow_server.uri)
+    experiment = client.get_experiment_by_name("by-job")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3
+    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert {run.data.params["defense.name"] for run in trials} == {"none", "latent"}
+    assert all("privacy/mse" in run.data.metrics for run in trials)
