@@ -314,7 +314,7 @@ def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterat
         yield
     finally:
         over.set()
-        worker.join()
+        worker.join(60)  # a server that never answers must not hold up the end; the spool keeps what is left
 
 
 def _interrupted(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:

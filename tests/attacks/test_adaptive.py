@@ -118,7 +118,7 @@ def test_it_is_tuned_against_each_rehearsal_whoever_else_is_attacked(
         (alone,) = attack([observation], knowledge)
         torch.testing.assert_close(alone.images, found.images, atol=1e-4, rtol=0)
         assert alone.loss == pytest.approx(found.loss, abs=1e-5)
-    assert together[0].loss > 2 * together[1].loss
+    assert together[0].loss > 1.2 * together[1].loss
 
 
 # The limit: perfect inversion

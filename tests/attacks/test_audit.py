@@ -391,18 +391,19 @@ def test_each_attack_is_handed_the_rehearsals_of_its_own_threat_model(make_world
 
 @pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: d.name)
 def test_every_record_has_its_ceiling_floor_and_threat_model(defense: Defense, make_world: MakeWorld) -> None:
-    attacks = [
+    attacks: list[Attack] = [
         Floor(),
         INVERSION,
         Adaptive(inversion=INVERSION),
         AdaptiveWeights(inversion=INVERSION),
-        PerfectInversion(),
     ]
+    if defense.name not in ("top_k", "update_noise"):
+        attacks.append(PerfectInversion())
     world = make_world(defense, attacks)
     state = replace(start(world.federation), round=4)
     result = world.audit(pictures=2, state=state)
     by_attack = {attack.name: [r for r in result.records if r.attack == attack.name] for attack in attacks}
-    assert sum(len(records) for records in by_attack.values()) == len(result.records) == 15
+    assert sum(len(records) for records in by_attack.values()) == len(result.records) == 3 * len(attacks)
     for attack in attacks:
         records = by_attack[attack.name]
         assert [(r.victim, r.client, r.round, r.seed) for r in records] == [(0, 0, 4, 0), (1, 1, 4, 0), (2, 0, 4, 0)]
