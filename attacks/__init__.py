@@ -1,18 +1,18 @@
 """Attacks on client updates, and the honest scoring of what they rebuild."""
 
-from attacks.adaptive import Adaptive, AdaptiveWeights, PerfectInversion
-from attacks.base import ATTACKS, Attack, Knowledge, Observation
-from attacks.floor import Floor
-from attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
+from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
+from fedveil.attacks.baseline import Baseline
+from fedveil.attacks.inverting_gradients import InvertingGradients
 
 __all__ = [
     "ATTACKS",
     "Adaptive",
-    "AdaptiveWeights",
+    "AdaptiveModules",
     "Attack",
-    "Floor",
+    "Baseline",
     "InvertingGradients",
     "Knowledge",
     "Observation",
-    "PerfectInversion",
+    "TrainedImages",
 ]

@@ -1,7 +1,7 @@
 """Adaptive attackers: they know the defence, invert the update, and then undo the defence with a learnt inverse.
 
 Three threat models, from the realistic to the limit: the defence's code (`Adaptive`), its trained modules as well
-(`AdaptiveWeights`), and on top of those an inversion that is perfect (`PerfectInversion`), which by data processing
+(`AdaptiveModules`), and on top of those an inversion that is perfect (`TrainedImages`), which by data processing
 bounds what the others could ever reach.
 """
 
@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.base import ATTACKS, Attack, Knowledge, Observation
-from attacks.floor import labels_of
-from attacks.inverting_gradients import InvertingGradients
-from attacks.rehearsal import Rehearsal
-from attacks.tuning import best_tv, visible_masks
-from defense.base import Surrogate
-from fl.messages import Reconstruction, ThreatModel
+from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
+from fedveil.attacks.baseline import labels_of
+from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.preparation import AttackerPreparation
+from fedveil.attacks.tuning import best_tv, visible_masks
+from fedveil.defense.base import Surrogate
+from fedveil.fl.messages import Reconstruction, ThreatModel
 
 
 @ATTACKS.register("adaptive")
@@ -36,7 +36,7 @@ class Adaptive(Attack):
     """
 
     name: ClassVar[str] = "adaptive"
-    needs: ClassVar[ThreatModel] = ThreatModel(labels=False, public_data=True, defense_algorithm=True)
+    needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
     adaptive: ClassVar[bool] = True
 
     inversion: InvertingGradients = field(default_factory=InvertingGradients)
@@ -54,16 +54,16 @@ class Adaptive(Attack):
     ) -> list[Reconstruction]:
         """See `Attack.run`."""
         plain = earlier.get(self.inversion.name)
-        rehearsals = [knowledge.rehearsal(observation.client) for observation in observations]
+        preparations = [knowledge.preparation(observation.client) for observation in observations]
         results: dict[int, Reconstruction] = {}
-        # Each rehearsal on its own: what is tuned against one client's modules must not depend on who else is attacked.
-        for rehearsal in {id(r): r for r in rehearsals}.values():
-            group = [at for at, own in enumerate(rehearsals) if own is rehearsal]
-            if plain is not None and rehearsal.surrogate.update is None:
+        # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
+        for preparation in {id(r): r for r in preparations}.values():
+            group = [at for at, own in enumerate(preparations) if own is preparation]
+            if plain is not None and preparation.surrogate.update is None:
                 inverted = [plain[at] for at in group]
             else:
-                inverted = self._invert([observations[at] for at in group], rehearsal.surrogate, knowledge)
-            results.update({at: undo(found, rehearsal) for at, found in zip(group, inverted, strict=True)})
+                inverted = self._invert([observations[at] for at in group], preparation.surrogate, knowledge)
+            results.update({at: undo(found, preparation) for at, found in zip(group, inverted, strict=True)})
         return [results[at] for at in range(len(observations))]
 
     def _invert(
@@ -75,20 +75,20 @@ class Adaptive(Attack):
         return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
 
 
-@ATTACKS.register("adaptive_weights")
+@ATTACKS.register("adaptive_modules")
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveWeights(Adaptive):
+class AdaptiveModules(Adaptive):
     """`Adaptive` who holds the client's own trained modules too, and has trained his inverse on what they make."""
 
-    name: ClassVar[str] = "adaptive_weights"
+    name: ClassVar[str] = "adaptive_modules"
     needs: ClassVar[ThreatModel] = ThreatModel(
-        labels=False, public_data=True, defense_algorithm=True, defense_weights=True
+        labels=False, auxiliary_data=True, defense_algorithm=True, defense_modules=True
     )
 
 
-@ATTACKS.register("perfect_inversion")
+@ATTACKS.register("trained_images")
 @dataclass(frozen=True, kw_only=True)
-class PerfectInversion(Attack):
+class TrainedImages(Attack):
     """Handed the very images that the client trained on and the client's modules: only the defence itself is left.
 
     No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
@@ -96,15 +96,15 @@ class PerfectInversion(Attack):
     the update keeps more than that from a server, of which the bound says nothing: there the attack does not apply.
     """
 
-    name: ClassVar[str] = "perfect_inversion"
+    name: ClassVar[str] = "trained_images"
     needs: ClassVar[ThreatModel] = ThreatModel(
-        labels=False, public_data=True, defense_algorithm=True, defense_weights=True, trained_images=True
+        labels=False, auxiliary_data=True, defense_algorithm=True, defense_modules=True, trained_images=True
     )
     adaptive: ClassVar[bool] = True
 
     def applies(self, knowledge: Knowledge) -> bool:
         """See `Attack.applies`."""
-        return all(rehearsal.surrogate.update is None for rehearsal in knowledge.rehearsals.values())
+        return all(preparation.surrogate.update is None for preparation in knowledge.preparations.values())
 
     def run(
         self,
@@ -116,7 +116,7 @@ class PerfectInversion(Attack):
         results = []
         for observation in observations:
             found = Reconstruction(_granted(observation.trained_images), labels_of(observation), 0.0)
-            results.append(undo(found, knowledge.rehearsal(observation.client)))
+            results.append(undo(found, knowledge.preparation(observation.client)))
         return results
 
 
@@ -127,9 +127,9 @@ def _granted(images: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def undo(found: Reconstruction, rehearsal: Rehearsal) -> Reconstruction:
+def undo(found: Reconstruction, preparation: AttackerPreparation) -> Reconstruction:
     """Pass a reconstruction of the trained-on images through the learnt inverse, where the defence changes images."""
-    if rehearsal.inverse is None:
+    if preparation.inverse is None:
         return found
-    device = next(rehearsal.inverse.parameters()).device
-    return replace(found, images=rehearsal.inverse(found.images.to(device)).clamp(0, 1).cpu())
+    device = next(preparation.inverse.parameters()).device
+    return replace(found, images=preparation.inverse(found.images.to(device)).clamp(0, 1).cpu())

@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Knowledge, Observation
-from attacks.inverse import InverseTraining
-from attacks.rehearsal import CODE, MODULES, Rehearsal, rehearse
-from attacks.scoring import Evaluator, FloorGuess, Gallery, Scorer, VictimBatch, match, train_evaluator
-from defense.base import Defense, Preparation, TrainedOn
-from fl.cache import State, cached, fingerprint
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.executor import Executor, Handle, Slot
-from fl.messages import PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
-from fl.models import ModelSpec, build_model
-from fl.rounds import Federation, ServerState
-from fl.seeding import derive_seed, torch_stream
-from fl.training import Weights, local_update
+from fedveil.attacks.base import Attack, Knowledge, Observation
+from fedveil.attacks.inverse import InverseTraining
+from fedveil.attacks.preparation import CODE, MODULES, AttackerPreparation, prepare_attacker
+from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, VictimBatch, match, train_judge
+from fedveil.defense.base import Defense, DefenseContext, TrainedOn
+from fedveil.fl.cache import State, cached, fingerprint
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.rounds import Federation, ServerState
+from fedveil.fl.seeding import derive_seed, torch_stream
+from fedveil.fl.training import Weights, local_update
 
 
 @dataclass(frozen=True)
@@ -147,30 +147,30 @@ def build_scorer(
     model = build_model(spec)
 
     def build() -> State:
-        trained = train_evaluator(public, classes=classes, seed=derive_seed(seed, "evaluator"), device=device)
+        trained = train_judge(public, classes=classes, seed=derive_seed(seed, "judge"), device=device)
         return trained.model.cpu().state_dict()
 
-    model.load_state_dict(cached(cache, ("evaluator", spec, fingerprint(public), seed, device.type), build))
-    floor = FloorGuess.from_public(public, classes=classes)
-    return Scorer(Evaluator(model.eval().requires_grad_(False)), gallery, floor, seed)
+    model.load_state_dict(cached(cache, ("judge", spec, fingerprint(public), seed, device.type), build))
+    floor = ClassMeanGuess.from_public(public, classes=classes)
+    return Scorer(Judge(model.eval().requires_grad_(False)), gallery, floor, seed)
 
 
-RehearsalKey = tuple[bool, int | None]
+PreparationKey = tuple[bool, int | None]
 """(the modules are known, the client whose modules they are or None)."""
 
 
-def rehearsal_key(attack: Attack, trained_on: TrainedOn, client: int) -> RehearsalKey | None:
-    """Return which rehearsal an attack on a client builds on; None for an attack that knows nothing of the defence."""
+def preparation_key(attack: Attack, trained_on: TrainedOn, client: int) -> PreparationKey | None:
+    """Return which preparation an attack on a client builds on; None for an attack that knows nothing of the defence."""
     if not attack.needs.defense_algorithm:
         return None
-    if not attack.needs.defense_weights or trained_on is TrainedOn.NOTHING:
+    if not attack.needs.defense_modules or trained_on is TrainedOn.NOTHING:
         return (False, None)
     return (True, client if trained_on is TrainedOn.CLIENT else None)
 
 
 @dataclass(frozen=True)
 class _RehearsalJob:
-    key: RehearsalKey
+    key: PreparationKey
     defense: Handle[Defense]
     public: Handle[Images]
     federation: Handle[Federation]
@@ -179,18 +179,18 @@ class _RehearsalJob:
     cache: Path | None
 
 
-def _rehearse(slot: Slot, job: _RehearsalJob) -> Rehearsal:
+def _rehearse(slot: Slot, job: _RehearsalJob) -> AttackerPreparation:
     known, client = job.key
     seed = derive_seed(job.seed, "attacker", *(() if client is None else (client,)))
-    preparation = Preparation(job.public.get(), job.federation.get().model, slot.device, seed, job.cache)
-    found = rehearse(job.defense.get(), MODULES if known else CODE, preparation, job.training)
+    preparation = DefenseContext(job.public.get(), job.federation.get().model, slot.device, seed, job.cache)
+    found = prepare_attacker(job.defense.get(), MODULES if known else CODE, preparation, job.training)
     return found if found.inverse is None else replace(found, inverse=found.inverse.cpu())
 
 
-Rehearsals = Mapping[RehearsalKey, Handle[Rehearsal]]
+Preparations = Mapping[PreparationKey, Handle[AttackerPreparation]]
 
 
-def rehearse_all(
+def prepare_attackers(
     plan: AuditPlan,
     defense: Handle[Defense],
     trained_on: TrainedOn,
@@ -200,7 +200,7 @@ def rehearse_all(
     training: InverseTraining,
     executor: Executor,
     cache: Path | None,
-) -> dict[RehearsalKey, Handle[Rehearsal]]:
+) -> dict[PreparationKey, Handle[AttackerPreparation]]:
     """Let the attacker prepare once per trial: against the defence's code, and against each client's modules.
 
     Args:
@@ -212,15 +212,15 @@ def rehearse_all(
         public: the attacker's images.
         training: of the inverse.
         executor: where to prepare.
-        cache: see `Preparation`.
+        cache: see `DefenseContext`.
     """
-    keys = {rehearsal_key(attack, trained_on, target.client) for attack in plan.attacks for target in plan.targets}
+    keys = {preparation_key(attack, trained_on, target.client) for attack in plan.attacks for target in plan.targets}
     wanted = sorted((key for key in keys if key is not None), key=lambda k: (k[0], -1 if k[1] is None else k[1]))
     jobs = [
         _RehearsalJob(key, prepared[key[1] or 0] if key[0] else defense, public, federation, training, plan.seed, cache)
         for key in wanted
     ]
-    return {job.key: executor.share(found) for job, found in zip(jobs, executor.map(_rehearse, jobs), strict=True)}
+    return {job.key: executor.broadcast(found) for job, found in zip(jobs, executor.map(_rehearse, jobs), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class AuditContext:
         federation: the run.
         public: the attacker's images.
         scorer: judges reconstructions.
-        rehearsals: what the attacker prepared.
+        preparations: what the attacker prepared.
         trained_on: what the defence's modules are trained on.
     """
 
@@ -240,7 +240,7 @@ class AuditContext:
     federation: Handle[Federation]
     public: Handle[Images]
     scorer: Handle[Scorer]
-    rehearsals: Rehearsals
+    preparations: Preparations
     trained_on: TrainedOn
 
 
@@ -334,18 +334,18 @@ def _knowledge(
     slot: Slot,
     federation: Federation,
 ) -> Knowledge:
-    rehearsals: dict[int | None, Rehearsal] = {}
+    preparations: dict[int | None, AttackerPreparation] = {}
     for target in targets:
-        key = rehearsal_key(attack, context.trained_on, target.client)
+        key = preparation_key(attack, context.trained_on, target.client)
         if key is not None:
-            rehearsals[key[1]] = context.rehearsals[key].get()
+            preparations[key[1]] = context.preparations[key].get()
     return Knowledge(
         threat_model=threat_model,
         model=federation.model,
         device=slot.device,
         seed=derive_seed(context.plan.seed, "attack"),
-        public=context.public.get() if threat_model.public_data else None,
-        rehearsals=rehearsals,
+        public=context.public.get() if threat_model.auxiliary_data else None,
+        preparations=preparations,
     )
 
 
@@ -382,7 +382,7 @@ def audit(
         pictures: keep the images of so many victims.
     """
     plan = context.plan
-    weights = executor.share(state.weights)
+    weights = executor.broadcast(state.weights)
     size = plan.device_chunk
     chunks = [
         _Chunk(shared, weights, state.round, plan.targets[at : at + size], pictures)

@@ -1,4 +1,4 @@
-"""The `Attack` interface: what an attacker observes, what he is granted beside it, and the refusal to hand over more."""
+"""The `Attack` interface: what an attacker observes, what it is granted beside that, and the refusal to hand over more."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from attacks.rehearsal import Rehearsal
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, Reconstruction, ThreatModel
-from fl.models import ModelSpec
-from fl.registry import Registry
-from fl.training import Weights
+from fedveil.attacks.target import TargetModel
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel
+from fedveil.fl.registry import Registry
+from fedveil.fl.training import Weights
 
 if TYPE_CHECKING:
-    from attacks.inverting_gradients import InvertingGradients
+    from fedveil.attacks.preparation import AttackerPreparation
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observation:
     """One victim batch as the server sees it.
 
@@ -32,7 +31,7 @@ class Observation:
         number: of the batch; the attacker's random starts are keyed by it.
         client: who sent the update.
         update: what was sent.
-        weights: what the server had sent before (see `fl.training.exchanged`).
+        weights: what the server had sent before (see `fedveil.fl.training.exchanged`); observations of one round share it.
         batch_size: B, images behind the update.
         labels: (B,) the true labels, only where the threat model grants them.
         trained_images: (B, C, H, W), only where the threat model grants them.
@@ -47,46 +46,50 @@ class Observation:
     trained_images: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Knowledge:
     """What the attacker holds for all victims alike.
 
     Attributes:
-        threat_model: what he is granted.
-        model: the classifier's code.
+        threat_model: what it is granted.
+        model: the classifier's code, fit for attacks, and how the clients ran it.
         device: where to compute.
         seed: of the attacker's own randomness.
-        public: images that belong to no client, where granted.
-        rehearsals: what he prepared against the defence, where granted: by client, under None for all others.
+        auxiliary: images that belong to no client, where granted.
+        preparations: what it prepared against the defence, where granted: by client, under None for all others.
     """
 
     threat_model: ThreatModel
-    model: ModelSpec
+    model: TargetModel
     device: torch.device
     seed: int
-    public: Images | None = None
-    rehearsals: Mapping[int | None, Rehearsal] = field(default_factory=dict)
+    auxiliary: Images | None = None
+    preparations: Mapping[int | None, AttackerPreparation] = field(default_factory=dict)
 
-    def rehearsal(self, client: int) -> Rehearsal:
+    def preparation(self, client: int) -> AttackerPreparation:
         """Return the preparation against a client's defence.
 
         Raises:
             FedveilError: there is none.
         """
-        found = self.rehearsals.get(client, self.rehearsals.get(None))
+        found = self.preparations.get(client, self.preparations.get(None))
         if found is None:
-            raise FedveilError(f"no rehearsal against the defence of client {client}; see attacks.rehearsal.rehearse")
+            raise FedveilError(f"nothing is prepared against the defence of client {client}; see attacks.preparation")
         return found
 
-    def public_images(self) -> Images:
-        """Return the public images.
+    def auxiliary_images(self) -> Images:
+        """Return the auxiliary images.
 
         Raises:
             FedveilError: the threat model grants none.
         """
-        if self.public is None:
-            raise FedveilError("the threat model grants no public images (public_data)")
-        return self.public
+        if self.auxiliary is None:
+            raise FedveilError("the threat model grants no auxiliary images (auxiliary_data)")
+        return self.auxiliary
+
+
+Earlier = Mapping["Attack", Sequence[Reconstruction]]
+"""What other attacks made of the same observations, by attack with its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,29 +101,22 @@ class Attack(ABC):
     """The grants without which the attack can't run (labels excepted: they are given or recovered)."""
     adaptive: ClassVar[bool] = False
     """It reckons with the defence (DESIGN: a record without such an attack is incomplete)."""
-
-    @classmethod
-    def configured(cls, inversion: InvertingGradients) -> Attack:
-        """Return the attack with these settings of the gradient inversion, if it uses one."""
-        return cls()
+    reads_update: ClassVar[bool] = True
+    """Its images come from the update. One that is False only shows what it was told, so no class is read from them."""
 
     def applies(self, knowledge: Knowledge) -> bool:
-        """Whether the attack says anything about a defence that the attacker has rehearsed as in ``knowledge``."""
+        """Whether the attack says anything about a defence against which the attacker has prepared as in ``knowledge``."""
         return True
 
     def __call__(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        *,
-        earlier: Mapping[str, Sequence[Reconstruction]] | None = None,
+        self, observations: Sequence[Observation], knowledge: Knowledge, *, earlier: Earlier | None = None
     ) -> list[Reconstruction]:
         """Attack a batch of victims at once.
 
         Args:
             observations: victims whose batches have one size and whose updates are of one kind.
             knowledge: what the attacker holds.
-            earlier: results of other attacks on the same observations, by name, that this one may build on.
+            earlier: results of other attacks on the same observations, that this one may build on.
 
         Raises:
             FedveilError: the attack needs more than the threat model grants, or is handed more.
@@ -135,18 +131,15 @@ class Attack(ABC):
 
     @abstractmethod
     def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
+        self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier
     ) -> list[Reconstruction]:
         """Do the attack; see `__call__`, which has checked the grants."""
 
 
 def _refuse_excess(observations: Sequence[Observation], knowledge: Knowledge) -> None:
     held = [
-        ("the attacker", "public_data", knowledge.public is not None),
-        ("the attacker", "defense_algorithm", bool(knowledge.rehearsals)),
+        ("the attacker", "auxiliary_data", knowledge.auxiliary is not None),
+        ("the attacker", "defense_algorithm", bool(knowledge.preparations)),
     ]
     for observation in observations:
         holder = f"the observation of client {observation.client}"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defense.base import above_zero, at_least
-from defense.modules import Inverse
-from defense.seeded import seeded
-from fl.data.images import Images
+from fedveil.defense.base import above_zero, at_least
+from fedveil.defense.modules import Inverse
+from fedveil.defense.seeded import seeded
+from fedveil.fl.data.images import Images
 
 
 @dataclass(frozen=True)

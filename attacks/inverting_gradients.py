@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.base import ATTACKS, Attack, Knowledge, Observation
-from attacks.engine import Problem, Schedule, Tensors, attackable, distance_and_slope, minimise
-from attacks.floor import labels_of
-from defense.base import above_zero, at_least
-from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
-from fl.models import build_model
-from fl.seeding import torch_stream
+from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
+from fedveil.attacks.baseline import labels_of
+from fedveil.attacks.engine import Problem, Schedule, Tensors, attackable, distance_and_slope, minimise
+from fedveil.defense.base import above_zero, at_least
+from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.models import build_model
+from fedveil.fl.seeding import torch_stream
 
 
 def target_gradient(update: ClientUpdate) -> dict[str, Tensor]:

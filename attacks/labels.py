@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 
 
 def recover_label(update: ClientUpdate, *, batch_size: int) -> Tensor:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attacks.base import Knowledge, Observation
-from attacks.inverting_gradients import InvertingGradients, target_gradient
-from attacks.scoring import match
-from defense.base import Surrogate
-from fl.hooks import NoHooks
-from fl.messages import ClientUpdate
-from fl.models import build_model
-from fl.seeding import torch_stream
-from fl.training import LocalTraining, local_update
+from fedveil.attacks.base import Knowledge, Observation
+from fedveil.attacks.inverting_gradients import InvertingGradients, target_gradient
+from fedveil.attacks.scoring import match
+from fedveil.defense.base import Surrogate
+from fedveil.fl.hooks import NoHooks
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.models import build_model
+from fedveil.fl.seeding import torch_stream
+from fedveil.fl.training import LocalTraining, local_update
 
 FACTORS = (0.1, 1.0, 10.0)
 REHEARSAL_VICTIMS = 8

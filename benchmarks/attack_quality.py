@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from attacks import InvertingGradients, Knowledge, Observation
-from attacks.scoring import mse, psnr, ssim
-from fl.data import Images, carve_public, load_data
-from fl.hooks import NoHooks
-from fl.messages import ThreatModel, UpdateKind
-from fl.models import ModelSpec, build_model, init_model
-from fl.seeding import torch_stream
-from fl.training import LocalTraining, local_update
-from orchestrator.report.figures import reconstruction_figure
+from fedveil.attacks import InvertingGradients, Knowledge, Observation
+from fedveil.attacks.scoring import mse, psnr, ssim
+from fedveil.fl.data import Images, load_data, split_public
+from fedveil.fl.hooks import NoHooks
+from fedveil.fl.messages import ThreatModel, UpdateKind
+from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.seeding import torch_stream
+from fedveil.fl.training import LocalTraining, local_update
+from fedveil.orchestrator.report.figures import reconstruction_figure
 
 
 def observe(victims: Images, model: ModelSpec) -> list[Observation]:
@@ -52,7 +52,7 @@ def main() -> None:
     results = []
     for name in arguments.data:
         data = load_data(name)
-        _, private = carve_public(data.train, 0.2, 0)
+        _, private = split_public(data.train, 0.2, 0)
         order = torch.randperm(len(private), generator=torch_stream(0, "quality"))[: arguments.victims]
         victims = private.take(order)
         for model_name in arguments.models:

@@ -1,19 +1,19 @@
 """Defences: what a client does to its data, its loss, its update or its output before anything leaves it."""
 
-from defense.base import DEFENSES, Defense, Preparation, Stack, Surrogate, TrainedOn
-from defense.latent import LatentPerturbation
-from defense.noise import LatentNoise, NoDefense, PixelNoise
-from defense.top_k import TopK
-from defense.update_noise import UpdateNoise
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Stack, Surrogate, TrainedOn
+from fedveil.defense.latent import LatentPerturbation
+from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
+from fedveil.defense.top_k import TopK
+from fedveil.defense.update_noise import UpdateNoise
 
 __all__ = [
     "DEFENSES",
     "Defense",
+    "DefenseContext",
     "LatentNoise",
     "LatentPerturbation",
     "NoDefense",
     "PixelNoise",
-    "Preparation",
     "Stack",
     "Surrogate",
     "TopK",

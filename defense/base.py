@@ -1,4 +1,4 @@
-"""The `Defense` interface: four hooks on the client, preparation before round 0, and one honesty hook."""
+"""The `Defense` interface: settings, what they become when a client prepares them, and what an attacker may know of both."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fl.data.images import Images
-from fl.errors import SettingError
-from fl.hooks import NoHooks
-from fl.messages import ClientUpdate, ThreatModel
-from fl.models import ModelSpec
-from fl.registry import Registry
-from fl.seeding import torch_stream
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import SettingError
+from fedveil.fl.hooks import NoHooks
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.models import ModelSpec
+from fedveil.fl.registry import Registry
+from fedveil.fl.seeding import torch_stream
 
-DEFENSES: Registry[type[Defense]] = Registry("defense")
+DEFENSES: Registry[type[Defense[Any]]] = Registry("defense")
 
 Gradients = Mapping[str, Tensor]
+Public = TypeVar("Public")
+"""What a defence learns from public images, once for all clients; None for most."""
 
 
 class TrainedOn(StrEnum):
-    """What a defence's modules were trained on, hence how many versions of them an attacker may hold."""
+    """What a defence's modules are trained on, hence how many versions of them an attacker may hold."""
 
     NOTHING = "nothing"
     PUBLIC = "public"
@@ -34,14 +36,14 @@ class TrainedOn(StrEnum):
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What a defence is given to prepare itself with.
+class DefenseContext:
+    """What a defence is given to prepare itself with, beside the client's images.
 
     Attributes:
-        public: images that belong to no client.
+        public: images that belong to no client; server and clients hold them.
         model: the classifier that the federation trains.
         device: where to compute.
-        seed: of the trial, or of the attacker who rebuilds the defence for himself.
+        seed: of the trial, or of the attacker that prepares the defence for itself.
         cache: folder where what was trained on public images alone is kept for the next trial; None for no cache.
     """
 
@@ -52,13 +54,13 @@ class Preparation:
     cache: Path | None = None
 
     def stream(self, *path: str | int) -> torch.Generator:
-        """Return the random stream ``path`` of this preparation."""
+        """Return the random stream ``path`` of this context."""
         return torch_stream(self.seed, "prepare", *path)
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What a defence hands to the adaptive attacker.
+    """What the adaptive attacker gets of a prepared defence.
 
     Attributes:
         data: draws from the law of the trained-on images given originals, (n, C, H, W) to (n, C, H, W), with the
@@ -73,12 +75,40 @@ class Surrogate:
     visible: Callable[[Gradients], dict[str, Tensor]] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Defense(NoHooks):
-    """A defence with its hyperparameters. `repr` shows exactly these, as the configuration names them.
+class PreparedDefense(NoHooks):
+    """A defence at work with one client: the four hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
 
-    Trained state (modules) lives in fields with ``repr=False, compare=False`` that `pretrain` and `prepare` fill on a
-    copy; a defence is never changed in place, so it can be shared with many workers.
+    It is never changed once it is made, so it can be sent to many workers.
+    """
+
+    def surrogate(self) -> Surrogate:
+        """Hand over what an attacker who holds this prepared defence knows of it.
+
+        Which one that is, the client's or one that the attacker prepared on its own images, the threat model says
+        (`fedveil.attacks.preparation`).
+        """
+        return Surrogate()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers about the preparation that belong beside the results (``collapsed`` among them, 0 or 1)."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(Generic[Public]):
+    """A defence's settings, and nothing else: `repr` shows them as the configuration names them.
+
+    A defence without modules defines the hooks that it needs (``data``, ``loss``, ``update``, ``output``; see
+    `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides `prepare`, and
+    `pretrain` for what needs public images alone.
+
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Darken(Defense[None]):
+    ...     strength: float = 0.5
+    ...     def data(self, x, y, stream):
+    ...         return self.strength * x
+    >>> Darken(strength=0.25)
+    Darken(strength=0.25)
     """
 
     name: ClassVar[str]
@@ -88,25 +118,68 @@ class Defense(NoHooks):
         """What this defence's modules are trained on."""
         return TrainedOn.NOTHING
 
-    def pretrain(self, preparation: Preparation) -> Defense:
-        """Do once what needs public data alone; every client starts from the result."""
-        return self
+    def pretrain(self, context: DefenseContext) -> Public:
+        """Learn once what needs public images alone; every client, and the server too, holds the result."""
+        return None  # type: ignore[return-value]
 
-    def prepare(self, private: Images, preparation: Preparation, client: int) -> Defense:
-        """Do what needs the client's own images; the result stays with that client."""
-        return self
+    def prepare(self, private: Images, context: DefenseContext, public: Public, *, client: int) -> PreparedDefense:
+        """Return this defence at work with one client.
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
-        """Hand the adaptive attacker what ``threat_model`` grants.
-
-        Under ``defense_weights`` it is built from this prepared defence itself; under ``defense_algorithm`` alone, from
-        one that the attacker prepares on his public images with ``preparation``.
+        Args:
+            private: the client's images.
+            context: everything else.
+            public: from `pretrain`.
+            client: its number, which names its random stream.
         """
-        return Surrogate()
+        return Stateless(self)
 
-    def diagnostics(self) -> dict[str, float]:
-        """Numbers about the preparation that belong beside the results (``collapsed`` among them, 0 or 1)."""
-        return {}
+
+class Stateless(PreparedDefense):
+    """A defence whose settings are all there is: its hooks are those that the settings define.
+
+    Args:
+        settings: the defence.
+    """
+
+    def __init__(self, settings: Defense[Any]) -> None:
+        self.settings = settings
+        self._hooks: Any = settings
+
+    def _defines(self, hook: str) -> bool:
+        return hasattr(self.settings, hook)
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        """See `fedveil.fl.hooks.ClientHooks.data`."""
+        changed: Tensor = self._hooks.data(x, y, stream) if self._defines("data") else x
+        return changed
+
+    def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """See `fedveil.fl.hooks.ClientHooks.loss`."""
+        changed: Tensor = self._hooks.loss(loss, model, x, y, logits) if self._defines("loss") else loss
+        return changed
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        """See `fedveil.fl.hooks.ClientHooks.update`."""
+        changed: ClientUpdate = self._hooks.update(update, stream) if self._defines("update") else update
+        return changed
+
+    def output(self, logits: Tensor) -> Tensor:
+        """See `fedveil.fl.hooks.ClientHooks.output`."""
+        changed: Tensor = self._hooks.output(logits) if self._defines("output") else logits
+        return changed
+
+    def surrogate(self) -> Surrogate:
+        """The settings' own ``surrogate``, or else their hooks as they are: without modules there is no more to know."""
+        if self._defines("surrogate"):
+            own: Surrogate = self._hooks.surrogate()
+            return own
+        return Surrogate(
+            data=(lambda x, stream: self.data(x, None, stream)) if self._defines("data") else None,
+            update=self.update if self._defines("update") else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"Stateless({self.settings!r})"
 
 
 def at_least(defense: str, **settings: tuple[float, float]) -> None:
@@ -129,90 +202,3 @@ def above_zero(defense: str, **settings: float) -> None:
     for key, value in settings.items():
         if not 0 < value < math.inf:
             raise SettingError(defense, key, value, "it has to be above 0 and finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack(Defense):
-    """Several defences, applied to data and loss in their order and to update and output in the same order.
-
-    Attributes:
-        parts: the defences.
-    """
-
-    name: ClassVar[str] = "stack"
-    parts: tuple[Defense, ...] = field(default=())
-
-    @property
-    def trained_on(self) -> TrainedOn:
-        """The most private of the parts' sources."""
-        order = list(TrainedOn)
-        return max((part.trained_on for part in self.parts), key=order.index, default=TrainedOn.NOTHING)
-
-    def pretrain(self, preparation: Preparation) -> Defense:
-        """Pretrain each part."""
-        return Stack(parts=tuple(part.pretrain(preparation) for part in self.parts))
-
-    def prepare(self, private: Images, preparation: Preparation, client: int) -> Defense:
-        """Prepare each part."""
-        return Stack(parts=tuple(part.prepare(private, preparation, client) for part in self.parts))
-
-    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        """Pass the images through each part."""
-        for part in self.parts:
-            x = part.data(x, y, stream)
-        return x
-
-    def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-        """Pass the loss through each part."""
-        for part in self.parts:
-            loss = part.loss(loss, model, x, y, logits)
-        return loss
-
-    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
-        """Pass the update through each part."""
-        for part in self.parts:
-            update = part.update(update, stream)
-        return update
-
-    def output(self, logits: Tensor) -> Tensor:
-        """Pass the logits through each part."""
-        for part in self.parts:
-            logits = part.output(logits)
-        return logits
-
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
-        """Compose the parts' surrogates."""
-        surrogates = [part.surrogate(threat_model, preparation) for part in self.parts]
-        data = [s.data for s in surrogates if s.data is not None]
-        visible = [s.visible for s in surrogates if s.visible is not None]
-        updates = [s.update for s in surrogates if s.update is not None]
-
-        def through(x: Tensor, stream: torch.Generator) -> Tensor:
-            for step in data:
-                x = step(x, stream)
-            return x
-
-        def sent(update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
-            for step in updates:
-                update = step(update, stream)
-            return update
-
-        def seen(observed: Gradients) -> dict[str, Tensor]:
-            masks = {name: torch.ones_like(tensor) for name, tensor in observed.items()}
-            for step in visible:
-                masks = {name: masks[name] * mask for name, mask in step(observed).items()}
-            return masks
-
-        return Surrogate(
-            data=through if data else None,
-            update=sent if updates else None,
-            visible=seen if visible else None,
-        )
-
-    def diagnostics(self) -> dict[str, float]:
-        """All parts' numbers; the largest where two parts share a name."""
-        merged: dict[str, float] = {}
-        for part in self.parts:
-            for key, value in part.diagnostics().items():
-                merged[key] = max(value, merged.get(key, value))
-        return merged

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, above_zero, at_least
-from defense.foundation import Foundation, lay_foundation
-from defense.minimax import Game, Players, class_mean_error, newcomers, perturbed, play
-from defense.moving import on_device
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import ThreatModel
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Surrogate, TrainedOn, above_zero, at_least
+from fedveil.defense.devices import on_device
+from fedveil.defense.minimax import (
+    MinimaxConfig,
+    MinimaxModules,
+    class_mean_error,
+    init_modules,
+    perturbed,
+    train_minimax,
+)
+from fedveil.defense.public_models import PublicModels, train_public_models
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ThreatModel
 
 HELD_OUT = 0.15
 
@@ -66,16 +73,16 @@ class LatentPerturbation(Defense):
 
     Attributes:
         strength: rho, size of the perturbation relative to the latent's root mean square.
-        privacy_weight: see `defense.minimax.Game`.
+        privacy_weight: see `defense.minimax.MinimaxConfig`.
         utility_weight: likewise.
         ceiling: likewise.
         adversary_steps: likewise.
         scope: ``client``: modules adapted by and kept with each client. ``public``: trained once on public images.
         steps: defender steps on public images.
         client_steps: defender steps on the client's own, with ``scope: client``.
-        foundation_steps: Adam steps for the public autoencoder and reference classifier.
-        foundation: filled by `pretrain`.
-        players: filled by `pretrain` and `prepare`.
+        public_steps: Adam steps for the public autoencoder and reference classifier.
+        public_models: filled by `pretrain`.
+        modules: filled by `pretrain` and `prepare`.
         outcome: likewise.
     """
 
@@ -84,14 +91,14 @@ class LatentPerturbation(Defense):
     strength: float = 1.0
     privacy_weight: float = 1.0
     utility_weight: float = 1.0
-    ceiling: float = 1.0
+    error_cap: float = 1.0
     adversary_steps: int = 3
     scope: Literal["client", "public"] = "client"
     steps: int = 200
     client_steps: int = 60
-    foundation_steps: int = 500
-    foundation: Foundation | None = field(default=None, repr=False, compare=False)
-    players: Players | None = field(default=None, repr=False, compare=False)
+    public_steps: int = 500
+    public_models: PublicModels | None = field(default=None, repr=False, compare=False)
+    modules: MinimaxModules | None = field(default=None, repr=False, compare=False)
     outcome: Outcome | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,9 +109,9 @@ class LatentPerturbation(Defense):
             adversary_steps=(self.adversary_steps, 1),
             steps=(self.steps, 1),
             client_steps=(self.client_steps, 0),
-            foundation_steps=(self.foundation_steps, 1),
+            public_steps=(self.public_steps, 1),
         )
-        above_zero("latent", strength=self.strength, ceiling=self.ceiling)
+        above_zero("latent", strength=self.strength, error_cap=self.error_cap)
         if self.scope not in ("client", "public"):
             raise FedveilError(f"latent: scope is {self.scope!r}; allowed: client, public")
 
@@ -113,58 +120,58 @@ class LatentPerturbation(Defense):
         """See `scope`."""
         return TrainedOn.CLIENT if self.scope == "client" else TrainedOn.PUBLIC
 
-    def pretrain(self, preparation: Preparation) -> LatentPerturbation:
-        """Lay the foundation and play the game on public images."""
-        foundation = lay_foundation(preparation, steps=self.foundation_steps)
-        stream = preparation.stream("game")
-        played, held = _split(preparation.public, stream)
-        start = newcomers(foundation, self._game, stream)
-        players = play(
+    def pretrain(self, context: DefenseContext) -> LatentPerturbation:
+        """Lay the public_models and play the game on public images."""
+        public_models = train_public_models(context, steps=self.public_steps)
+        stream = context.stream("game")
+        played, held = _split(context.public, stream)
+        start = init_modules(public_models, self._game, stream)
+        modules = train_minimax(
             played,
-            foundation,
+            public_models,
             start,
             self._game,
             steps=self.steps,
-            anchor=preparation.public,
-            device=preparation.device,
+            replay=context.public,
+            device=context.device,
             stream=stream,
         )
-        outcome = judge(held, foundation, players, preparation.public, preparation.stream("judge"))
-        return replace(self, foundation=foundation, players=players, outcome=outcome)
+        outcome = judge(held, public_models, modules, context.public, context.stream("judge"))
+        return replace(self, public_models=public_models, modules=modules, outcome=outcome)
 
-    def prepare(self, private: Images, preparation: Preparation, client: int) -> LatentPerturbation:
+    def prepare(self, private: Images, context: DefenseContext, client: int) -> LatentPerturbation:
         """With ``scope: client``, play on with the client's own images."""
         if self.scope == "public":
             return self
-        foundation, players = self._trained()
-        stream = preparation.stream("game", "client", client)
+        public_models, modules = self._trained()
+        stream = context.stream("game", "client", client)
         played, held = _split(private, stream)
-        players = play(
+        modules = train_minimax(
             played,
-            foundation,
-            players,
+            public_models,
+            modules,
             self._game,
             steps=self.client_steps,
-            anchor=preparation.public,
-            device=preparation.device,
+            replay=context.public,
+            device=context.device,
             stream=stream,
         )
-        outcome = judge(held, foundation, players, preparation.public, preparation.stream("judge", "client", client))
-        return replace(self, players=players, outcome=outcome)
+        outcome = judge(held, public_models, modules, context.public, context.stream("judge", "client", client))
+        return replace(self, modules=modules, outcome=outcome)
 
     @torch.no_grad()
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """See `fl.hooks.ClientHooks.data`: fresh noise at each call, at test time too."""
-        foundation, players = self._trained()
-        autoencoder = on_device(foundation.autoencoder, x.device)
-        return perturbed(autoencoder, on_device(players.defender, x.device), autoencoder.encode(x), stream)
+        public_models, modules = self._trained()
+        autoencoder = on_device(public_models.autoencoder, x.device)
+        return perturbed(autoencoder, on_device(modules.defender, x.device), autoencoder.encode(x), stream)
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         """The client's own modules, or ones that the attacker learns on his public images by the same code."""
         known = self
-        if not threat_model.defense_weights:
-            own = self.pretrain(preparation)
-            known = own.prepare(preparation.public, preparation, client=-1)
+        if not threat_model.defense_modules:
+            own = self.pretrain(context)
+            known = own.prepare(context.public, context, client=-1)
         return Surrogate(data=lambda x, stream: known.data(x, None, stream))
 
     def diagnostics(self) -> dict[str, float]:
@@ -178,19 +185,19 @@ class LatentPerturbation(Defense):
         }
 
     @property
-    def _game(self) -> Game:
-        return Game(
+    def _game(self) -> MinimaxConfig:
+        return MinimaxConfig(
             strength=self.strength,
             privacy_weight=self.privacy_weight,
             utility_weight=self.utility_weight,
-            ceiling=self.ceiling,
+            error_cap=self.error_cap,
             adversary_steps=self.adversary_steps,
         )
 
-    def _trained(self) -> tuple[Foundation, Players]:
-        if self.foundation is None or self.players is None:
+    def _trained(self) -> tuple[PublicModels, MinimaxModules]:
+        if self.public_models is None or self.modules is None:
             raise RuntimeError("latent: pretrain() has not run")
-        return self.foundation, self.players
+        return self.public_models, self.modules
 
 
 def _split(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
@@ -203,14 +210,16 @@ def _split(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
 
 
 @torch.no_grad()
-def judge(images: Images, foundation: Foundation, players: Players, public: Images, stream: torch.Generator) -> Outcome:
+def judge(
+    images: Images, public_models: PublicModels, modules: MinimaxModules, public: Images, stream: torch.Generator
+) -> Outcome:
     """Measure on ``images`` how a game ended, on the CPU. The class means come from ``public``."""
     x, y = images.floats(), images.labels
-    defended = perturbed(foundation.autoencoder, players.defender, foundation.autoencoder.encode(x), stream)
-    error = float(F.mse_loss(players.adversary(defended), x))
+    defended = perturbed(public_models.autoencoder, modules.defender, public_models.autoencoder.encode(x), stream)
+    error = float(F.mse_loss(modules.adversary(defended), x))
     return Outcome(
-        clean_accuracy=float((foundation.reference(x).argmax(1) == y).float().mean()),
-        accuracy=float((players.classifier(defended).argmax(1) == y).float().mean()),
+        clean_accuracy=float((public_models.reference(x).argmax(1) == y).float().mean()),
+        accuracy=float((modules.classifier(defended).argmax(1) == y).float().mean()),
         majority=float(y.bincount().max()) / len(y),
         images=len(y),
         adversary_error=error / max(class_mean_error(images, public), 1e-6),

@@ -1,4 +1,4 @@
-"""Stage 1: the minimax game that learns the perturbation (arXiv 2503.16542; our reading of it).
+"""Setup 1: the minimax game that learns the perturbation (arXiv 2503.16542; our reading of it).
 
 The defender P minimises
 
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defense.foundation import Foundation, frozen
-from defense.modules import Autoencoder, Inverse, Perturbation
-from defense.seeded import seeded
-from fl.data.images import Images
+from fedveil.defense.modules import Autoencoder, Inverse, Perturbation
+from fedveil.defense.public_models import PublicModels, frozen
+from fedveil.defense.seeded import seeded
+from fedveil.fl.data.images import Images
 
 ADVERSARY_WIDTH = 16
 
 
 @dataclass(frozen=True)
-class Game:
+class MinimaxConfig:
     """The weights and the schedule of the minimax game.
 
     Attributes:
@@ -43,7 +43,7 @@ class Game:
     strength: float
     privacy_weight: float
     utility_weight: float
-    ceiling: float
+    error_cap: float
     adversary_steps: int
     batch_size: int = 32
 
@@ -80,7 +80,7 @@ def perturbed(autoencoder: Autoencoder, perturbation: Perturbation, z: Tensor, s
 
 
 @dataclass(frozen=True, eq=False)
-class Players:
+class MinimaxModules:
     """The three who play: their weights are what a game starts from and ends with.
 
     Attributes:
@@ -94,48 +94,48 @@ class Players:
     classifier: nn.Module
 
 
-def newcomers(foundation: Foundation, game: Game, stream: torch.Generator) -> Players:
+def init_modules(public_models: PublicModels, game: MinimaxConfig, stream: torch.Generator) -> MinimaxModules:
     """Return an untrained defender and adversary, and a classifier that starts from the public reference."""
-    shape = foundation.autoencoder.shape
-    return Players(
+    shape = public_models.autoencoder.shape
+    return MinimaxModules(
         defender=seeded(lambda: Perturbation(game.strength), stream),
         adversary=seeded(lambda: Inverse(shape, width=ADVERSARY_WIDTH), stream),
-        classifier=foundation.reference,
+        classifier=public_models.reference,
     )
 
 
-def play(
+def train_minimax(
     images: Images,
-    foundation: Foundation,
-    players: Players,
-    game: Game,
+    public_models: PublicModels,
+    modules: MinimaxModules,
+    game: MinimaxConfig,
     *,
     steps: int,
-    anchor: Images,
+    replay: Images,
     device: torch.device,
     stream: torch.Generator,
-) -> Players:
-    """Play the game on ``images`` and return the players on the CPU, frozen. The arguments stay as they are.
+) -> MinimaxModules:
+    """Play the game on ``images`` and return the modules on the CPU, frozen. The arguments stay as they are.
 
-    The classifier keeps learning from untouched public images (``anchor``) beside x'. Without that anchor each client's P
+    The classifier keeps learning from untouched public images (``replay``) beside x'. Without that replay each client's P
     and f agree on a private code of their own for the classes, and a federated model has to learn as many codes as there
     are clients.
 
     Args:
         images: the client's own, or public ones.
-        foundation: the autoencoder stays frozen.
-        players: to go on from.
+        public_models: the autoencoder stays frozen.
+        modules: to go on from.
         game: weights and schedule.
         steps: defender steps.
-        anchor: public images; their class means also set the ceiling, as a client may hold too few images for that.
+        replay: public images; their class means also set the ceiling, as a client may hold too few images for that.
         device: where to play.
         stream: the only source of randomness.
     """
-    autoencoder = copy.deepcopy(foundation.autoencoder).to(device)
-    defender = copy.deepcopy(players.defender).to(device).requires_grad_(True)
-    adversary = copy.deepcopy(players.adversary).to(device).requires_grad_(True)
-    classifier = copy.deepcopy(players.classifier).to(device).requires_grad_(True)
-    ceiling = max(game.ceiling * class_mean_error(images, anchor), 1e-6)
+    autoencoder = copy.deepcopy(public_models.autoencoder).to(device)
+    defender = copy.deepcopy(modules.defender).to(device).requires_grad_(True)
+    adversary = copy.deepcopy(modules.adversary).to(device).requires_grad_(True)
+    classifier = copy.deepcopy(modules.classifier).to(device).requires_grad_(True)
+    ceiling = max(game.error_cap * class_mean_error(images, replay), 1e-6)
     # A little momentum only: the opponent moves, so old gradients mislead.
     betas = (0.5, 0.99)
     defend = torch.optim.Adam(defender.parameters(), lr=1e-3, betas=betas)
@@ -168,14 +168,14 @@ def play(
         defend.step()
         schedule.step()
 
-        public_x, public_y = anchor.batch(torch.randint(len(anchor), (game.batch_size,), generator=stream))
+        public_x, public_y = replay.batch(torch.randint(len(replay), (game.batch_size,), generator=stream))
         on_public = F.cross_entropy(classifier(public_x.to(device)), public_y.to(device))
         learn.zero_grad(set_to_none=True)
         (F.cross_entropy(classifier(defended.detach()), y) + on_public).backward()
         learn.step()
     for module in (defender, adversary, classifier):
         frozen(module.cpu())
-    return Players(defender, adversary, classifier)
+    return MinimaxModules(defender, adversary, classifier)
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ class Inverse(nn.Module):
 
     Args:
         shape: (C, H, W).
-        width: channels at half resolution; the quarter-resolution stage has twice as many.
+        width: channels at half resolution; the quarter-resolution setup has twice as many.
     """
 
     def __init__(self, shape: tuple[int, int, int], width: int = 32) -> None:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from defense.base import DEFENSES, Defense, Preparation, Surrogate, TrainedOn, at_least
-from defense.foundation import public_autoencoder
-from defense.modules import Autoencoder, rms
-from defense.moving import on_device
-from fl.messages import ThreatModel
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Surrogate, TrainedOn, at_least
+from fedveil.defense.devices import on_device
+from fedveil.defense.modules import Autoencoder, rms
+from fedveil.defense.public_models import public_autoencoder
+from fedveil.fl.messages import ThreatModel
 
 
 @DEFENSES.register("none")
@@ -42,7 +42,7 @@ class PixelNoise(Defense):
         """See `fl.hooks.ClientHooks.data`."""
         return (x + self.strength * torch.randn(x.shape, generator=stream).to(x.device)).clamp(0, 1)
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         """The noise law is all there is to know."""
         return Surrogate(data=lambda x, stream: self.data(x, None, stream))
 
@@ -54,26 +54,26 @@ class LatentNoise(Defense):
 
     Attributes:
         strength: rho, relative to the latent's root mean square, as in `defense.latent.LatentPerturbation`.
-        foundation_steps: Adam steps on public images for the autoencoder.
+        public_steps: Adam steps on public images for the autoencoder.
         autoencoder: filled by `pretrain`.
     """
 
     name: ClassVar[str] = "latent_noise"
     strength: float = 1.0
-    foundation_steps: int = 500
+    public_steps: int = 500
     autoencoder: Autoencoder | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        at_least("latent_noise", strength=(self.strength, 0), foundation_steps=(self.foundation_steps, 1))
+        at_least("latent_noise", strength=(self.strength, 0), public_steps=(self.public_steps, 1))
 
     @property
     def trained_on(self) -> TrainedOn:
         """The autoencoder is trained on public images."""
         return TrainedOn.PUBLIC
 
-    def pretrain(self, preparation: Preparation) -> LatentNoise:
+    def pretrain(self, context: DefenseContext) -> LatentNoise:
         """Train the autoencoder."""
-        return replace(self, autoencoder=public_autoencoder(preparation, steps=self.foundation_steps))
+        return replace(self, autoencoder=public_autoencoder(context, steps=self.public_steps))
 
     @torch.no_grad()
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
@@ -85,7 +85,7 @@ class LatentNoise(Defense):
         noise = torch.randn(z.shape, generator=stream).to(z.device)
         return autoencoder.decode(z + self.strength * rms(z) * noise).clamp(0, 1)
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         """The client's autoencoder, or one that the attacker trains himself."""
-        known = self if threat_model.defense_weights else self.pretrain(preparation)
+        known = self if threat_model.defense_modules else self.pretrain(context)
         return Surrogate(data=lambda x, stream: known.data(x, None, stream))

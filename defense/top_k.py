@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from defense.base import DEFENSES, Defense, Gradients, Preparation, Surrogate
-from fl.errors import SettingError
-from fl.messages import ClientUpdate, ThreatModel
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Gradients, Surrogate
+from fedveil.fl.errors import SettingError
+from fedveil.fl.messages import ClientUpdate, ThreatModel
 
 
 def keep_largest(tensor: Tensor, keep: float) -> Tensor:
@@ -48,7 +48,7 @@ class TopK(Defense):
         """See `fl.hooks.ClientHooks.update`."""
         return replace(update, tensors={n: keep_largest(t, self.keep) for n, t in update.tensors.items()})
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         """The attacker matches what was sent and ignores the zeros that were put in.
 
         Where fewer entries than could have been sent are not zero, all that were left out were zero of themselves.

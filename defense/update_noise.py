@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from defense.base import DEFENSES, Defense, Preparation, Surrogate, above_zero, at_least
-from fl.messages import ClientUpdate, ThreatModel
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Surrogate, above_zero, at_least
+from fedveil.fl.messages import ClientUpdate, ThreatModel
 
 
 @DEFENSES.register("update_noise")
@@ -41,6 +41,6 @@ class UpdateNoise(Defense):
             tensors={n: factor * t + std * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()},
         )
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         """The mechanism itself: the attacker tunes his prior on updates that he clips and blurs the same way."""
         return Surrogate(update=self.update)

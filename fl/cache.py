@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fl.data.images import Images
+from fedveil.fl.data.images import Images
 
 State = dict[str, Tensor]
 
@@ -39,9 +39,9 @@ def sources(folder: Path) -> str:
 
 @lru_cache
 def _versions(module: str) -> tuple[str, ...]:
-    """Return what beside the key decides the weights: PyTorch, this package and the one that trains."""
-    packages = dict.fromkeys([__name__.partition(".")[0], module.partition(".")[0]])
-    folders = [folder for name in packages for folder in getattr(sys.modules.get(name), "__path__", ())]
+    """Return what beside the key decides the weights: PyTorch, this floor and the one that trains."""
+    floors = dict.fromkeys(".".join(name.split(".")[:2]) for name in (__name__, module))
+    folders = [folder for name in floors for folder in getattr(sys.modules.get(name), "__path__", ())]
     return (torch.__version__, *(sources(Path(folder)) for folder in folders))
 
 

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from fl.models import ModelSpec, build_model
+from fedveil.fl.models import ModelSpec, build_model
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -34,38 +34,42 @@ class Slot:
         return self._models[spec]
 
 
-class Handle(Protocol[T_co]):
-    """A value that was shared once with all slots; cheap to put into many items."""
+class Handle(Generic[T_co]):
+    """A value that all slots can reach; cheap to send, however large the value. The base class holds it in this process."""
+
+    def __init__(self, value: T_co) -> None:
+        self._value = value
 
     def get(self) -> T_co:
         """Return the value. Treat it as read-only."""
+        return self._value
 
 
 class Executor(Protocol):
-    """Runs tasks on worker slots. A task's result must depend on its item alone, so that it can be replayed."""
+    """Runs tasks on worker slots. A task's result must depend on its arguments alone, so that it can be replayed."""
 
-    def share(self, value: T) -> Handle[T]:
+    def broadcast(self, value: T) -> Handle[T]:
         """Make ``value`` available to all slots once, instead of sending it with each item."""
 
     def map(
         self,
-        task: Callable[[Slot, Item], Result],
+        task: Callable[..., Result],
         items: Sequence[Item],
+        *,
+        shared: Sequence[object] = (),
         on_lost: Callable[[Item], None] | None = None,
     ) -> list[Result]:
-        """Run ``task(slot, item)`` for each item and return the results in the items' order.
+        """Run ``task(slot, item, *shared)`` for each item and return the results in the items' order.
 
         A free slot takes the next item. If a slot dies, it is replaced and its item is run again; ``on_lost`` is told
         of each item that was lost in this way. An exception that the task raises ends the call and is raised here.
+
+        Args:
+            task: a function of a module.
+            items: one per call.
+            shared: what every call gets. A `Handle` is replaced by its value; any other value is broadcast for this call.
+            on_lost: see above.
         """
-
-
-class _Held(Generic[T]):
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def get(self) -> T:
-        return self._value
 
 
 class SerialExecutor:
@@ -78,15 +82,18 @@ class SerialExecutor:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._slot = Slot(torch.device(device))
 
-    def share(self, value: T) -> Handle[T]:
-        """See `Executor.share`."""
-        return _Held(value)
+    def broadcast(self, value: T) -> Handle[T]:
+        """See `Executor.broadcast`."""
+        return Handle(value)
 
     def map(
         self,
-        task: Callable[[Slot, Item], Result],
+        task: Callable[..., Result],
         items: Sequence[Item],
+        *,
+        shared: Sequence[object] = (),
         on_lost: Callable[[Item], None] | None = None,
     ) -> list[Result]:
         """See `Executor.map`. Nothing is ever lost here, so ``on_lost`` is never called."""
-        return [task(self._slot, item) for item in items]
+        values = [value.get() if isinstance(value, Handle) else value for value in shared]
+        return [task(self._slot, item, *values) for item in items]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fl.messages import ClientUpdate
+from fedveil.fl.messages import ClientUpdate
 
 
 class ClientHooks(Protocol):

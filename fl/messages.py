@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +39,36 @@ class ClientUpdate:
     learning_rate: float
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
+        """Return an update that holds the mean gradient of one batch.
+
+        >>> ClientUpdate.gradient({"weight": torch.zeros(2)}).kind
+        <UpdateKind.GRADIENT: 'gradient'>
+        """
+        return cls(dict(tensors), examples, UpdateKind.GRADIENT, local_steps=1, learning_rate=1.0)
+
+    @classmethod
+    def delta(
+        cls,
+        tensors: Mapping[str, Tensor],
+        *,
+        learning_rate: float = 1.0,
+        local_steps: int = 1,
+        examples: int = 1,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> ClientUpdate:
+        """Return an update that holds a weight change: local weights after training minus those that the server sent.
+
+        Args:
+            tensors: by parameter name.
+            learning_rate: the client's. Attacks that match a gradient's direction do not need it.
+            local_steps: optimiser steps behind the change.
+            examples: training examples behind it.
+            buffers: change of the floating-point buffers, by name.
+        """
+        return cls(dict(tensors), examples, UpdateKind.DELTA, local_steps, learning_rate, dict(buffers or {}))
+
     def nbytes(self) -> int:
         """Bytes of the non-zero entries as float32, with a 4-byte index each where that is smaller than dense."""
         total = 0
@@ -56,17 +87,17 @@ class ThreatModel:
 
     Attributes:
         labels: the true labels of the batch (otherwise the attack has to recover them).
-        public_data: images of the same kind that belong to no client.
-        defense_algorithm: the defence's code and hyperparameters.
-        defense_weights: the defence's trained modules too.
+        auxiliary_data: images of the same kind that belong to no client and that no client has seen.
+        defense_algorithm: the defence's code, its hyperparameters and what it learnt from public images.
+        defense_modules: the modules that the client trained on its own images too.
         trained_images: the very images that the client trained on, as if gradient inversion were perfect. No real
             server has them; by data processing an attack under this grant bounds all attacks without it.
     """
 
     labels: bool = True
-    public_data: bool = False
+    auxiliary_data: bool = False
     defense_algorithm: bool = False
-    defense_weights: bool = False
+    defense_modules: bool = False
     trained_images: bool = False
 
     def lacks(self, needed: ThreatModel) -> list[str]:
@@ -94,7 +125,7 @@ class PrivacyRecord:
     """The scores of one attack on one victim image. Images are in [0, 1] and errors are per pixel.
 
     Attributes:
-        attack: the attack's name.
+        attack: the attack's label: its name, numbered where an audit runs several of that name.
         threat_model: what that attack was granted.
         seed: the trial's seed.
         round: the federated round before which the update was captured.
@@ -104,12 +135,14 @@ class PrivacyRecord:
         mse: mean squared error of the reconstruction against the original.
         psnr: of that error, in dB, at most 100.
         ssim: structural similarity against the original.
-        mse_to_perturbed: against the image that the client really trained on (did the attack itself work?).
-        ceiling_mse: of the image that the client trained on, against the original (a perfect inversion's error).
-        floor_mse: of the no-gradient attacker's guess, against the original.
-        attacker_label: the class that the evaluation classifier reads in the reconstruction.
-        identified: the nearest image of the gallery is the original itself.
         label_recovered: the label that the attack used is the true one.
+        mse_to_perturbed: against the image that the client really trained on (did the attack itself work?); None where
+            that image is not known.
+        trained_mse: of the image that the client trained on, against the original (a perfect inversion's error).
+        baseline_mse: of the guess of an attacker without the update, against the original; None without auxiliary images.
+        attacker_label: the class that the judge reads in the reconstruction; None where nothing can be read from it: there
+            is no judge, or the attack only shows the label that it was told.
+        identified: the nearest image of the gallery is the original itself; None without a gallery.
     """
 
     attack: str
@@ -122,9 +155,9 @@ class PrivacyRecord:
     mse: float
     psnr: float
     ssim: float
-    mse_to_perturbed: float
-    ceiling_mse: float
-    floor_mse: float
-    attacker_label: int
-    identified: bool
     label_recovered: bool
+    mse_to_perturbed: float | None = None
+    trained_mse: float | None = None
+    baseline_mse: float | None = None
+    attacker_label: int | None = None
+    identified: bool | None = None

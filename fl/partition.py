@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl.errors import FedveilError, SettingError
-from fl.registry import Registry
-from fl.seeding import numpy_stream
+from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.fl.registry import Registry
+from fedveil.fl.seeding import numpy_stream
 
 Indices = NDArray[np.int64]
 

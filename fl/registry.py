@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from fl.errors import FedveilError, unknown_name
+from fedveil.fl.errors import FedveilError, unknown_name
 
 T = TypeVar("T")
 Registered = TypeVar("Registered")

@@ -10,16 +10,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.executor import Executor, Handle, Slot
-from fl.hooks import ClientHooks, NoHooks
-from fl.messages import ClientUpdate
-from fl.metrics import accuracy, macro_auc
-from fl.models import ModelSpec, init_model
-from fl.seeding import torch_stream
-from fl.strategies import Strategy, Totals
-from fl.training import LocalTraining, Weights, local_update, predict
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.metrics import accuracy, macro_auc
+from fedveil.fl.models import ModelSpec, init_model
+from fedveil.fl.seeding import torch_stream
+from fedveil.fl.strategies import Strategy, Totals
+from fedveil.fl.training import LocalTraining, Weights, local_update, predict
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Federation:
         strategy: how updates become weights.
         training: how clients train.
         cohort: how many clients take part in each round.
-        shares: into how many pieces a round's cohort is cut. A share is the unit of work and of partial summing, so it
-            is part of the result: any number of workers up to it gives the same bits.
+        client_chunks: into how many pieces a round's cohort is cut. A chunk is the unit of work and of partial summing, so
+            it is part of the result: any number of workers up to it gives the same bits.
         seed: of the trial.
         learning_rate_decay: factor on the clients' learning rate from one round to the next.
     """
@@ -60,7 +60,7 @@ class Federation:
     strategy: Strategy
     training: LocalTraining
     cohort: int
-    shares: int
+    client_chunks: int
     seed: int
     learning_rate_decay: float = 1.0
 
@@ -84,6 +84,12 @@ class ServerState:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def initial(cls, federation: Federation) -> ServerState:
+        """Return the state before round 0: the model's seeded initial weights."""
+        weights = init_model(federation.model, federation.seed)
+        return cls(round=0, weights=weights, optimizer=federation.strategy.init(weights))
+
 
 @dataclass(frozen=True)
 class RoundReport:
@@ -101,105 +107,6 @@ class RoundReport:
 
 
 @dataclass(frozen=True)
-class _Share:
-    federation: Handle[Federation]
-    weights: Handle[Weights]
-    round: int
-    clients: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Played:
-    totals: Totals | None
-    updates: tuple[ClientUpdate, ...]
-    loss_sum: float
-    examples: int
-    bytes: int
-
-
-def start(federation: Federation) -> ServerState:
-    """Return the state before round 0: the model's seeded initial weights."""
-    weights = init_model(federation.model, federation.seed)
-    return ServerState(round=0, weights=weights, optimizer=federation.strategy.init(weights))
-
-
-def _play(slot: Slot, share: _Share) -> _Played:
-    """Play the share's clients one after another on one slot and sum their updates in order."""
-    federation, weights = share.federation.get(), share.weights.get()
-    model = slot.model(federation.model)
-    training = federation.training_at(share.round)
-    single = federation.strategy.needs_single_updates
-    totals: Totals | None = None
-    updates: list[ClientUpdate] = []
-    loss_sum = 0.0
-    examples = size = 0
-    for number in share.clients:
-        client = federation.clients[number]
-        stream = torch_stream(federation.seed, "round", share.round, "client", number)
-        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream)
-        if single:
-            updates.append(result.update)
-        else:
-            own = Totals.of(result.update)
-            totals = own if totals is None else totals + own
-        loss_sum += result.loss * result.update.examples
-        examples += result.update.examples
-        size += result.update.nbytes()
-    return _Played(totals, tuple(updates), loss_sum, examples, size)
-
-
-def draw_cohort(federation: Federation, round_number: int) -> list[int]:
-    """Return the clients of a round, ascending, drawn without replacement from the round's own stream."""
-    stream = torch_stream(federation.seed, "round", round_number, "cohort")
-    return sorted(torch.randperm(len(federation.clients), generator=stream)[: federation.cohort].tolist())
-
-
-def cut(cohort: Sequence[int], shares: int) -> list[tuple[int, ...]]:
-    """Cut a cohort into at most ``shares`` contiguous pieces whose sizes differ by at most one."""
-    pieces = min(shares, len(cohort))
-    bounds = [len(cohort) * i // pieces for i in range(pieces + 1)]
-    return [tuple(cohort[a:b]) for a, b in pairwise(bounds)]
-
-
-def play_round(
-    federation: Federation, shared: Handle[Federation], state: ServerState, executor: Executor
-) -> tuple[ServerState, RoundReport]:
-    """Play one round and return the server's next state.
-
-    Args:
-        federation: the run.
-        shared: the same, shared once with all slots.
-        state: before the round.
-        executor: where clients run; the result is the same for all executors, bit for bit on CPUs with the same
-            number of threads.
-
-    Raises:
-        FedveilError: the training diverged: the loss or a new weight is not finite.
-    """
-    cohort = draw_cohort(federation, state.round)
-    weights = executor.share(state.weights)
-    shares = [_Share(shared, weights, state.round, piece) for piece in cut(cohort, federation.shares)]
-    lost: list[int] = []
-    played = executor.map(_play, shares, on_lost=lambda share: lost.extend(share.clients))
-
-    loss = sum(p.loss_sum for p in played) / sum(p.examples for p in played)
-    if not math.isfinite(loss):
-        raise FedveilError(f"round {state.round}: the training loss is {loss}; lower fl.learning_rate")
-    totals: Totals | None = None
-    for piece in played:
-        if piece.totals is not None:
-            totals = piece.totals if totals is None else totals + piece.totals
-    updates = [update for piece in played for update in piece.updates]
-    new_weights, optimizer = federation.strategy.step(state.weights, state.optimizer, totals, updates)
-    # The loss is measured before each step, so it does not tell of the last one.
-    broken = [name for name, tensor in new_weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise FedveilError(f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate")
-    report = RoundReport(loss, len(set(lost)), sum(p.bytes for p in played) / len(cohort))
-    return ServerState(state.round + 1, new_weights, optimizer), report
-
-
-@dataclass(frozen=True)
 class Utility:
     """Test-time scores. Each client sees the test images through its own defence; the scores are client means.
 
@@ -212,62 +119,152 @@ class Utility:
     auc: float
 
 
+class Simulation:
+    """A federated run: ``round()`` plays the next round and leaves the server's new state in ``state``.
+
+    Args:
+        federation: the run.
+        executor: where clients run; the result is the same for all executors, bit for bit on CPUs with the same
+            number of threads.
+        state: go on from here; None begins before round 0.
+    """
+
+    def __init__(self, federation: Federation, executor: Executor, state: ServerState | None = None) -> None:
+        self.federation = federation
+        self.state = ServerState.initial(federation) if state is None else state
+        self._executor = executor
+        self._shared = executor.broadcast(federation)
+
+    def round(self) -> RoundReport:
+        """Play one round.
+
+        Raises:
+            FedveilError: the training diverged: the loss or a new weight is not finite.
+        """
+        federation, state = self.federation, self.state
+        chunks = client_chunks(draw_cohort(federation, state.round), federation.client_chunks)
+        lost: list[int] = []
+        sums = self._executor.map(
+            _train_clients, chunks, shared=(self._shared, state.weights, state.round), on_lost=lost.extend
+        )
+        total = _PartialSum.of(sums)
+        if not math.isfinite(total.loss):
+            raise FedveilError(f"round {state.round}: the training loss is {total.loss}; lower fl.learning_rate")
+        weights, optimizer = federation.strategy.step(state.weights, state.optimizer, total.totals, total.updates)
+        # The loss is measured before each step, so it does not tell of the last one.
+        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if broken:
+            raise FedveilError(f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate")
+        self.state = ServerState(state.round + 1, weights, optimizer)
+        return RoundReport(total.loss, len(set(lost)), total.bytes / total.clients)
+
+    def evaluate(self, images: Handle[Images]) -> Utility:
+        """Score the global model on all ``images`` behind every client's own defence; return the mean over clients."""
+        scores = self._executor.map(
+            _score_client, self.federation.clients, shared=(self._shared, self.state.weights, self.state.round, images)
+        )
+        return Utility(sum(s.accuracy for s in scores) / len(scores), sum(s.auc for s in scores) / len(scores))
+
+    def evaluate_clean(self, images: Handle[Images]) -> Utility:
+        """Score the global model on untouched ``images``."""
+        return self._executor.map(
+            _score_client, [None], shared=(self._shared, self.state.weights, self.state.round, images)
+        )[0]
+
+    def evaluate_quickly(self, images: Images) -> float:
+        """Accuracy over one pass of ``images``, each client answering for every K-th one: for curves over rounds."""
+        clients = self.federation.clients[: max(1, len(images))]
+        parts = [images.take(torch.arange(k, len(images), len(clients))) for k in range(len(clients))]
+        scores = self._executor.map(
+            _score_client_on,
+            list(zip(clients, parts, strict=True)),
+            shared=(self._shared, self.state.weights, self.state.round),
+        )
+        return sum(s.accuracy * len(part) for s, part in zip(scores, parts, strict=True)) / len(images)
+
+
+def draw_cohort(federation: Federation, round_number: int) -> list[int]:
+    """Return the clients of a round, ascending, drawn without replacement from the round's own stream."""
+    stream = torch_stream(federation.seed, "round", round_number, "cohort")
+    return sorted(torch.randperm(len(federation.clients), generator=stream)[: federation.cohort].tolist())
+
+
+def client_chunks(cohort: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Cut a cohort into at most ``count`` contiguous pieces whose sizes differ by at most one."""
+    pieces = min(count, len(cohort))
+    bounds = [len(cohort) * i // pieces for i in range(pieces + 1)]
+    return [tuple(cohort[a:b]) for a, b in pairwise(bounds)]
+
+
 @dataclass(frozen=True)
-class _Exam:
-    federation: Handle[Federation]
-    weights: Handle[Weights]
-    test: Handle[Images]
-    client: int | None
-    round: int
+class _PartialSum:
+    """What a chunk of clients sends together; ``totals`` is None where the strategy wants single updates."""
+
+    totals: Totals | None
+    updates: tuple[ClientUpdate, ...]
+    loss_sum: float
+    examples: int
+    bytes: int
+    clients: int
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.examples
+
+    @classmethod
+    def of(cls, parts: Sequence[_PartialSum]) -> _PartialSum:
+        """Add up in the given order: floating-point sums depend on it."""
+        totals: Totals | None = None
+        for part in parts:
+            if part.totals is not None:
+                totals = part.totals if totals is None else totals + part.totals
+        return cls(
+            totals,
+            tuple(update for part in parts for update in part.updates),
+            sum(part.loss_sum for part in parts),
+            sum(part.examples for part in parts),
+            sum(part.bytes for part in parts),
+            sum(part.clients for part in parts),
+        )
 
 
-def _sit(slot: Slot, exam: _Exam) -> Utility:
-    federation, test = exam.federation.get(), exam.test.get()
-    hooks = NoHooks() if exam.client is None else federation.clients[exam.client].hooks.get()
-    stream = torch_stream(federation.seed, "test", exam.round, "client", -1 if exam.client is None else exam.client)
-    probabilities = predict(slot.model(federation.model), exam.weights.get(), test, hooks, stream)
-    return Utility(accuracy(probabilities, test.labels), macro_auc(probabilities, test.labels))
+def _train_clients(
+    slot: Slot, numbers: tuple[int, ...], federation: Federation, weights: Weights, round_number: int
+) -> _PartialSum:
+    """Train a chunk of clients one after another on one slot and sum their updates in order."""
+    model = slot.model(federation.model)
+    training = federation.training_at(round_number)
+    parts: list[_PartialSum] = []
+    for number in numbers:
+        client = federation.clients[number]
+        stream = torch_stream(federation.seed, "round", round_number, "client", number)
+        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream)
+        update = result.update
+        single = federation.strategy.needs_single_updates
+        own = _PartialSum(
+            None if single else Totals.of(update),
+            (update,) if single else (),
+            result.loss * update.examples,
+            update.examples,
+            update.nbytes(),
+            clients=1,
+        )
+        # One running sum, not one update per client, is kept in memory.
+        parts = [_PartialSum.of([*parts, own])]
+    return parts[0]
 
 
-def evaluate(
-    federation: Federation,
-    shared: Handle[Federation],
-    state: ServerState,
-    test: Handle[Images],
-    executor: Executor,
+def _score_client(
+    slot: Slot, client: Client | None, federation: Federation, weights: Weights, round_number: int, images: Images
 ) -> Utility:
-    """Score the global model on the whole test set behind every client's own defence; return the mean over clients."""
-    weights = executor.share(state.weights)
-    exams = [_Exam(shared, weights, test, client.number, state.round) for client in federation.clients]
-    scores = executor.map(_sit, exams)
-    return Utility(
-        sum(s.accuracy for s in scores) / len(scores),
-        sum(s.auc for s in scores) / len(scores),
-    )
+    hooks = NoHooks() if client is None else client.hooks.get()
+    stream = torch_stream(federation.seed, "test", round_number, "client", -1 if client is None else client.number)
+    probabilities = predict(slot.model(federation.model), weights, images, hooks, stream)
+    return Utility(accuracy(probabilities, images.labels), macro_auc(probabilities, images.labels))
 
 
-def evaluate_clean(
-    federation: Federation,
-    shared: Handle[Federation],
-    state: ServerState,
-    test: Handle[Images],
-    executor: Executor,
+def _score_client_on(
+    slot: Slot, part: tuple[Client, Images], federation: Federation, weights: Weights, round_number: int
 ) -> Utility:
-    """Score the global model on untouched test images."""
-    weights = executor.share(state.weights)
-    return executor.map(_sit, [_Exam(shared, weights, test, None, state.round)])[0]
-
-
-def evaluate_quickly(
-    federation: Federation, shared: Handle[Federation], state: ServerState, test: Images, executor: Executor
-) -> float:
-    """Accuracy over one pass of the test set, each client answering for every K-th image: for curves over rounds."""
-    weights = executor.share(state.weights)
-    clients = federation.clients[: max(1, len(test))]
-    parts = [torch.arange(k, len(test), len(clients)) for k in range(len(clients))]
-    exams = [
-        _Exam(shared, weights, executor.share(test.take(part)), client.number, state.round)
-        for client, part in zip(clients, parts, strict=True)
-    ]
-    scores = executor.map(_sit, exams)
-    return sum(s.accuracy * len(part) for s, part in zip(scores, parts, strict=True)) / len(test)
+    client, images = part
+    return _score_client(slot, client, federation, weights, round_number, images)

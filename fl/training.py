@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.hooks import ClientHooks
-from fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import ClientHooks
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 
 Weights = Mapping[str, Tensor]
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from fl.errors import FedveilError, FedveilWarning
-from orchestrator.cluster import connect, offline_environment
+from fedveil.fl.errors import FedveilError, FedveilWarning
+from fedveil.orchestrator.cluster.connection import connect, offline_environment
 
 if TYPE_CHECKING:
-    from orchestrator.config import Experiment
+    from fedveil.orchestrator.config import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,17 +139,17 @@ def _writable(path: Path | None) -> None:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     with console.status("loading PyTorch, checking the settings and the data"):
-        from orchestrator.config import load_experiment
-        from orchestrator.stage import set_stage
+        from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.setup import make_setup
 
         experiment, _ = load_experiment(arguments.file, arguments.set)
         _writable(arguments.json)
         if experiment.search is not None:
             raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
         # Before Ray starts, for its checks; what it loads is loaded again by the trial.
-        set_stage(experiment)
+        make_setup(experiment)
     with _ray_for(experiment, arguments.ray, console):
-        from orchestrator.single import run_single
+        from fedveil.orchestrator.run.single import run_single
 
         row = run_single(experiment, console)
     return _finish([row], experiment.experiment, arguments.json, console)
@@ -157,16 +157,16 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     with console.status("loading PyTorch, checking the settings and the data"):
-        from orchestrator.config import load_experiment
-        from orchestrator.stage import set_stages
+        from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.setup import check_setups
 
         experiment, raw = load_experiment(arguments.file, arguments.set)
         _writable(arguments.json)
         if experiment.search is None:
             raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
-        set_stages(experiment, raw)
+        check_setups(experiment, raw)
     with _ray_for(experiment, arguments.ray, console):
-        from orchestrator.sweep import run_sweep
+        from fedveil.orchestrator.run.sweep import run_sweep
 
         outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
     code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
@@ -198,8 +198,8 @@ def _near(path: Path) -> str:
 
 
 def _finish(rows: list, experiment: str, file: Path | None, console: Console) -> int:  # type: ignore[type-arg]
-    from orchestrator.report import TrialTable
-    from orchestrator.rows import rows_as_json
+    from fedveil.orchestrator.report import TrialTable
+    from fedveil.orchestrator.report.recorded import rows_as_json
 
     console.print(TrialTable(rows))
     if file is not None:
@@ -208,7 +208,7 @@ def _finish(rows: list, experiment: str, file: Path | None, console: Console) ->
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from orchestrator.rows import rows_from_mlflow
+    from fedveil.orchestrator.report.recorded import rows_from_mlflow
 
     _writable(arguments.json)
     rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
@@ -217,7 +217,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _data_list(arguments: argparse.Namespace, console: Console) -> int:
-    from fl.data import available
+    from fedveil.fl.data import available
 
     table = Table("name", "source", "sizes", "channels", "classes", "here", box=None, header_style="bold")
     for entry in available():
@@ -234,14 +234,14 @@ def _data_list(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _data_get(arguments: argparse.Namespace, console: Console) -> int:
-    from fl.data import fetch
+    from fedveil.fl.data import fetch
 
     print(fetch(arguments.name, size=arguments.size))
     return 0
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:
-    from orchestrator.doctor import Level, examine
+    from fedveil.orchestrator.doctor import Level, examine
 
     worst = Level.OK
     for finding in examine(_uri(arguments.uri)):
@@ -255,8 +255,8 @@ def _uri(given: str | None) -> str:
 
 
 def _ui(arguments: argparse.Namespace, console: Console) -> int:
-    from orchestrator.rows import check_uri, experiment_views
-    from orchestrator.tracking import without_passwords
+    from fedveil.orchestrator.report.recorded import check_uri, experiment_views
+    from fedveil.orchestrator.tracking import without_passwords
 
     uri = _uri(arguments.uri)
     check_uri(uri)

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from rich.markup import escape
 
-from fl.errors import FedveilError
-from orchestrator.cluster import first_line
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.cluster.connection import first_line
 
 PATIENCE = 5.0
 """Seconds within which a server has to accept a connection."""
@@ -153,8 +153,8 @@ def free_memory() -> float | None:
 
 
 def _data() -> Iterator[Finding]:
-    from fl.data import available
-    from fl.data.search import search_folders
+    from fedveil.fl.data import available
+    from fedveil.fl.data.search import search_folders
 
     try:
         folders = search_folders()
@@ -167,8 +167,8 @@ def _data() -> Iterator[Finding]:
 
 
 def _mlflow(uri: str) -> Iterator[Finding]:
-    from orchestrator.config.uri import uri_fault
-    from orchestrator.tracking import without_passwords
+    from fedveil.orchestrator.config.uri import uri_fault
+    from fedveil.orchestrator.tracking import without_passwords
 
     parts = urlsplit(uri)
     advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"

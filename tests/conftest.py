@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.cluster import connect, offline_environment
+from fedveil.orchestrator.cluster.connection import connect, offline_environment
 
 # Ray reads some of these when it is imported, which the first test module that needs it does.
 offline_environment()

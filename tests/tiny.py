@@ -32,7 +32,7 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
         "audit": {
             "rounds": [0, "last"],
             "victims": 4,
-            "attacks": ["inverting_gradients", "adaptive_weights"],
+            "attacks": ["inverting_gradients", "adaptive_modules"],
             "inversion": {"steps": 3},
             "inverse": {"steps": 3, "batch_size": 8, "width": 8},
             "gallery": 20,
@@ -45,4 +45,4 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
     return raw
 
 
-TINY_LATENT = {"name": "latent", "steps": 2, "client_steps": 1, "foundation_steps": 2}
+TINY_LATENT = {"name": "latent", "steps": 2, "client_steps": 1, "public_steps": 2}

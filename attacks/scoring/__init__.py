@@ -1,23 +1,23 @@
 """Honest scoring: reconstructions against originals, one matching, floor and ceiling beside every number."""
 
-from attacks.scoring.evaluator import Evaluator, train_evaluator
-from attacks.scoring.floor import FloorGuess
-from attacks.scoring.gallery import Gallery
-from attacks.scoring.matching import match
-from attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
-from attacks.scoring.scorer import Scorer, VictimBatch
-from attacks.scoring.statistics import Interval, mean_ci, paired_difference
-from attacks.scoring.summary import FLOOR_ATTACK, METRICS, PrivacyMetric, summarise
-from attacks.scoring.utility import TradeOff, mse_at_accuracy
+from fedveil.attacks.scoring.baseline import ClassMeanGuess
+from fedveil.attacks.scoring.gallery import Gallery
+from fedveil.attacks.scoring.judge import Judge, train_judge
+from fedveil.attacks.scoring.matching import match
+from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
+from fedveil.attacks.scoring.scorer import Scorer, VictimBatch
+from fedveil.attacks.scoring.statistics import Interval, mean_ci, paired_difference
+from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS, PrivacyMetric, summarise
+from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
 
 __all__ = [
-    "FLOOR_ATTACK",
+    "BASELINE_ATTACK",
     "MAX_PSNR",
     "METRICS",
-    "Evaluator",
-    "FloorGuess",
+    "ClassMeanGuess",
     "Gallery",
     "Interval",
+    "Judge",
     "PrivacyMetric",
     "Scorer",
     "TradeOff",
@@ -30,5 +30,5 @@ __all__ = [
     "psnr",
     "ssim",
     "summarise",
-    "train_evaluator",
+    "train_judge",
 ]

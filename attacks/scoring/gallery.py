@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.scoring.metrics import check_images
-from fl.errors import FedveilError
+from fedveil.attacks.scoring.metrics import check_images
+from fedveil.fl.errors import FedveilError
 
 _HALF_A_PIXEL_STEP = 0.5 / 255.0
 _CHUNK = 2048

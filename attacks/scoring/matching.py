@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.scoring.metrics import check_images
-from fl.errors import FedveilError
+from fedveil.attacks.scoring.metrics import check_images
+from fedveil.fl.errors import FedveilError
 
 
 def match(reconstructed: Tensor, originals: Tensor) -> Tensor:

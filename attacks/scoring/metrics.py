@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError
 
 MAX_PSNR = 100.0
 """PSNR in dB of an exact copy. The true value is infinite and would make every mean over victims infinite."""

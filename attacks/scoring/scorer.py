@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.scoring.evaluator import Evaluator
-from attacks.scoring.floor import FloorGuess
-from attacks.scoring.gallery import Gallery
-from attacks.scoring.matching import match
-from attacks.scoring.metrics import check_images, mse, psnr, ssim
-from fl.errors import FedveilError
-from fl.messages import PrivacyRecord, Reconstruction, ThreatModel
+from fedveil.attacks.scoring.baseline import ClassMeanGuess
+from fedveil.attacks.scoring.gallery import Gallery
+from fedveil.attacks.scoring.judge import Judge
+from fedveil.attacks.scoring.matching import match
+from fedveil.attacks.scoring.metrics import check_images, mse, psnr, ssim
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,14 @@ class Scorer:
     """Scores reconstructions of victim batches. It changes none of its inputs.
 
     Args:
-        evaluator: reads the class in a reconstruction.
+        judge: reads the class in a reconstruction.
         gallery: the untouched images among which the original has to be found.
         floor: the no-gradient attacker, told the true class.
         seed: the trial's seed, kept in the records.
     """
 
-    def __init__(self, evaluator: Evaluator, gallery: Gallery, floor: FloorGuess, seed: int) -> None:
-        self._evaluator = evaluator
+    def __init__(self, judge: Judge, gallery: Gallery, floor: ClassMeanGuess, seed: int) -> None:
+        self._evaluator = judge
         self._gallery = gallery
         self._floor = floor
         self._seed = seed

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attacks.scoring.summary import METRICS
-from fl.errors import FedveilError, unknown_name
-from fl.messages import PrivacyRecord
-from fl.seeding import numpy_stream
+from fedveil.attacks.scoring.summary import METRICS
+from fedveil.fl.errors import FedveilError, unknown_name
+from fedveil.fl.messages import PrivacyRecord
+from fedveil.fl.seeding import numpy_stream
 
 
 class Interval(NamedTuple):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fl.errors import FedveilError
-from fl.messages import PrivacyRecord, ThreatModel
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord, ThreatModel
 
-FLOOR_ATTACK = "floor"
+BASELINE_ATTACK = "baseline"
 """The attack without an update: logged, but no part of the worst case. It measures the data, not a leak."""
 
 
@@ -46,9 +46,9 @@ def summarise(records: Sequence[PrivacyRecord], *, adaptive: frozenset[str]) -> 
     """Return the privacy scalars of one trial.
 
     ``attack/<name>/<metric>`` is the mean over victims at that attack's leakiest audit (round and threat
-    model; each metric may have another one). ``privacy/<metric>`` is the leakiest attack's, `FLOOR_ATTACK`
-    aside; these names are missing where no other attack ran. ``privacy/ceiling_mse`` and
-    ``privacy/floor_mse`` are means over audited victims, ``privacy/chance_accuracy`` is the share of the
+    model; each metric may have another one). ``privacy/<metric>`` is the leakiest attack's, `BASELINE_ATTACK`
+    aside; these names are missing where no other attack ran. ``privacy/trained_mse`` and
+    ``privacy/baseline_mse`` are means over audited victims, ``privacy/chance_accuracy`` is the share of the
     commonest class among the victims, and ``privacy/complete`` is 1 if an adaptive attack ran, else 0.
 
     Args:
@@ -67,7 +67,7 @@ def summarise(records: Sequence[PrivacyRecord], *, adaptive: frozenset[str]) -> 
         for attack, groups in audits.items():
             per_attack[attack] = metric.leakiest(fmean(map(metric.value, group)) for group in groups)
             scalars[f"attack/{attack}/{metric.name}"] = per_attack[attack]
-        per_attack.pop(FLOOR_ATTACK, None)
+        per_attack.pop(BASELINE_ATTACK, None)
         if metric.headline and per_attack:
             scalars[f"privacy/{metric.name}"] = metric.leakiest(per_attack.values())
 
@@ -75,8 +75,8 @@ def summarise(records: Sequence[PrivacyRecord], *, adaptive: frozenset[str]) -> 
     victims = {(r.round, r.client, r.victim): r for r in records}.values()
     classes = Counter({r.victim: r.label for r in victims}.values())
     scalars["privacy/chance_accuracy"] = max(classes.values()) / classes.total()
-    scalars["privacy/ceiling_mse"] = fmean(r.ceiling_mse for r in victims)
-    scalars["privacy/floor_mse"] = fmean(r.floor_mse for r in victims)
+    scalars["privacy/trained_mse"] = fmean(r.trained_mse for r in victims)
+    scalars["privacy/baseline_mse"] = fmean(r.baseline_mse for r in victims)
     scalars["privacy/complete"] = float(not adaptive.isdisjoint(audits))
     return scalars
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fl.data import folder, medmnist, mni152, npz, torchvision
-from fl.data.images import ImageData, Images
-from fl.data.search import search_folders
-from fl.data.source import DataEntry, Source, named, prefixed
-from fl.data.subsets import carve_public, limited
-from fl.errors import unknown_name
+from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
+from fedveil.fl.data.images import ImageData, Images
+from fedveil.fl.data.search import search_folders
+from fedveil.fl.data.source import DataEntry, Source, named, prefixed
+from fedveil.fl.data.subsets import limited, split_public
+from fedveil.fl.errors import unknown_name
 
-__all__ = ["DataEntry", "ImageData", "Images", "available", "carve_public", "fetch", "load_data"]
+__all__ = ["DataEntry", "ImageData", "Images", "available", "fetch", "load_data", "split_public"]
 
 # Importing a source registers it.
 _SOURCES = (folder, medmnist, mni152, npz, torchvision)

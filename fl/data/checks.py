@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl.data.images import ImageData, Images
-from fl.errors import FedveilError
+from fedveil.fl.data.images import ImageData, Images
+from fedveil.fl.errors import FedveilError
 
 Array = NDArray[Any]
 

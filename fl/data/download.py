@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from fl.data.search import VARIABLE, find_all, searched
-from fl.errors import FedveilError
+from fedveil.fl.data.search import VARIABLE, find_all, searched
+from fedveil.fl.errors import FedveilError
 
 
 def file_md5(path: Path) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fl.data.checks import SplitArrays, checked_data, checked_images
-from fl.data.images import ImageData, Images
-from fl.data.search import user_path
-from fl.data.source import DataEntry, Source, prefixed
-from fl.errors import FedveilError
-from fl.seeding import numpy_stream
+from fedveil.fl.data.checks import SplitArrays, checked_data, checked_images
+from fedveil.fl.data.images import ImageData, Images
+from fedveil.fl.data.search import user_path
+from fedveil.fl.data.source import DataEntry, Source, prefixed
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.seeding import numpy_stream
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA"})

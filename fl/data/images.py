@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from fl.data.checks import SplitArrays
-from fl.data.download import download, file_md5, official
-from fl.data.images import ImageData
-from fl.data.npz import NpzArrays, image_data, read_npz
-from fl.data.search import cache_folder, find_first
-from fl.data.source import DataEntry, Source, caution, chosen_size, named
-from fl.errors import FedveilError
+from fedveil.fl.data.checks import SplitArrays
+from fedveil.fl.data.download import download, file_md5, official
+from fedveil.fl.data.images import ImageData
+from fedveil.fl.data.npz import NpzArrays, image_data, read_npz
+from fedveil.fl.data.search import cache_folder, find_first
+from fedveil.fl.data.source import DataEntry, Source, caution, chosen_size, named
+from fedveil.fl.errors import FedveilError
 
 FLAGS = (
     "bloodmnist",

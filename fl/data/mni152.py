@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl.data.checks import checked_data
-from fl.data.images import ImageData, Images
-from fl.data.source import DataEntry, Source, chosen_size, named
-from fl.errors import FedveilError
+from fedveil.fl.data.checks import checked_data
+from fedveil.fl.data.images import ImageData, Images
+from fedveil.fl.data.source import DataEntry, Source, chosen_size, named
+from fedveil.fl.errors import FedveilError
 
 _FILE = Path("datasets", "data", "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
 _CENTRE = (98.0, 117.0, 77.0)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.data.checks import Array, SplitArrays, checked_data, checked_images
-from fl.data.images import ImageData
-from fl.data.search import user_path
-from fl.data.source import DataEntry, Source, prefixed
-from fl.errors import FedveilError
+from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fedveil.fl.data.images import ImageData
+from fedveil.fl.data.search import user_path
+from fedveil.fl.data.source import DataEntry, Source, prefixed
+from fedveil.fl.errors import FedveilError
 
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL = ("val_images", "val_labels")

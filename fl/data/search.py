@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError
 
 VARIABLE = "FEDVEIL_DATA"
 _REPOSITORY = Path(__file__).resolve().parents[2]

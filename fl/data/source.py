@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl.data.images import ImageData
-from fl.errors import FedveilError, FedveilWarning
-from fl.registry import Registry
+from fedveil.fl.data.images import ImageData
+from fedveil.fl.errors import FedveilError, FedveilWarning
+from fedveil.fl.registry import Registry
 
 
 @dataclass(frozen=True)

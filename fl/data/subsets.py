@@ -8,9 +8,9 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.seeding import torch_stream
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.seeding import torch_stream
 
 
 def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -53,7 +53,7 @@ def limited(images: Images, limit: int, seed: int, split: str) -> Images:
     return images.take(stratified(images.labels, limit, torch_stream(seed, "data", "limit", split)))
 
 
-def carve_public(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+def split_public(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Cut the public images off the training split, before it is partitioned among clients.
 
     Without groups each class gives up ``fraction`` of its images. With groups whole groups are moved, as near

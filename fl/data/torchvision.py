@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.data.checks import Array, SplitArrays, checked_data, checked_images
-from fl.data.download import download, file_md5, official
-from fl.data.images import ImageData
-from fl.data.npz import image_data, read_npz
-from fl.data.search import cache_folder, find_all, find_first
-from fl.data.source import DataEntry, Source, caution, chosen_size, named
-from fl.errors import FedveilError
+from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fedveil.fl.data.download import download, file_md5, official
+from fedveil.fl.data.images import ImageData
+from fedveil.fl.data.npz import image_data, read_npz
+from fedveil.fl.data.search import cache_folder, find_all, find_first
+from fedveil.fl.data.source import DataEntry, Source, caution, chosen_size, named
+from fedveil.fl.errors import FedveilError
 
 _CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR_FOLDER = "cifar-10-batches-bin"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.models import convnet, lenet, resnet
-from fl.models.base import MODELS, Classifier, ModelSpec
-from fl.seeding import derive_seed
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.models import convnet, lenet, resnet
+from fedveil.fl.models.base import MODELS, Classifier, ModelSpec
+from fedveil.fl.seeding import derive_seed
 
 __all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "resnet"]
 

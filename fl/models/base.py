@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fl.registry import Registry
+from fedveil.fl.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fl.models.base import MODELS, Classifier
+from fedveil.fl.models.base import MODELS, Classifier
 
 
 @MODELS.register("lenet")

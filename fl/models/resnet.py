@@ -7,8 +7,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl.models.base import MODELS, Classifier
-from fl.models.norms import norm_layer
+from fedveil.fl.models.base import MODELS, Classifier
+from fedveil.fl.models.norms import norm_layer
 
 
 def _conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:

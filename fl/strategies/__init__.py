@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fl.strategies.base import STRATEGIES, OptimizerState, Strategy, Totals
-from fl.strategies.fedadam import FedAdam
-from fl.strategies.fedavg import FedAvg
-from fl.strategies.fedprox import FedProx
-from fl.strategies.fedsgd import FedSGD
-from fl.strategies.krum import Krum
-from fl.strategies.median import Median
-from fl.strategies.trimmed_mean import TrimmedMean
+from fedveil.fl.strategies.base import STRATEGIES, OptimizerState, Strategy, Totals
+from fedveil.fl.strategies.fedadam import FedAdam
+from fedveil.fl.strategies.fedavg import FedAvg
+from fedveil.fl.strategies.fedprox import FedProx
+from fedveil.fl.strategies.fedsgd import FedSGD
+from fedveil.fl.strategies.krum import Krum
+from fedveil.fl.strategies.median import Median
+from fedveil.fl.strategies.trimmed_mean import TrimmedMean
 
 __all__ = [
     "STRATEGIES",

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, UpdateKind
-from fl.registry import Registry
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.registry import Registry
 
 OptimizerState = dict[str, Tensor]
 """What a rule carries from round to round, by names of its own; empty for most."""

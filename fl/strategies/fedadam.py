@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.strategies.base import STRATEGIES, OptimizerState
-from fl.strategies.mean import MeanStrategy
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.strategies.base import STRATEGIES, OptimizerState
+from fedveil.fl.strategies.mean import MeanStrategy
 
 
 @STRATEGIES.register("fedadam")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.strategies.base import STRATEGIES, OptimizerState
-from fl.strategies.mean import MeanStrategy
+from fedveil.fl.strategies.base import STRATEGIES, OptimizerState
+from fedveil.fl.strategies.mean import MeanStrategy
 
 
 @STRATEGIES.register("fedavg")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.errors import SettingError
-from fl.strategies.base import STRATEGIES
-from fl.strategies.fedavg import FedAvg
+from fedveil.fl.errors import SettingError
+from fedveil.fl.strategies.base import STRATEGIES
+from fedveil.fl.strategies.fedavg import FedAvg
 
 
 @STRATEGIES.register("fedprox")

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl.messages import UpdateKind
-from fl.strategies.base import STRATEGIES, OptimizerState
-from fl.strategies.mean import MeanStrategy
+from fedveil.fl.messages import UpdateKind
+from fedveil.fl.strategies.base import STRATEGIES, OptimizerState
+from fedveil.fl.strategies.mean import MeanStrategy
 
 
 @STRATEGIES.register("fedsgd")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate
-from fl.strategies.base import STRATEGIES
-from fl.strategies.robust import RobustStrategy
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.strategies.base import STRATEGIES
+from fedveil.fl.strategies.robust import RobustStrategy
 
 
 @STRATEGIES.register("krum")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.errors import FedveilError, SettingError
-from fl.messages import ClientUpdate
-from fl.strategies.base import OptimizerState, Strategy, Totals, added
+from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, added
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.strategies.base import STRATEGIES
-from fl.strategies.robust import CoordinatewiseStrategy
+from fedveil.fl.strategies.base import STRATEGIES
+from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 
 
 @STRATEGIES.register("median")

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate
-from fl.strategies.base import OptimizerState, Strategy, Totals, added
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, added
 
 
 @dataclass(frozen=True)

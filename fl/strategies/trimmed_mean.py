@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.errors import FedveilError, SettingError
-from fl.strategies.base import STRATEGIES
-from fl.strategies.robust import CoordinatewiseStrategy
+from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.fl.strategies.base import STRATEGIES
+from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 
 
 @STRATEGIES.register("trimmed_mean")

@@ -1,6 +1,6 @@
 """Experiment files: their schema, their checks and their overrides."""
 
-from orchestrator.config.load import ConfigError, check, load_experiment, with_overrides
-from orchestrator.config.schema import Experiment, SearchSection
+from fedveil.orchestrator.config.load import ConfigError, check, load_experiment, with_overrides
+from fedveil.orchestrator.config.schema import Experiment, SearchSection
 
 __all__ = ["ConfigError", "Experiment", "SearchSection", "check", "load_experiment", "with_overrides"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.tracking import without_passwords
+from fedveil.orchestrator.tracking import without_passwords
 
 _ALLOWED = {
     "string_type": "text",

@@ -11,22 +11,22 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from attacks.base import ATTACKS
-from attacks.inverse import InverseTraining
-from attacks.inverting_gradients import InvertingGradients
-from defense.base import DEFENSES
-from fl.errors import FedveilError, SettingError
-from fl.models import MODELS
-from fl.partition import PARTITIONS
-from fl.registry import Registry
-from fl.strategies import STRATEGIES
-from orchestrator.config.explain import explain, listed, shown
-from orchestrator.config.impossible import idle, impossible
-from orchestrator.config.options import build, normalise, schema_of
-from orchestrator.config.schema import SECTIONS, Experiment, SearchSection
-from orchestrator.config.space import check_space, corners, grid_points, unreported
-from orchestrator.config.text import fault, parse
-from orchestrator.config.uri import uri_fault
+from fedveil.attacks.base import ATTACKS
+from fedveil.attacks.inverse import InverseTraining
+from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.defense.base import DEFENSES
+from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.fl.models import MODELS
+from fedveil.fl.partition import PARTITIONS
+from fedveil.fl.registry import Registry
+from fedveil.fl.strategies import STRATEGIES
+from fedveil.orchestrator.config.combinations import conflicts, idle
+from fedveil.orchestrator.config.explain import explain, listed, shown
+from fedveil.orchestrator.config.options import build, normalise, schema_of
+from fedveil.orchestrator.config.schema import SECTIONS, Experiment, SearchSection
+from fedveil.orchestrator.config.space import check_space, corners, grid_points, unreported
+from fedveil.orchestrator.config.uri import uri_fault
+from fedveil.orchestrator.config.yaml import fault, parse
 
 Raw = dict[str, Any]
 
@@ -151,7 +151,7 @@ def check(raw: Raw) -> Experiment:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error, Experiment)) from None
-    lines = _free_form(experiment) or impossible(experiment)
+    lines = _free_form(experiment) or conflicts(experiment)
     if not lines:
         lines = check_space(experiment) or _check_variants(raw, experiment)
     if lines:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from fl.errors import FedveilError
-from fl.registry import Registry
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.registry import Registry
 
 T = TypeVar("T")
 

@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from attacks.base import ATTACKS, Attack
-from attacks.inverse import InverseTraining
-from attacks.inverting_gradients import InvertingGradients
-from defense.base import DEFENSES, Defense, Stack
-from fl.models import ModelSpec
-from fl.partition import PARTITIONS, Partition
-from fl.strategies import STRATEGIES, Strategy
-from orchestrator.cluster import LEAST_SHARE
-from orchestrator.config.options import build, build_named, normalise
-from orchestrator.config.uri import uri_fault
-from orchestrator.tracking import ImagePolicy
+from fedveil.attacks.base import ATTACKS, Attack
+from fedveil.attacks.inverse import InverseTraining
+from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.defense.base import DEFENSES, Defense, Stack
+from fedveil.fl.models import ModelSpec
+from fedveil.fl.partition import PARTITIONS, Partition
+from fedveil.fl.strategies import STRATEGIES, Strategy
+from fedveil.orchestrator.cluster.connection import LEAST_SHARE
+from fedveil.orchestrator.config.options import build, build_named, normalise
+from fedveil.orchestrator.config.uri import uri_fault
+from fedveil.orchestrator.tracking import ImagePolicy
 
 MOST = 1_000_000_000
 """Above any count that makes sense, and well inside what the libraries below take."""
@@ -111,7 +111,7 @@ class ModelSection(Section):
     Attributes:
         name: ``lenet``, ``convnet``, ``resnet18`` or ``resnet20``.
         norm: ``none``, ``group`` or ``batch``; None for the model's own default.
-        width: channels of the first stage; None for the model's own default.
+        width: channels of the first setup; None for the model's own default.
     """
 
     name: str = "convnet"
@@ -135,7 +135,7 @@ class FLSection(Section):
         learning_rate_decay: factor on it from one round to the next.
         strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
         cohort: share of the clients that is drawn for each round.
-        shares: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
+        client_chunks: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
     """
 
     clients: Count = 10
@@ -146,7 +146,7 @@ class FLSection(Section):
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
     strategy: Annotated[dict[str, Any], _named("name")] = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
-    shares: Count = 16
+    client_chunks: Count = 16
 
     def build_strategy(self) -> Strategy:
         """Make the aggregation rule."""
@@ -196,9 +196,9 @@ class AuditSection(Section):
 
     def build_attacks(self) -> list[Attack]:
         """Make the attacks, the floor first."""
-        names = [name for name in self.attacks if name != "floor"]
+        names = [name for name in self.attacks if name != "baseline"]
         inversion = self.build_inversion()
-        return [ATTACKS[name].configured(inversion) for name in ["floor", *names]]
+        return [ATTACKS[name].configured(inversion) for name in ["baseline", *names]]
 
     def round_numbers(self, rounds: int) -> list[int]:
         """Return the audited rounds, ascending, each once."""

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attacks.scoring.summary import FLOOR_ATTACK, METRICS
-from orchestrator.config.explain import listed, shown
-from orchestrator.config.schema import Experiment, SearchSection
+from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS
+from fedveil.orchestrator.config.explain import listed, shown
+from fedveil.orchestrator.config.schema import Experiment, SearchSection
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
 SCHEDULED = ("fl/accuracy", "fl/loss")
@@ -76,13 +76,13 @@ def unreported(objectives: Iterable[str], attacks: Sequence[str]) -> list[str]:
 
 def _metrics(attacks: Sequence[str]) -> list[str]:
     """Return the metrics that each trial reports."""
-    others = [name for name in attacks if name != FLOOR_ATTACK]
+    others = [name for name in attacks if name != BASELINE_ATTACK]
     headlines = [metric.name for metric in METRICS if metric.headline and others]
-    constants = ["chance_accuracy", "ceiling_mse", "floor_mse"]
+    constants = ["chance_accuracy", "trained_mse", "baseline_mse"]
     return [
         *(f"utility/{name}" for name in ("accuracy", "val_accuracy", "auc", "clean_accuracy")),
         *(f"privacy/{name}" for name in (*headlines, *constants)),
-        *(f"attack/{attack}/{metric.name}" for attack in (FLOOR_ATTACK, *others) for metric in METRICS),
+        *(f"attack/{attack}/{metric.name}" for attack in (BASELINE_ATTACK, *others) for metric in METRICS),
         *(f"cost/{name}" for name in ("train_seconds", "attack_seconds", "update_bytes")),
         *SCHEDULED,
     ]

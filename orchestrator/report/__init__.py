@@ -4,8 +4,8 @@ The pictures (``figures``, ``comparison``) are imported where they are drawn: ma
 never draw.
 """
 
-from orchestrator.report.pareto import TRADE_OFF, hypervolume, pareto_front
-from orchestrator.report.rows import TrialRow
-from orchestrator.report.table import TrialTable
+from fedveil.orchestrator.report.pareto import TRADE_OFF, hypervolume, pareto_front
+from fedveil.orchestrator.report.rows import TrialRow
+from fedveil.orchestrator.report.table import TrialTable
 
 __all__ = ["TRADE_OFF", "TrialRow", "TrialTable", "hypervolume", "pareto_front"]

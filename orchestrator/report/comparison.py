@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from orchestrator.report.figures import draw_rows
-from orchestrator.report.rows import TrialRow
-from orchestrator.report.style import save
+from fedveil.orchestrator.report.figures import draw_rows
+from fedveil.orchestrator.report.rows import TrialRow
+from fedveil.orchestrator.report.style import save
 
 MARGIN = 0.05
 """Accuracy that a defence may cost against the best trial and still be shown at its most private."""

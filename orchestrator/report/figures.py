@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from attacks.scoring.metrics import mse
-from fl.errors import FedveilError
-from orchestrator.report.labels import place_labels
-from orchestrator.report.numbers import mse_text
-from orchestrator.report.pareto import TRADE_OFF, pareto_front
-from orchestrator.report.rows import TrialRow
-from orchestrator.report.style import FAINT, INK, MUTED, for_text, looks, new_figure, save
+from fedveil.attacks.scoring.metrics import mse
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.report.labels import place_labels
+from fedveil.orchestrator.report.numbers import mse_text
+from fedveil.orchestrator.report.pareto import TRADE_OFF, pareto_front
+from fedveil.orchestrator.report.rows import TrialRow
+from fedveil.orchestrator.report.style import FAINT, INK, MUTED, for_text, looks, new_figure, save
 
 _ORIGINAL = "original"
 
@@ -175,7 +175,7 @@ def _set_limits(axes: Axes, rows: Sequence[TrialRow]) -> None:
 
 
 def _floors(rows: Sequence[TrialRow]) -> list[float]:
-    return [row.metrics["privacy/floor_mse"] for row in rows if "privacy/floor_mse" in row.metrics]
+    return [row.metrics["privacy/baseline_mse"] for row in rows if "privacy/baseline_mse" in row.metrics]
 
 
 def _draw_floor(axes: Axes, rows: Sequence[TrialRow]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from fl.errors import FedveilError
-from orchestrator.report.rows import TrialRow
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.report.rows import TrialRow
 
 Direction = Literal["max", "min"]
 

@@ -57,11 +57,11 @@ class TrialRow:
     def weakly_attacked(self) -> bool:
         """Not even what the client trained on was rebuilt: its error is above that of guessing the class mean.
 
-        Where ``perfect_inversion`` ran, the headline is its bound and rests on no inversion.
+        Where ``trained_images`` ran, the headline is its bound and rests on no inversion.
         """
-        if "attack/perfect_inversion/mse" in self.metrics:
+        if "attack/trained_images/mse" in self.metrics:
             return False
-        floor = self.metrics.get("privacy/floor_mse")
+        floor = self.metrics.get("privacy/baseline_mse")
         missed = self.metrics.get("attack/inverting_gradients/mse_to_perturbed")
         return floor is not None and missed is not None and missed > floor
 
@@ -71,9 +71,9 @@ class TrialRow:
         return self.finished and self.complete and not self.collapsed
 
     def score(self, name: str) -> float:
-        """Return a metric for ranking: beyond the guess without an update (``privacy/floor_mse``) no MSE counts for more."""
+        """Return a metric for ranking: beyond the guess without an update (``privacy/baseline_mse``) no MSE counts for more."""
         value = self.metrics[name]
-        return min(value, self.metrics.get("privacy/floor_mse", value)) if name.endswith("/mse") else value
+        return min(value, self.metrics.get("privacy/baseline_mse", value)) if name.endswith("/mse") else value
 
     def number(self, param: str) -> float | None:
         """Return a parameter as a number, or None where it is absent or no number."""

@@ -10,10 +10,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from attacks.scoring.utility import TradeOff, mse_at_accuracy
-from orchestrator.report.numbers import mse_text
-from orchestrator.report.pareto import TRADE_OFF, pareto_front
-from orchestrator.report.rows import TrialRow
+from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
+from fedveil.orchestrator.report.numbers import mse_text
+from fedveil.orchestrator.report.pareto import TRADE_OFF, pareto_front
+from fedveil.orchestrator.report.rows import TrialRow
 
 _ABSENT = "–"
 _PARETO, _INCOMPLETE, _COLLAPSED, _WEAK = "★", "○", "↓", "?"
@@ -80,7 +80,7 @@ _ATTACKER = _with(
     _metric("privacy/chance_accuracy", "{:.2f}".format),
     "{} ({})",
 )
-_BOUNDS = _with(_metric("privacy/ceiling_mse", mse_text), _metric("privacy/floor_mse", mse_text), "{} / {}")
+_BOUNDS = _with(_metric("privacy/trained_mse", mse_text), _metric("privacy/baseline_mse", mse_text), "{} / {}")
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
 
 _COLUMNS = (

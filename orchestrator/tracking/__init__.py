@@ -7,12 +7,12 @@ what was left behind.
 MLflow itself is imported only where something is delivered: that import takes seconds.
 """
 
-from orchestrator.tracking.delivery import Replayed, replay
-from orchestrator.tracking.operations import RunStatus
-from orchestrator.tracking.settings import ImagePolicy, TrackingSettings, without_passwords
-from orchestrator.tracking.sweep import SweepTracker
-from orchestrator.tracking.trial import TrialTracker
-from orchestrator.tracking.views import SweptKey, view_path
+from fedveil.orchestrator.tracking.delivery import Replayed, replay
+from fedveil.orchestrator.tracking.operations import RunStatus
+from fedveil.orchestrator.tracking.settings import ImagePolicy, TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking.sweep import SweepTracker
+from fedveil.orchestrator.tracking.trial import TrialTracker
+from fedveil.orchestrator.tracking.views import SweptKey, view_path
 
 __all__ = [
     "ImagePolicy",

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.tracking.operations import Artifact, Open, Operation, ParentMissingError
-from orchestrator.tracking.settings import without_passwords
-from orchestrator.tracking.spool import Journal, Spool
+from fedveil.orchestrator.tracking.operations import Artifact, Open, Operation, ParentMissingError
+from fedveil.orchestrator.tracking.settings import without_passwords
+from fedveil.orchestrator.tracking.spool import Journal, Spool
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.remote import RemoteRun
+    from fedveil.orchestrator.tracking.remote import RemoteRun
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT = 12
 """The back-off doubles up to this many times the first wait."""
 
 
-class Courier:
+class Sender:
     """Delivers one journal in order, over however many attempts that takes.
 
     Attributes:
@@ -76,7 +76,7 @@ class Courier:
                 self.journal.drop(operation.source)
 
     def _send(self, operation: Operation) -> None:
-        from orchestrator.tracking.remote import refused_for_good
+        from fedveil.orchestrator.tracking.remote import refused_for_good
 
         run = self._run = self._run or self._connect()
         try:
@@ -91,7 +91,7 @@ class Courier:
             self.journal.name_run(run.run_id)
 
     def _connect(self) -> RemoteRun:
-        from orchestrator.tracking.remote import RemoteRun
+        from fedveil.orchestrator.tracking.remote import RemoteRun
 
         opening = self.journal.opening()
         if opening is None:
@@ -144,12 +144,12 @@ def replay(spool: Path, *, uri: str | None = None) -> Replayed:
     try:
         journals = keeper.journals()
         for journal in journals:
-            courier = Courier(journal, uri=uri)
-            if courier.deliver():
+            sender = Sender(journal, uri=uri)
+            if sender.deliver():
                 runs += 1
                 keeper.sweep_up(journal)
-            refused += courier.refused
-            if courier.unreachable:
+            refused += sender.refused
+            if sender.unreachable:
                 break
     except OSError as error:
         _log.warning("the spool %s cannot be read: %s", spool, error)

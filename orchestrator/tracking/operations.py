@@ -11,10 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from orchestrator.tracking.views import SweptKey
+from fedveil.orchestrator.tracking.views import SweptKey
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.remote import RemoteRun
+    from fedveil.orchestrator.tracking.remote import RemoteRun
 
 
 class ParentMissingError(Exception):
@@ -153,7 +153,7 @@ class CloseChildren(Operation):
 
 
 @dataclass(frozen=True)
-class Dress(Operation):
+class DescribeExperiment(Operation):
     """Give the experiment its description and its saved view.
 
     Attributes:
@@ -166,4 +166,4 @@ class Dress(Operation):
 
     def send(self, run: RemoteRun, folder: Path) -> None:
         """See `Operation.send`."""
-        run.dress_experiment([SweptKey(*key) for key in self.swept], image_step=self.image_step)
+        run.describe_experiment([SweptKey(*key) for key in self.swept], image_step=self.image_step)

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import yaml
 
-from orchestrator.tracking.delivery import Courier
-from orchestrator.tracking.names import (
+from fedveil.orchestrator.tracking.delivery import Sender
+from fedveil.orchestrator.tracking.names import (
     ERROR_TAG,
     KEYS,
     KIND_TAG,
@@ -27,9 +27,9 @@ from orchestrator.tracking.names import (
     STOPPED_TAG,
     TRACEBACK_TAG,
 )
-from orchestrator.tracking.operations import Artifact, Close, Open, Operation, Params, Points, RunStatus, Tags
-from orchestrator.tracking.settings import TrackingSettings, without_passwords
-from orchestrator.tracking.spool import PENDING, Spool
+from fedveil.orchestrator.tracking.operations import Artifact, Close, Open, Operation, Params, Points, RunStatus, Tags
+from fedveil.orchestrator.tracking.settings import TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking.spool import PENDING, Spool
 
 _log = logging.getLogger(__name__)
 _ERROR_LINE = 500
@@ -83,7 +83,7 @@ class RunRecorder:
         self.settings = settings
         self._spool = Spool(settings.spool_folder)
         self._closed = False
-        self._courier: Courier | None = None
+        self._sender: Sender | None = None
         pending = run_id is not None and run_id.startswith(PENDING)
         token = run_id.removeprefix(PENDING) if run_id is not None and pending else uuid.uuid4().hex
         self._opening = Open(
@@ -102,7 +102,7 @@ class RunRecorder:
             _log.error("this run is not recorded: the spool %s cannot be written: %s", self._spool.folder, error)
         else:
             token = journal.token
-            self._courier = Courier(journal, retry_seconds=settings.retry_seconds)
+            self._sender = Sender(journal, retry_seconds=settings.retry_seconds)
         self._run_id = self._opening.run_id or PENDING + token
         self._record(Params({key: cut(str(value), MAX_PARAM) for key, value in params.items()}))
 
@@ -112,8 +112,8 @@ class RunRecorder:
 
         Either is taken wherever a run id is asked for; keep it in the checkpoint to continue the same run.
         """
-        if self._courier is not None and self._courier.journal.run_id is not None:
-            self._run_id = self._courier.journal.run_id
+        if self._sender is not None and self._sender.journal.run_id is not None:
+            self._run_id = self._sender.journal.run_id
         return self._run_id
 
     def log_file(self, path: Path | str, folder: str | None = None) -> None:
@@ -128,10 +128,10 @@ class RunRecorder:
             raise ValueError(f"{folder!r} is not a folder below the run's artifacts")
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        if self._courier is None:
+        if self._sender is None:
             return
         try:
-            copy = self._courier.journal.keep(path)
+            copy = self._sender.journal.keep(path)
         except OSError as error:
             _log.error("%s is not recorded: %s", path, error)
             return
@@ -196,25 +196,25 @@ class RunRecorder:
             self._record(Tags(lost))
 
     def _record(self, operation: Operation) -> None:
-        if self._courier is None:
+        if self._sender is None:
             return
         try:
-            self._courier.journal.append(operation)
+            self._sender.journal.append(operation)
         except OSError as error:
             _log.error("not recorded: %s: %s", type(operation).__name__, error)
             return
         if self.settings.deliver:
-            self._courier.deliver()
+            self._sender.deliver()
 
     def _close(self, status: RunStatus) -> None:
         if self._closed:
             return
         self._closed = True
         self._record(Close(status, now()))
-        if self._courier is None or not self.settings.deliver:
+        if self._sender is None or not self.settings.deliver:
             return
-        journal = self._courier.journal
-        delivered = self._courier.deliver(now=True)
+        journal = self._sender.journal
+        delivered = self._sender.deliver(now=True)
         self._run_id = self.run_id  # the journal, which knows it, is deleted next
         if delivered:
             try:

@@ -20,11 +20,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests import HTTPError
 
-from orchestrator.tracking.names import CLOSED_TAG, ERROR_TAG, STOPPED_TAG, TOKEN_TAG, TRACEBACK_TAG
-from orchestrator.tracking.operations import Open, ParentMissingError, RunStatus
-from orchestrator.tracking.settings import without_passwords
-from orchestrator.tracking.spool import PENDING
-from orchestrator.tracking.views import SweptKey, experiment_tags
+from fedveil.orchestrator.tracking.names import CLOSED_TAG, ERROR_TAG, STOPPED_TAG, TOKEN_TAG, TRACEBACK_TAG
+from fedveil.orchestrator.tracking.operations import Open, ParentMissingError, RunStatus
+from fedveil.orchestrator.tracking.settings import without_passwords
+from fedveil.orchestrator.tracking.spool import PENDING
+from fedveil.orchestrator.tracking.views import SweptKey, experiment_tags
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class RemoteRun:
             for child in children:
                 self._client.set_terminated(child.info.run_id, status=RunStatus.KILLED, end_time=time)
 
-    def dress_experiment(self, swept: Sequence[SweptKey], *, image_step: int) -> None:
+    def describe_experiment(self, swept: Sequence[SweptKey], *, image_step: int) -> None:
         """Set the experiment's description, kind and saved view; a description that someone wrote stays."""
         experiment_id = self._client.get_run(self.run_id).info.experiment_id
         present = self._client.get_experiment(experiment_id).tags

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.tracking.operations import Close, Open, Operation
+from fedveil.orchestrator.tracking.operations import Close, Open, Operation
 
 PENDING = "pending-"
 """What a run is called until the server has given it an id: this and its token."""

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.tracking.delivery import Replayed, replay
-from orchestrator.tracking.names import SUMMARY_METRICS
-from orchestrator.tracking.operations import CloseChildren, Dress, RunStatus
-from orchestrator.tracking.recorder import RunRecorder, now
-from orchestrator.tracking.settings import TrackingSettings
-from orchestrator.tracking.views import SweptKey, sweep_note
+from fedveil.orchestrator.tracking.delivery import Replayed, replay
+from fedveil.orchestrator.tracking.names import SUMMARY_METRICS
+from fedveil.orchestrator.tracking.operations import CloseChildren, DescribeExperiment, RunStatus
+from fedveil.orchestrator.tracking.recorder import RunRecorder, now
+from fedveil.orchestrator.tracking.settings import TrackingSettings
+from fedveil.orchestrator.tracking.views import SweptKey, sweep_note
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class SweepTracker(RunRecorder):
             tags={**(tags or {}), "mlflow.note.content": sweep_note(swept, objectives or {})},
             run_id=run_id,
         )
-        self._record(Dress([(key.key, key.space, key.numeric) for key in swept], image_step))
+        self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
 
     def summary(
         self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.tracking.images import as_picture, save_as_mlflow_image
-from orchestrator.tracking.names import CURVES, FINAL_METRICS, IMAGES, SWEPT
-from orchestrator.tracking.recorder import RunRecorder
-from orchestrator.tracking.settings import TrackingSettings
+from fedveil.orchestrator.tracking.images import as_picture, save_as_mlflow_image
+from fedveil.orchestrator.tracking.names import CURVES, FINAL_METRICS, IMAGES, SWEPT
+from fedveil.orchestrator.tracking.recorder import RunRecorder
+from fedveil.orchestrator.tracking.settings import TrackingSettings
 
 
 class TrialTracker(RunRecorder):

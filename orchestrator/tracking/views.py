@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.tracking.names import KIND_TAG, RECONSTRUCTION_GRID, SWEPT
+from fedveil.orchestrator.tracking.names import KIND_TAG, RECONSTRUCTION_GRID, SWEPT
 
 VIEW_ID = "fedveil"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
@@ -32,8 +32,8 @@ Runs nest: a sweep, and below it its trials. **[Open the trade-off view]({link})
 
 * `utility/accuracy`: test accuracy of the federated model. Higher is better.
 * `privacy/mse`: error of the best reconstruction that any attack made, against the original. Higher is
-  better. It lies between 0 (the image leaked) and about `privacy/floor_mse` (an attacker who saw no update
-  does as well); `privacy/ceiling_mse` is the error of a perfect inversion.
+  better. It lies between 0 (the image leaked) and about `privacy/baseline_mse` (an attacker who saw no update
+  does as well); `privacy/trained_mse` is the error of a perfect inversion.
 * `privacy/attacker_accuracy`: how often a classifier reads the true class in the reconstruction; compare with
   `privacy/chance_accuracy`. Lower is better.
 * `fl/*` are curves over rounds, all else is one number per trial. `swept/*` repeats swept params as numbers.

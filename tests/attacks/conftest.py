@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from attacks import Observation
-from fl.data.images import Images
-from fl.hooks import ClientHooks, NoHooks
-from fl.messages import UpdateKind
-from fl.models import ModelSpec, build_model, init_model
-from fl.seeding import torch_stream
-from fl.training import LocalTraining, local_update
+from fedveil.attacks import Observation
+from fedveil.fl.data.images import Images
+from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.messages import UpdateKind
+from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.seeding import torch_stream
+from fedveil.fl.training import LocalTraining, local_update
 
 Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]

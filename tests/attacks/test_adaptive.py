@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import attacks.adaptive as module
-from attacks import Adaptive, AdaptiveWeights, InvertingGradients, Knowledge, Observation, PerfectInversion
-from attacks.adaptive import undo
-from attacks.inverse import InverseTraining, train_inverse
-from attacks.rehearsal import CODE, MODULES, Rehearsal, rehearse
-from defense import LatentNoise, NoDefense, PixelNoise, Preparation, TopK, UpdateNoise
-from defense.base import Surrogate
-from defense.modules import Inverse
-from fl.data.images import Images
-from fl.messages import Reconstruction, ThreatModel
-from fl.models import ModelSpec
-from fl.seeding import torch_stream
+import fedveil.attacks.adaptive as module
+from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
+from fedveil.attacks.adaptive import undo
+from fedveil.attacks.inverse import InverseTraining, train_inverse
+from fedveil.attacks.preparation import CODE, MODULES, AttackerPreparation, prepare_attacker
+from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
+from fedveil.defense.base import Surrogate
+from fedveil.defense.modules import Inverse
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import Reconstruction, ThreatModel
+from fedveil.fl.models import ModelSpec
+from fedveil.fl.seeding import torch_stream
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 QUICK = InverseTraining(steps=60, batch_size=32, width=8)
@@ -39,12 +39,14 @@ class Constant(nn.Module):
         return self.grey.expand_as(x)
 
 
-def answering(grey: float, surrogate: Surrogate | None = None) -> Rehearsal:
-    return Rehearsal(surrogate or Surrogate(data=lambda x, stream: x), Constant(grey))  # type: ignore[arg-type]
+def answering(grey: float, surrogate: Surrogate | None = None) -> AttackerPreparation:
+    return AttackerPreparation(surrogate or Surrogate(data=lambda x, stream: x), Constant(grey))  # type: ignore[arg-type]
 
 
-def known(rehearsals: dict[int | None, Rehearsal], needs: ThreatModel, public: Images | None = None) -> Knowledge:
-    return Knowledge(replace(needs, labels=True), SPEC, CPU, 3, public=public, rehearsals=rehearsals)
+def known(
+    preparations: dict[int | None, AttackerPreparation], needs: ThreatModel, public: Images | None = None
+) -> Knowledge:
+    return Knowledge(replace(needs, labels=True), SPEC, CPU, 3, public=public, preparations=preparations)
 
 
 def each(images: Images, observe: Observe, **options: object) -> list[Observation]:
@@ -57,8 +59,8 @@ def each(images: Images, observe: Observe, **options: object) -> list[Observatio
 def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(2, 1, side=12), observe)
     inversion = InvertingGradients(steps=4)
-    knowledge = known({None: Rehearsal(Surrogate(), None)}, Adaptive.needs)
-    plain = inversion(observations, replace(knowledge, threat_model=ThreatModel(), rehearsals={}))
+    knowledge = known({None: AttackerPreparation(Surrogate(), None)}, Adaptive.needs)
+    plain = inversion(observations, replace(knowledge, threat_model=ThreatModel(), preparations={}))
     adaptive = Adaptive(inversion=inversion)
     alone = adaptive(observations, knowledge)
     for mine, right in zip(alone, plain, strict=True):
@@ -73,8 +75,8 @@ def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, 
     observations = each(blobs(3, 1, side=12), observe)
     plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i]), 0.1 * i) for i in range(3)]
     earlier = {InvertingGradients.name: plain}
-    knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveWeights.needs)
-    found = AdaptiveWeights()(observations, knowledge, earlier=earlier)
+    knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
+    found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
     assert [f.labels.tolist() for f in found] == [[0], [1], [2]]
     assert [f.loss for f in found] == [0.0, 0.1, 0.2]
@@ -88,7 +90,7 @@ def test_a_defended_update_is_inverted_anew_through_what_is_visible(
     inversion = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
     monkeypatch.setattr(module, "best_tv", lambda *_: 1e-3)
     surrogate = defense.surrogate(CODE, None)  # type: ignore[arg-type]
-    knowledge = known({None: Rehearsal(surrogate, None)}, Adaptive.needs)
+    knowledge = known({None: AttackerPreparation(surrogate, None)}, Adaptive.needs)
     plain = inversion.invert(observations, knowledge)
     found = Adaptive(inversion=inversion)(observations, knowledge, earlier={inversion.name: plain})
     for mine, naive, truth in zip(found, plain, victims.floats(), strict=True):
@@ -109,9 +111,11 @@ def test_it_is_tuned_against_each_rehearsal_whoever_else_is_attacked(
     monkeypatch.setattr(module, "best_tv", best_tv)
     observations = each(blobs(4, 1, side=12), observe, hooks=noise)
     observations = [replace(o, client=o.number % 2) for o in observations]
-    rehearsals: dict[int | None, Rehearsal] = {c: Rehearsal(surrogates[c], None) for c in range(2)}
-    attack = AdaptiveWeights(inversion=InvertingGradients(steps=4))
-    knowledge = known(rehearsals, attack.needs)
+    preparations: dict[int | None, AttackerPreparation] = {
+        c: AttackerPreparation(surrogates[c], None) for c in range(2)
+    }
+    attack = AdaptiveModules(inversion=InvertingGradients(steps=4))
+    knowledge = known(preparations, attack.needs)
     together = attack(observations, knowledge)
     assert [s is surrogates[0] for s in asked] == [True, False]
     for observation, found in zip(observations, together, strict=True):
@@ -129,26 +133,26 @@ def test_a_perfect_inversion_of_an_undefended_client_is_the_image_itself(blobs: 
     observations = [
         replace(o, trained_images=x[None]) for o, x in zip(each(victims, observe), victims.floats(), strict=True)
     ]
-    found = PerfectInversion()(observations, known({None: Rehearsal(Surrogate(), None)}, PerfectInversion.needs))
+    found = TrainedImages()(observations, known({None: AttackerPreparation(Surrogate(), None)}, TrainedImages.needs))
     assert torch.equal(torch.cat([f.images for f in found]), victims.floats())
     assert [f.labels.tolist() for f in found] == [[0], [1]]
 
 
 def test_a_perfect_inversion_goes_through_the_inverse_too(blobs: Blobs, observe: Observe) -> None:
     (observation,) = each(blobs(1, 1, side=12), observe)
-    knowledge = known({None: answering(0.25)}, PerfectInversion.needs)
+    knowledge = known({None: answering(0.25)}, TrainedImages.needs)
     with pytest.raises(ValueError, match="lacks trained_images"):
-        PerfectInversion()([observation], knowledge)
-    (found,) = PerfectInversion()([replace(observation, trained_images=torch.zeros(1, 1, 12, 12))], knowledge)
+        TrainedImages()([observation], knowledge)
+    (found,) = TrainedImages()([replace(observation, trained_images=torch.zeros(1, 1, 12, 12))], knowledge)
     assert float(found.images.unique()) == 0.25
 
 
-# The learnt inverse and its rehearsal
+# The learnt inverse and its preparation
 
 
 def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
     found = Reconstruction(torch.rand((2, 1, 12, 12), generator=torch_stream(0, "x")), torch.tensor([0, 1]), 0.3)
-    assert undo(found, Rehearsal(Surrogate(), None)) is found
+    assert undo(found, AttackerPreparation(Surrogate(), None)) is found
     undone = undo(found, answering(1.5))
     assert undone.images.unique().tolist() == [1.0]
     assert not undone.images.requires_grad
@@ -158,11 +162,11 @@ def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
 @pytest.mark.parametrize("strength", [0.2, 0.4])
 def test_a_learnt_inverse_takes_pixel_noise_away(strength: float, blobs: Blobs) -> None:
     defense = PixelNoise(strength=strength)
-    preparation = Preparation(blobs(64, 2, side=12), SPEC, CPU, seed=1)
-    rehearsal = rehearse(defense, CODE, preparation, QUICK)
+    preparation = DefenseContext(blobs(64, 2, side=12), SPEC, CPU, seed=1)
+    preparation = prepare_attacker(defense, CODE, preparation, QUICK)
     x = blobs(32, 9, side=12).floats()
     defended = defense.data(x, None, torch_stream(1, "client"))
-    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), rehearsal).images
+    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), preparation).images
     assert float((undone - x).square().mean()) < 0.5 * float((defended - x).square().mean())
 
 
@@ -203,7 +207,9 @@ def test_an_inverse_sees_fresh_noise_of_public_images_with_every_batch(blobs: Bl
 def test_a_defence_that_leaves_images_alone_needs_no_inverse(
     defense: NoDefense | UpdateNoise | TopK, blobs: Blobs
 ) -> None:
-    assert rehearse(defense, CODE, Preparation(blobs(4, 2, side=12), SPEC, CPU, seed=1), QUICK).inverse is None
+    assert (
+        prepare_attacker(defense, CODE, DefenseContext(blobs(4, 2, side=12), SPEC, CPU, seed=1), QUICK).inverse is None
+    )
 
 
 def test_with_the_code_alone_the_attacker_trains_the_defence_himself(
@@ -212,19 +218,19 @@ def test_with_the_code_alone_the_attacker_trains_the_defence_himself(
     seeds: list[int] = []
     real = LatentNoise.pretrain
 
-    def pretrain(self: LatentNoise, preparation: Preparation) -> LatentNoise:
+    def pretrain(self: LatentNoise, preparation: DefenseContext) -> LatentNoise:
         seeds.append(preparation.seed)
         return real(self, preparation)
 
     monkeypatch.setattr(LatentNoise, "pretrain", pretrain)
     public = blobs(8, 2, side=12)
-    untrained = LatentNoise(foundation_steps=1)
-    clients = real(untrained, Preparation(public, SPEC, CPU, seed=1))
-    attackers = Preparation(public, SPEC, CPU, seed=2)
+    untrained = LatentNoise(public_steps=1)
+    clients = real(untrained, DefenseContext(public, SPEC, CPU, seed=1))
+    attackers = DefenseContext(public, SPEC, CPU, seed=2)
     quick = InverseTraining(steps=1, batch_size=4, width=4)
-    by_code = rehearse(untrained, CODE, attackers, quick)
+    by_code = prepare_attacker(untrained, CODE, attackers, quick)
     assert seeds == [2]
-    by_modules = rehearse(clients, MODULES, attackers, quick)
+    by_modules = prepare_attacker(clients, MODULES, attackers, quick)
     assert seeds == [2]
 
     x = public.floats()

@@ -9,23 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks import (
+from fedveil.attacks import (
     ATTACKS,
     Adaptive,
-    AdaptiveWeights,
+    AdaptiveModules,
     Attack,
-    Floor,
+    Baseline,
     InvertingGradients,
     Knowledge,
     Observation,
-    PerfectInversion,
+    TrainedImages,
 )
-from attacks.rehearsal import Rehearsal
-from defense.base import Surrogate
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import Reconstruction, ThreatModel
-from fl.models import ModelSpec
+from fedveil.attacks.preparation import AttackerPreparation
+from fedveil.defense.base import Surrogate
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import Reconstruction, ThreatModel
+from fedveil.fl.models import ModelSpec
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=4)
 GRANTS = [f.name for f in fields(ThreatModel)]
@@ -67,11 +67,11 @@ threat_models = st.builds(ThreatModel, **{name: st.booleans() for name in GRANTS
 
 
 def test_what_a_threat_model_lacks_by_hand() -> None:
-    granted = ThreatModel(labels=True, public_data=True)
-    assert granted.lacks(ThreatModel(labels=False, public_data=True)) == []
-    assert granted.lacks(ThreatModel(labels=True, defense_algorithm=True, defense_weights=True)) == [
+    granted = ThreatModel(labels=True, auxiliary_data=True)
+    assert granted.lacks(ThreatModel(labels=False, auxiliary_data=True)) == []
+    assert granted.lacks(ThreatModel(labels=True, defense_algorithm=True, defense_modules=True)) == [
         "defense_algorithm",
-        "defense_weights",
+        "defense_modules",
     ]
     assert NOTHING.lacks(ThreatModel(labels=True)) == ["labels"]
 
@@ -100,8 +100,8 @@ def test_an_attack_that_needs_more_than_is_granted_is_refused(name: str, observa
 
 
 def test_all_that_is_lacking_is_named(observation: Observation) -> None:
-    with pytest.raises(FedveilError, match="needs public_data, defense_algorithm, defense_weights, trained_images,"):
-        PerfectInversion()([observation], known(NOTHING))
+    with pytest.raises(FedveilError, match="needs auxiliary_data, defense_algorithm, defense_modules, trained_images,"):
+        TrainedImages()([observation], known(NOTHING))
 
 
 @pytest.mark.parametrize(
@@ -118,32 +118,32 @@ def test_an_observation_that_holds_more_than_is_granted_is_refused(
 
 
 def test_an_attacker_who_holds_more_than_is_granted_is_refused(observation: Observation, blobs: Blobs) -> None:
-    public, rehearsals = blobs(2, 1), {None: Rehearsal(Surrogate(), None)}
-    with pytest.raises(FedveilError, match="the attacker holds public_data, which is not granted"):
+    public, preparations = blobs(2, 1), {None: AttackerPreparation(Surrogate(), None)}
+    with pytest.raises(FedveilError, match="the attacker holds auxiliary_data, which is not granted"):
         Guess()([observation], known(NOTHING, public=public))
     with pytest.raises(FedveilError, match="the attacker holds defense_algorithm, which is not granted"):
-        Guess()([observation], known(replace(NOTHING, public_data=True), public=public, rehearsals=rehearsals))
-    granted = replace(NOTHING, public_data=True, defense_algorithm=True)
-    assert len(Guess()([observation], known(granted, public=public, rehearsals=rehearsals))) == 1
+        Guess()([observation], known(replace(NOTHING, auxiliary_data=True), public=public, preparations=preparations))
+    granted = replace(NOTHING, auxiliary_data=True, defense_algorithm=True)
+    assert len(Guess()([observation], known(granted, public=public, preparations=preparations))) == 1
 
 
 def test_what_was_not_handed_over_cannot_be_asked_for() -> None:
     with pytest.raises(FedveilError, match="no public images"):
         known(NOTHING).public_images()
-    with pytest.raises(FedveilError, match="no rehearsal against the defence of client 2"):
-        known(ALL, rehearsals={1: Rehearsal(Surrogate(), None)}).rehearsal(2)
+    with pytest.raises(FedveilError, match="no preparation against the defence of client 2"):
+        known(ALL, preparations={1: AttackerPreparation(Surrogate(), None)}).preparation(2)
 
 
 def test_a_clients_own_rehearsal_comes_before_the_common_one() -> None:
-    own, common = Rehearsal(Surrogate(), None), Rehearsal(Surrogate(), None)
-    knowledge = known(ALL, rehearsals={None: common, 1: own})
-    assert knowledge.rehearsal(1) is own
-    assert knowledge.rehearsal(0) is common
+    own, common = AttackerPreparation(Surrogate(), None), AttackerPreparation(Surrogate(), None)
+    knowledge = known(ALL, preparations={None: common, 1: own})
+    assert knowledge.preparation(1) is own
+    assert knowledge.preparation(0) is common
 
 
 def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> None:
     attacks = [ATTACKS[name] for name in ATTACKS]
-    assert [a.name for a in attacks if a.needs.trained_images] == ["perfect_inversion"]
+    assert [a.name for a in attacks if a.needs.trained_images] == ["trained_images"]
     assert not [a.name for a in attacks if a.needs.labels]
     # The truth has no place in what an attack is given.
     assert {f.name for f in fields(Observation)} == {
@@ -163,11 +163,11 @@ def test_each_registered_attack_takes_the_inversions_settings() -> None:
     assert {name: attack.name for name, attack in made.items()} == {name: name for name in ATTACKS}
     assert made["inverting_gradients"] == inversion
     assert made["adaptive"] == Adaptive(inversion=inversion)
-    assert made["adaptive_weights"] == AdaptiveWeights(inversion=inversion)
+    assert made["adaptive_modules"] == AdaptiveModules(inversion=inversion)
     assert {name for name, attack in made.items() if attack.adaptive} == {
         "adaptive",
-        "adaptive_weights",
-        "perfect_inversion",
+        "adaptive_modules",
+        "trained_images",
     }
     assert repr(Adaptive(inversion=inversion)) == f"Adaptive(inversion={inversion!r})"
     assert "steps=7" in repr(inversion)
@@ -181,7 +181,7 @@ def test_the_floor_guesses_the_public_class_mean(observe: Observe) -> None:
     public = Images(pixels, torch.tensor([0, 0, 1, 1]))
     victims = public.take(torch.tensor([1, 2]))
     observations = [observe(victims.take(torch.tensor([i])), SPEC, number=i) for i in range(2)]
-    found = Floor()(observations, known(ThreatModel(labels=True, public_data=True), public=public))
+    found = Baseline()(observations, known(ThreatModel(labels=True, auxiliary_data=True), public=public))
     torch.testing.assert_close(found[0].images, torch.full((1, 1, 16, 16), 50 / 255))
     torch.testing.assert_close(found[1].images, torch.full((1, 1, 16, 16), 153 / 255))
     assert [f.labels.tolist() for f in found] == [[0], [1]]
@@ -189,5 +189,5 @@ def test_the_floor_guesses_the_public_class_mean(observe: Observe) -> None:
 
 def test_the_floor_recovers_labels_that_are_not_granted(blobs: Blobs, observe: Observe) -> None:
     victim = blobs(2, 5).take(torch.tensor([1]))
-    found = Floor()([observe(victim, SPEC, labels=False)], known(Floor.needs, public=blobs(8, 6)))
+    found = Baseline()([observe(victim, SPEC, labels=False)], known(Baseline.needs, public=blobs(8, 6)))
     assert found[0].labels.tolist() == [1]

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import attacks.audit as module
-from attacks import (
+import fedveil.attacks.audit as module
+from fedveil.attacks import (
     Adaptive,
-    AdaptiveWeights,
+    AdaptiveModules,
     Attack,
-    Floor,
+    Baseline,
     InvertingGradients,
     Knowledge,
     Observation,
-    PerfectInversion,
+    TrainedImages,
 )
-from attacks.audit import (
+from fedveil.attacks.audit import (
     AuditContext,
     AuditPlan,
     AuditResult,
@@ -29,39 +29,39 @@ from attacks.audit import (
     build_scorer,
     capture,
     choose_targets,
-    rehearsal_key,
-    rehearse_all,
+    preparation_key,
+    prepare_attackers,
 )
-from attacks.inverse import InverseTraining
-from attacks.rehearsal import Rehearsal
-from attacks.scoring import Evaluator, FloorGuess, Gallery, Scorer, VictimBatch, train_evaluator
-from defense import (
+from fedveil.attacks.inverse import InverseTraining
+from fedveil.attacks.preparation import AttackerPreparation
+from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, VictimBatch, train_judge
+from fedveil.defense import (
     Defense,
+    DefenseContext,
     LatentNoise,
     LatentPerturbation,
     NoDefense,
     PixelNoise,
-    Preparation,
     Stack,
     TopK,
     TrainedOn,
     UpdateNoise,
 )
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.executor import SerialExecutor, Slot
-from fl.messages import Reconstruction, ThreatModel, UpdateKind
-from fl.models import ModelSpec, build_model, init_model
-from fl.rounds import Client, Federation, ServerState, start
-from fl.seeding import derive_seed, torch_stream
-from fl.strategies import FedAvg
-from fl.training import LocalTraining, load_exchanged, local_update
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.executor import SerialExecutor, Slot
+from fedveil.fl.messages import Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.rounds import Client, Federation, ServerState, start
+from fedveil.fl.seeding import derive_seed, torch_stream
+from fedveil.fl.strategies import FedAvg
+from fedveil.fl.training import LocalTraining, load_exchanged, local_update
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 CPU = torch.device("cpu")
 QUICK = InverseTraining(steps=2, batch_size=8, width=4)
 INVERSION = InvertingGradients(steps=2)
-LATENT = LatentPerturbation(steps=1, client_steps=1, foundation_steps=1, adversary_steps=1)
+LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 DEFENSES = [NoDefense(), PixelNoise(), TopK(), UpdateNoise(), LATENT]
 
 Blobs = Callable[..., Images]
@@ -80,17 +80,17 @@ class World:
     executor: SerialExecutor
 
     def audit(self, *, pictures: int = 0, state: ServerState | None = None) -> AuditResult:
-        shared = self.executor.share(self.context)
+        shared = self.executor.broadcast(self.context)
         return audit(self.context, shared, state or start(self.federation), self.executor, pictures=pictures)
 
 
 @pytest.fixture(scope="session")
-def evaluator(blobs: Blobs) -> Evaluator:
-    return train_evaluator(blobs(12, 100, side=12), classes=2, seed=0, epochs=1)
+def judge(blobs: Blobs) -> Judge:
+    return train_judge(blobs(12, 100, side=12), classes=2, seed=0, epochs=1)
 
 
 @pytest.fixture
-def make_world(blobs: Blobs, evaluator: Evaluator) -> MakeWorld:
+def make_world(blobs: Blobs, judge: Judge) -> MakeWorld:
     def make(
         defense: Defense,
         attacks: Sequence[Attack],
@@ -105,13 +105,13 @@ def make_world(blobs: Blobs, evaluator: Evaluator) -> MakeWorld:
         executor = SerialExecutor()
         public = blobs(12, 100, side=12)
         shards = tuple(blobs(6, c, side=12) for c in range(clients))
-        preparation = Preparation(public, SPEC, CPU, seed=0)
+        preparation = DefenseContext(public, SPEC, CPU, seed=0)
         pretrained = defense.pretrain(preparation)
         prepared = tuple(pretrained.prepare(shard, preparation, c) for c, shard in enumerate(shards))
         federation = Federation(
             model=SPEC,
             clients=tuple(
-                Client(c, len(shard), executor.share(shard), executor.share(hooks))
+                Client(c, len(shard), executor.broadcast(shard), executor.broadcast(hooks))
                 for c, (shard, hooks) in enumerate(zip(shards, prepared, strict=True))
             ),
             strategy=FedAvg(),
@@ -124,20 +124,20 @@ def make_world(blobs: Blobs, evaluator: Evaluator) -> MakeWorld:
             shards, victims=victims, batch_size=batch_size, clients=clients, gallery=8, seed=0
         )
         plan = AuditPlan(targets, tuple(attacks), labels_known, local_steps, seed=0, device_chunk=device_chunk)
-        shared, images = executor.share(federation), executor.share(public)
-        rehearsals = rehearse_all(
+        shared, images = executor.broadcast(federation), executor.broadcast(public)
+        preparations = prepare_attackers(
             plan,
-            executor.share(defense),
+            executor.broadcast(defense),
             defense.trained_on,
             shared,
-            [executor.share(d) for d in prepared],
+            [executor.broadcast(d) for d in prepared],
             images,
             QUICK,
             executor,
             None,
         )
-        scorer = Scorer(evaluator, gallery, FloorGuess.from_public(public, classes=2), seed=0)
-        context = AuditContext(plan, shared, images, executor.share(scorer), rehearsals, defense.trained_on)
+        scorer = Scorer(judge, gallery, ClassMeanGuess.from_public(public, classes=2), seed=0)
+        context = AuditContext(plan, shared, images, executor.broadcast(scorer), preparations, defense.trained_on)
         return World(shards, public, federation, prepared, context, executor)
 
     return make
@@ -169,7 +169,7 @@ class AllSeeingSpy(Spy):
     """Is granted everything there is to grant."""
 
     name: ClassVar[str] = "all_seeing"
-    needs: ClassVar[ThreatModel] = replace(PerfectInversion.needs, labels=False)
+    needs: ClassVar[ThreatModel] = replace(TrainedImages.needs, labels=False)
     handed: ClassVar[list[tuple[list[Observation], Knowledge, Mapping[str, Sequence[Reconstruction]]]]] = []
 
 
@@ -233,7 +233,7 @@ def test_every_defence_faces_the_same_victims(make_world: MakeWorld) -> None:
     worlds = [make_world(defense, [Spy()]) for defense in (NoDefense(), PixelNoise(), LATENT)]
     plans = [world.context.plan.targets for world in worlds]
     assert plans[0] == plans[1] == plans[2]
-    truths = [[(r.client, r.victim, r.label, r.floor_mse) for r in world.audit().records] for world in worlds]
+    truths = [[(r.client, r.victim, r.label, r.baseline_mse) for r in world.audit().records] for world in worlds]
     assert truths[0] == truths[1] == truths[2]
 
 
@@ -316,33 +316,33 @@ def test_over_several_steps_a_perfect_inversion_averages_the_noise(make_world: M
     assert ceiling(16) < 0.3 * ceiling(1)
 
 
-# Rehearsals
+# Preparations
 
 
 @pytest.mark.parametrize(
     ("attack", "trained_on", "key"),
     [
-        (Floor(), TrainedOn.CLIENT, None),
+        (Baseline(), TrainedOn.CLIENT, None),
         (InvertingGradients(), TrainedOn.CLIENT, None),
         (Adaptive(), TrainedOn.CLIENT, (False, None)),
         (Adaptive(), TrainedOn.NOTHING, (False, None)),
-        (AdaptiveWeights(), TrainedOn.NOTHING, (False, None)),
-        (AdaptiveWeights(), TrainedOn.PUBLIC, (True, None)),
-        (AdaptiveWeights(), TrainedOn.CLIENT, (True, 4)),
-        (PerfectInversion(), TrainedOn.CLIENT, (True, 4)),
+        (AdaptiveModules(), TrainedOn.NOTHING, (False, None)),
+        (AdaptiveModules(), TrainedOn.PUBLIC, (True, None)),
+        (AdaptiveModules(), TrainedOn.CLIENT, (True, 4)),
+        (TrainedImages(), TrainedOn.CLIENT, (True, 4)),
     ],
 )
 def test_which_rehearsal_an_attack_builds_on(
     attack: Attack, trained_on: TrainedOn, key: tuple[bool, int | None] | None
 ) -> None:
-    assert rehearsal_key(attack, trained_on, 4) == key
+    assert preparation_key(attack, trained_on, 4) == key
 
 
 @pytest.mark.parametrize(
     ("defense", "keys"),
     [
         (PixelNoise(), {(False, None)}),
-        (LatentNoise(foundation_steps=1), {(False, None), (True, None)}),
+        (LatentNoise(public_steps=1), {(False, None), (True, None)}),
         (replace(LATENT, scope="public"), {(False, None), (True, None)}),
         (LATENT, {(False, None), (True, 0), (True, 1)}),
     ],
@@ -352,20 +352,22 @@ def test_the_attacker_prepares_once_for_each_version_of_the_modules(
     defense: Defense, keys: set[tuple[bool, int | None]], make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rehearsed: list[tuple[Defense, bool, int]] = []
-    real = module.rehearse
+    real = module.prepare_attacker
 
-    def spy(known: Defense, granted: ThreatModel, preparation: Preparation, training: InverseTraining) -> Rehearsal:
-        rehearsed.append((known, granted.defense_weights, preparation.seed))
+    def spy(
+        known: Defense, granted: ThreatModel, preparation: DefenseContext, training: InverseTraining
+    ) -> AttackerPreparation:
+        rehearsed.append((known, granted.defense_modules, preparation.seed))
         assert torch.equal(preparation.public.pixels, world_public)
         return real(known, granted, preparation, training)
 
-    monkeypatch.setattr(module, "rehearse", spy)
+    monkeypatch.setattr(module, "prepare_attacker", spy)
     world_public = make_world(NoDefense(), [Spy()]).public.pixels
     rehearsed.clear()
-    attacks = [Spy(), Adaptive(inversion=INVERSION), AdaptiveWeights(inversion=INVERSION), PerfectInversion()]
+    attacks = [Spy(), Adaptive(inversion=INVERSION), AdaptiveModules(inversion=INVERSION), TrainedImages()]
     # Three clients hold the defence, the victims are of the first two.
     world = make_world(defense, attacks, victims=2, clients=3)
-    assert {*world.context.rehearsals} == keys
+    assert {*world.context.preparations} == keys
     assert len(rehearsed) == len(keys)
     for known, with_modules, seed in rehearsed:
         assert (known is defense) == (not with_modules)
@@ -380,9 +382,9 @@ def test_each_attack_is_handed_the_rehearsals_of_its_own_threat_model(make_world
     world.audit()
     ((observations, knowledge, earlier),) = AllSeeingSpy.handed
     for observation in observations:
-        given = knowledge.rehearsal(observation.client)
-        assert given is world.context.rehearsals[(True, observation.client)].get()
-        assert given is not world.context.rehearsals[(False, None)].get()
+        given = knowledge.preparation(observation.client)
+        assert given is world.context.preparations[(True, observation.client)].get()
+        assert given is not world.context.preparations[(False, None)].get()
     assert {*earlier} == {"adaptive"}
 
 
@@ -392,13 +394,13 @@ def test_each_attack_is_handed_the_rehearsals_of_its_own_threat_model(make_world
 @pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: d.name)
 def test_every_record_has_its_ceiling_floor_and_threat_model(defense: Defense, make_world: MakeWorld) -> None:
     attacks: list[Attack] = [
-        Floor(),
+        Baseline(),
         INVERSION,
         Adaptive(inversion=INVERSION),
-        AdaptiveWeights(inversion=INVERSION),
+        AdaptiveModules(inversion=INVERSION),
     ]
     if defense.name not in ("top_k", "update_noise"):
-        attacks.append(PerfectInversion())
+        attacks.append(TrainedImages())
     world = make_world(defense, attacks)
     state = replace(start(world.federation), round=4)
     result = world.audit(pictures=2, state=state)
@@ -409,17 +411,24 @@ def test_every_record_has_its_ceiling_floor_and_threat_model(defense: Defense, m
         assert [(r.victim, r.client, r.round, r.seed) for r in records] == [(0, 0, 4, 0), (1, 1, 4, 0), (2, 0, 4, 0)]
         assert all(r.threat_model == replace(attack.needs, labels=True) for r in records)
     for record in result.records:
-        scores = (record.mse, record.mse_to_perturbed, record.ceiling_mse, record.floor_mse, record.psnr, record.ssim)
+        scores = (
+            record.mse,
+            record.mse_to_perturbed,
+            record.trained_mse,
+            record.baseline_mse,
+            record.psnr,
+            record.ssim,
+        )
         assert all(math.isfinite(score) for score in scores)
-        assert record.floor_mse > 0
+        assert record.baseline_mse > 0
         assert record.label_recovered
-        assert (record.ceiling_mse > 0) == (defense.name in ("pixel_noise", "latent"))
+        assert (record.trained_mse > 0) == (defense.name in ("pixel_noise", "latent"))
     # The truth about a victim is the same for every attack.
-    for name in ("label", "ceiling_mse", "floor_mse"):
+    for name in ("label", "trained_mse", "baseline_mse"):
         columns = [[getattr(r, name) for r in records] for records in by_attack.values()]
         assert all(column == columns[0] for column in columns)
     # The no-gradient attacker scores the floor.
-    assert [r.mse for r in by_attack["floor"]] == pytest.approx([r.floor_mse for r in by_attack["floor"]])
+    assert [r.mse for r in by_attack["baseline"]] == pytest.approx([r.baseline_mse for r in by_attack["baseline"]])
 
     assert [picture.victim for picture in result.pictures] == [0, 1]
     for picture, target in zip(result.pictures, world.context.plan.targets, strict=False):
@@ -430,8 +439,8 @@ def test_every_record_has_its_ceiling_floor_and_threat_model(defense: Defense, m
 
 
 def test_a_perfect_inversion_of_an_undefended_client_has_no_error(make_world: MakeWorld) -> None:
-    for record in make_world(NoDefense(), [PerfectInversion()]).audit().records:
-        assert (record.mse, record.mse_to_perturbed, record.ceiling_mse) == (0.0, 0.0, 0.0)
+    for record in make_world(NoDefense(), [TrainedImages()]).audit().records:
+        assert (record.mse, record.mse_to_perturbed, record.trained_mse) == (0.0, 0.0, 0.0)
         assert (record.psnr, record.identified) == (100.0, True)
 
 
@@ -454,11 +463,11 @@ class Echo(Attack):
 def test_scores_are_against_the_original_not_the_perturbed_image(make_world: MakeWorld) -> None:
     for record in make_world(PixelNoise(strength=0.3), [Echo()]).audit().records:
         assert record.mse_to_perturbed == 0.0
-        assert record.mse == record.ceiling_mse > 0.01
+        assert record.mse == record.trained_mse > 0.01
         assert record.label_recovered == (record.label == 0)
 
 
-@pytest.mark.parametrize("attack", [Adaptive, AdaptiveWeights])
+@pytest.mark.parametrize("attack", [Adaptive, AdaptiveModules])
 def test_against_nothing_the_adaptive_attack_is_the_plain_one(attack: type[Adaptive], make_world: MakeWorld) -> None:
     records = make_world(NoDefense(), [INVERSION, attack(inversion=INVERSION)]).audit().records
     plain = [replace(r, attack="", threat_model=ThreatModel()) for r in records if r.attack == INVERSION.name]
@@ -478,15 +487,15 @@ def test_against_nothing_the_adaptive_attack_is_the_plain_one(attack: type[Adapt
     ids=["none", "data", "update", "data-and-update"],
 )
 def test_the_bound_is_for_defences_of_the_data_alone(defense: Defense, bounded: bool, make_world: MakeWorld) -> None:
-    records = make_world(defense, [INVERSION, PerfectInversion()]).audit().records
-    assert {r.attack for r in records} == {INVERSION.name, *([PerfectInversion.name] if bounded else [])}
+    records = make_world(defense, [INVERSION, TrainedImages()]).audit().records
+    assert {r.attack for r in records} == {INVERSION.name, *([TrainedImages.name] if bounded else [])}
 
 
 @pytest.mark.parametrize(
     ("defense", "attacks"),
     [
         (PixelNoise(), [INVERSION, Adaptive(inversion=INVERSION)]),
-        (Stack(parts=(LATENT, UpdateNoise())), [AdaptiveWeights(inversion=INVERSION)]),
+        (Stack(parts=(LATENT, UpdateNoise())), [AdaptiveModules(inversion=INVERSION)]),
     ],
     ids=["data", "data-and-update"],
 )
@@ -509,7 +518,7 @@ def test_an_audit_is_a_function_of_its_seed_and_round(make_world: MakeWorld) -> 
     assert world.audit().records == first.records
     later = world.audit(state=replace(start(world.federation), round=1)).records
     # Another round, other noise.
-    assert not {r.ceiling_mse for r in later} & {r.ceiling_mse for r in first.records}
+    assert not {r.trained_mse for r in later} & {r.trained_mse for r in first.records}
 
 
 def test_an_audit_leaves_the_server_as_it_was(make_world: MakeWorld) -> None:
@@ -521,7 +530,7 @@ def test_an_audit_leaves_the_server_as_it_was(make_world: MakeWorld) -> None:
 
 
 def test_unequal_batches_are_matched_one_to_one(make_world: MakeWorld) -> None:
-    records = make_world(NoDefense(), [PerfectInversion()], victims=6, batch_size=3).audit().records
+    records = make_world(NoDefense(), [TrainedImages()], victims=6, batch_size=3).audit().records
     assert [r.victim for r in records] == list(range(6))
     assert [r.client for r in records] == [0, 0, 0, 1, 1, 1]
     assert all(r.mse == 0.0 and r.label_recovered for r in records)
@@ -544,7 +553,7 @@ def tensors_in(value: object) -> list[Tensor]:
 
 @pytest.mark.parametrize("spy", [Spy(), AllSeeingSpy()], ids=lambda s: s.name)
 def test_no_attack_is_handed_an_original(spy: Spy, make_world: MakeWorld) -> None:
-    world = make_world(PixelNoise(), [Floor(), INVERSION, spy])
+    world = make_world(PixelNoise(), [Baseline(), INVERSION, spy])
     world.audit()
     ((observations, knowledge, earlier),) = type(spy).handed
     private = torch.cat([shard.floats() for shard in world.shards]).flatten(1)
@@ -556,14 +565,14 @@ def test_no_attack_is_handed_an_original(spy: Spy, make_world: MakeWorld) -> Non
         distance = torch.cdist(scaled.reshape(-1, 144), private)
         assert float(distance.min()) > 0.1
     assert (observations[0].trained_images is not None) == spy.needs.trained_images
-    assert (knowledge.public is not None) == spy.needs.public_data
-    assert bool(knowledge.rehearsals) == spy.needs.defense_algorithm
+    assert (knowledge.public is not None) == spy.needs.auxiliary_data
+    assert bool(knowledge.preparations) == spy.needs.defense_algorithm
 
 
 @pytest.mark.parametrize("granted", [True, False])
 def test_labels_are_handed_over_only_where_granted(granted: bool, make_world: MakeWorld) -> None:
     """Breaching's FedAvg hands the true labels over with the hyperparameters, whatever the setting says."""
-    world = make_world(NoDefense(), [Floor(), Spy(), INVERSION], labels_known=granted, local_steps=2)
+    world = make_world(NoDefense(), [Baseline(), Spy(), INVERSION], labels_known=granted, local_steps=2)
     records = world.audit().records
     ((observations, knowledge, _),) = Spy.handed
     assert knowledge.threat_model.labels == granted
@@ -584,20 +593,20 @@ def test_labels_of_batches_that_are_not_granted_are_an_error(make_world: MakeWor
 def test_the_scorer_judges_by_public_images_alone(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Images] = []
 
-    def spy(public: Images, **options: Any) -> Evaluator:
+    def spy(public: Images, **options: Any) -> Judge:
         shown.append(public)
-        return train_evaluator(public, **options, epochs=1)
+        return train_judge(public, **options, epochs=1)
 
-    monkeypatch.setattr(module, "train_evaluator", spy)
+    monkeypatch.setattr(module, "train_judge", spy)
     public, private = blobs(12, 100, side=12), blobs(2, 0, side=12)
     scorer = build_scorer(public, Gallery(private.pixels), classes=2, seed=7, device=CPU)
     assert [images is public for images in shown] == [True]
 
     original, positions = private.floats(), torch.arange(2)
     batch = VictimBatch(0, 0, positions, original, original, private.labels, positions)
-    guess = FloorGuess.from_public(public, classes=2).guess(private.labels)
+    guess = ClassMeanGuess.from_public(public, classes=2).guess(private.labels)
     records = scorer.score(
-        batch, Reconstruction(guess, private.labels, 0.0), attack="floor", threat_model=ThreatModel()
+        batch, Reconstruction(guess, private.labels, 0.0), attack="baseline", threat_model=ThreatModel()
     )
     assert [r.seed for r in records] == [7, 7]
-    assert [r.mse for r in records] == pytest.approx([r.floor_mse for r in records])
+    assert [r.mse for r in records] == pytest.approx([r.baseline_mse for r in records])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.engine import (
+from fedveil.attacks.engine import (
     Problem,
     Schedule,
     Tensors,
@@ -21,8 +21,8 @@ from attacks.engine import (
     oracle,
     total_variation,
 )
-from fl.models import ModelSpec, build_model
-from fl.seeding import torch_stream
+from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.seeding import torch_stream
 
 VICTIMS = 2
 MODELS = {

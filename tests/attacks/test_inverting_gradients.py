@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import attacks.inverting_gradients as module
-from attacks import InvertingGradients, Knowledge, Observation
-from attacks.engine import Problem, Schedule, attackable, oracle
-from attacks.inverting_gradients import match_at, target_gradient
-from attacks.scoring import FloorGuess
-from fl.data.images import Images
-from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
-from fl.models import ModelSpec, build_model
-from fl.models.lenet import LeNet
+import fedveil.attacks.inverting_gradients as module
+from fedveil.attacks import InvertingGradients, Knowledge, Observation
+from fedveil.attacks.engine import Problem, Schedule, attackable, oracle
+from fedveil.attacks.inverting_gradients import match_at, target_gradient
+from fedveil.attacks.scoring import ClassMeanGuess
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.models.lenet import LeNet
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 SMALL = ModelSpec("lenet", (1, 12, 12), 2, width=4)
@@ -104,7 +104,7 @@ def test_victims_of_one_round_share_the_weights(
 
 def test_undefended_images_come_back(blobs: Blobs, observe: Observe) -> None:
     victims, public = blobs(3, 1), blobs(64, 2)
-    guess = FloorGuess.from_public(public, classes=2).guess(victims.labels)
+    guess = ClassMeanGuess.from_public(public, classes=2).guess(victims.labels)
     floor = (guess - victims.floats()).square().mean((1, 2, 3))
     found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(each(victims, observe, SPEC), known())
     error = errors(found, victims)

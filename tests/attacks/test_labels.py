@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attacks import Observation
-from attacks.labels import recover_label
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, UpdateKind
-from fl.models import ModelSpec
-from fl.seeding import torch_stream
+from fedveil.attacks import Observation
+from fedveil.attacks.labels import recover_label
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.models import ModelSpec
+from fedveil.fl.seeding import torch_stream
 
 MODELS = {
     "lenet": ModelSpec("lenet", (1, 16, 16), 4, width=4),

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.scoring import Evaluator, FloorGuess, Gallery, Scorer, VictimBatch, mse, train_evaluator
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import PrivacyRecord, Reconstruction, ThreatModel
-from fl.seeding import torch_stream
+from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, VictimBatch, mse, train_judge
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
+from fedveil.fl.seeding import torch_stream
 
 SIDE = 12
-GRANTED = ThreatModel(labels=True, public_data=True)
+GRANTED = ThreatModel(labels=True, auxiliary_data=True)
 
 
 def stripes(n: int, seed: int, channels: int = 1) -> Images:
@@ -39,9 +39,9 @@ class BrighterHalf(nn.Module):
 
 
 @cache
-def trained() -> Evaluator:
+def trained() -> Judge:
     torch.set_num_threads(1)
-    return train_evaluator(stripes(64, 1), classes=2, seed=0, epochs=4, batch_size=16)
+    return train_judge(stripes(64, 1), classes=2, seed=0, epochs=4, batch_size=16)
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def victims() -> Images:
 
 @pytest.fixture
 def scorer(victims: Images) -> Scorer:
-    floor = FloorGuess.from_public(stripes(64, 1), classes=2)
-    return Scorer(Evaluator(BrighterHalf()), Gallery(victims.pixels), floor, 3)
+    floor = ClassMeanGuess.from_public(stripes(64, 1), classes=2)
+    return Scorer(Judge(BrighterHalf()), Gallery(victims.pixels), floor, 3)
 
 
 def batch_of(victims: Images, indices: list[int], trained_on: Tensor | None = None) -> VictimBatch:
@@ -81,7 +81,7 @@ def test_a_perfect_reconstruction(scorer: Scorer, victims: Images) -> None:
     for record, label in zip(records, [0, 1, 1], strict=True):
         assert (record.attack, record.threat_model, record.seed) == ("exact", GRANTED, 3)
         assert (record.round, record.client, record.label) == (4, 2, label)
-        assert (record.mse, record.psnr, record.ceiling_mse) == (0.0, 100.0, 0.0)
+        assert (record.mse, record.psnr, record.trained_mse) == (0.0, 100.0, 0.0)
         assert record.ssim == pytest.approx(1.0, abs=1e-6)
         assert (record.attacker_label, record.identified, record.label_recovered) == (label, True, True)
 
@@ -96,7 +96,7 @@ def test_every_number_follows_one_matching_to_the_originals(scorer: Scorer, vict
     for record in records:
         assert record.mse == 0.0
         assert record.mse_to_perturbed == pytest.approx(across)
-        assert record.ceiling_mse == pytest.approx(across)
+        assert record.trained_mse == pytest.approx(across)
         assert record.identified
         assert record.label_recovered
 
@@ -109,7 +109,7 @@ def test_scores_are_against_the_original_with_the_error_to_the_trained_image_bes
     records = score(scorer, batch_of(victims, [0, 3], trained_on=perturbed), perturbed.clone())
     expected = (0.01 * originals.square()).flatten(1).mean(1).tolist()
     assert [r.mse for r in records] == pytest.approx(expected, rel=1e-4)
-    assert [r.ceiling_mse for r in records] == pytest.approx(expected, rel=1e-4)
+    assert [r.trained_mse for r in records] == pytest.approx(expected, rel=1e-4)
     assert [r.mse_to_perturbed for r in records] == [0.0, 0.0]
 
 
@@ -118,7 +118,7 @@ def test_the_floor_is_the_public_mean_of_the_true_class(scorer: Scorer, victims:
     public = stripes(64, 1)
     guesses = torch.stack([public.floats()[public.labels == k].mean(0) for k in batch.labels.tolist()])
     records = score(scorer, batch, torch.full_like(batch.originals, 0.5))
-    assert [r.floor_mse for r in records] == pytest.approx(mse(guesses, batch.originals).tolist(), rel=1e-4)
+    assert [r.baseline_mse for r in records] == pytest.approx(mse(guesses, batch.originals).tolist(), rel=1e-4)
 
 
 def test_a_repeated_reconstruction_counts_for_one_victim_only(scorer: Scorer, victims: Images) -> None:
@@ -202,7 +202,7 @@ def test_nearest_equals_the_slow_search_across_chunks(monkeypatch: pytest.Monkey
 def test_finding_a_repeat_of_the_victim_identifies_it(victims: Images) -> None:
     gallery = Gallery(torch.cat([victims.pixels, victims.pixels[:1]]))
     assert gallery.same(torch.tensor([0, 1]), torch.tensor([8, 8])).tolist() == [True, False]
-    scorer = Scorer(Evaluator(BrighterHalf()), gallery, FloorGuess.from_public(victims, classes=2), 0)
+    scorer = Scorer(Judge(BrighterHalf()), gallery, ClassMeanGuess.from_public(victims, classes=2), 0)
     batch = replace(batch_of(victims, [0]), gallery_index=torch.tensor([8]))
     assert score(scorer, batch, batch.originals.clone())[0].identified
 
@@ -216,12 +216,12 @@ def test_gallery_refuses_floats_and_other_sizes(victims: Images) -> None:
 
 def test_floor_guess_worked_by_hand_with_an_absent_class() -> None:
     pixels = torch.tensor([0, 102, 255], dtype=torch.uint8).view(3, 1, 1, 1)
-    floor = FloorGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=3)
+    floor = ClassMeanGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=3)
     assert floor.guess(torch.tensor([0, 1, 2])).flatten().tolist() == pytest.approx([0.2, 357 / 765, 1.0])
     with pytest.raises(FedveilError, match="labels from 0 to 1"):
-        FloorGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=2)
+        ClassMeanGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=2)
     with pytest.raises(FedveilError, match="at least one image"):
-        FloorGuess.from_public(Images(pixels[:0], torch.tensor([], dtype=torch.int64)), classes=2)
+        ClassMeanGuess.from_public(Images(pixels[:0], torch.tensor([], dtype=torch.int64)), classes=2)
 
 
 def test_the_evaluator_learns_and_survives_pickling() -> None:
@@ -233,9 +233,7 @@ def test_the_evaluator_learns_and_survives_pickling() -> None:
 
 def test_the_evaluator_is_a_function_of_its_seed_and_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    one, two, other = (
-        train_evaluator(stripes(16, 1), classes=2, seed=seed, epochs=1, batch_size=8) for seed in (0, 0, 1)
-    )
+    one, two, other = (train_judge(stripes(16, 1), classes=2, seed=seed, epochs=1, batch_size=8) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     weights = [torch.cat([p.flatten() for p in e.model.parameters()]) for e in (one, two, other)]
     assert torch.equal(weights[0], weights[1])
@@ -244,6 +242,6 @@ def test_the_evaluator_is_a_function_of_its_seed_and_leaves_the_global_generator
 
 def test_the_evaluator_refuses_nothing_and_out_of_range_images() -> None:
     with pytest.raises(FedveilError, match="needs images"):
-        train_evaluator(stripes(0, 1), classes=2, seed=0)
+        train_judge(stripes(0, 1), classes=2, seed=0)
     with pytest.raises(FedveilError, match=r"in \[0, 1\]"):
         trained().labels(torch.full((1, 1, SIDE, SIDE), 1.5))

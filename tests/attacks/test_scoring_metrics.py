@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from attacks.scoring.matching import match
-from attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
-from fl.errors import FedveilError
-from fl.seeding import numpy_stream, torch_stream
+from fedveil.attacks.scoring.matching import match
+from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.seeding import numpy_stream, torch_stream
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.scoring import (
+from fedveil.attacks.scoring import (
     METRICS,
     TradeOff,
     mean_ci,
@@ -12,8 +12,8 @@ from attacks.scoring import (
     paired_difference,
     summarise,
 )
-from fl.errors import FedveilError
-from fl.messages import PrivacyRecord, ThreatModel
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord, ThreatModel
 
 BASE = PrivacyRecord(
     attack="inverting_gradients",
@@ -27,8 +27,8 @@ BASE = PrivacyRecord(
     psnr=10.0,
     ssim=0.2,
     mse_to_perturbed=0.05,
-    ceiling_mse=0.02,
-    floor_mse=0.04,
+    trained_mse=0.02,
+    baseline_mse=0.04,
     attacker_label=0,
     identified=False,
     label_recovered=False,
@@ -68,23 +68,23 @@ def test_the_names_are_those_that_the_tracker_knows() -> None:
         *(f"attack/inverting_gradients/{kind}" for kind in [*kinds.split(), "mse_to_perturbed", "label_recovery"]),
         *(f"privacy/{kind}" for kind in kinds.split()),
         "privacy/chance_accuracy",
-        "privacy/ceiling_mse",
-        "privacy/floor_mse",
+        "privacy/trained_mse",
+        "privacy/baseline_mse",
         "privacy/complete",
     }
 
 
 def test_the_floor_attack_is_logged_but_is_not_a_leak() -> None:
-    records = [BASE, replace(BASE, attack="floor", mse=0.01, ssim=0.9)]
+    records = [BASE, replace(BASE, attack="baseline", mse=0.01, ssim=0.9)]
     scalars = summarise(records, adaptive=frozenset({"adaptive"}))
-    assert scalars["attack/floor/mse"] == 0.01
+    assert scalars["attack/baseline/mse"] == 0.01
     assert scalars["privacy/mse"] == 0.1
     assert scalars["privacy/ssim"] == 0.2
 
 
 def test_without_an_adaptive_attack_a_trial_is_incomplete() -> None:
     assert summarise([BASE], adaptive=frozenset({"adaptive"}))["privacy/complete"] == 0.0
-    only_floor = summarise([replace(BASE, attack="floor")], adaptive=frozenset({"adaptive"}))
+    only_floor = summarise([replace(BASE, attack="baseline")], adaptive=frozenset({"adaptive"}))
     assert only_floor["privacy/complete"] == 0.0
     assert "privacy/mse" not in only_floor
 
@@ -92,23 +92,23 @@ def test_without_an_adaptive_attack_a_trial_is_incomplete() -> None:
 def test_one_attack_under_two_threat_models_is_not_averaged_over_them() -> None:
     records = [
         replace(BASE, attack="adaptive", mse=0.09),
-        replace(BASE, attack="adaptive", mse=0.03, threat_model=ThreatModel(defense_weights=True)),
+        replace(BASE, attack="adaptive", mse=0.03, threat_model=ThreatModel(defense_modules=True)),
     ]
     assert summarise(records, adaptive=frozenset({"adaptive"}))["attack/adaptive/mse"] == 0.03
 
 
 def test_chance_is_the_commonest_class_and_means_count_each_audited_victim_once() -> None:
     records = [
-        replace(BASE, victim=0, label=2, ceiling_mse=0.1, floor_mse=0.3),
-        replace(BASE, victim=0, label=2, ceiling_mse=0.1, floor_mse=0.3, attack="adaptive"),
-        replace(BASE, victim=1, label=2, ceiling_mse=0.2, floor_mse=0.5),
-        replace(BASE, victim=2, label=0, ceiling_mse=0.3, floor_mse=0.7),
-        replace(BASE, victim=2, label=0, ceiling_mse=0.4, floor_mse=0.7, round=1),
+        replace(BASE, victim=0, label=2, trained_mse=0.1, baseline_mse=0.3),
+        replace(BASE, victim=0, label=2, trained_mse=0.1, baseline_mse=0.3, attack="adaptive"),
+        replace(BASE, victim=1, label=2, trained_mse=0.2, baseline_mse=0.5),
+        replace(BASE, victim=2, label=0, trained_mse=0.3, baseline_mse=0.7),
+        replace(BASE, victim=2, label=0, trained_mse=0.4, baseline_mse=0.7, round=1),
     ]
     scalars = summarise(records, adaptive=frozenset({"adaptive"}))
     assert scalars["privacy/chance_accuracy"] == pytest.approx(2 / 3)
-    assert scalars["privacy/ceiling_mse"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
-    assert scalars["privacy/floor_mse"] == pytest.approx((0.3 + 0.5 + 0.7 + 0.7) / 4)
+    assert scalars["privacy/trained_mse"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
+    assert scalars["privacy/baseline_mse"] == pytest.approx((0.3 + 0.5 + 0.7 + 0.7) / 4)
 
 
 def test_no_records_are_an_error() -> None:

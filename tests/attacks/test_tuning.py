@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-import attacks.tuning as module
-from attacks import InvertingGradients, Knowledge, Observation
-from attacks.engine import Tensors
-from attacks.tuning import FACTORS, REHEARSAL_VICTIMS, best_tv, visible_masks
-from defense.base import Surrogate
-from defense.noise import PixelNoise
-from defense.top_k import TopK
-from defense.update_noise import UpdateNoise
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.hooks import ClientHooks
-from fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
-from fl.models import ModelSpec
-from fl.training import LocalResult
+import fedveil.attacks.tuning as module
+from fedveil.attacks import InvertingGradients, Knowledge, Observation
+from fedveil.attacks.engine import Tensors
+from fedveil.attacks.tuning import FACTORS, REHEARSAL_VICTIMS, best_tv, visible_masks
+from fedveil.defense.base import Surrogate
+from fedveil.defense.noise import PixelNoise
+from fedveil.defense.top_k import TopK
+from fedveil.defense.update_noise import UpdateNoise
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import ClientHooks
+from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.models import ModelSpec
+from fedveil.fl.training import LocalResult
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
-GRANTED = ThreatModel(labels=False, public_data=True, defense_algorithm=True)
+GRANTED = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
 
 Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]

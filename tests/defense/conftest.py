@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from defense import Preparation
-from defense.foundation import Foundation, lay_foundation
-from defense.minimax import Game, Players, newcomers, play
-from fl.data.images import Images
-from fl.models import ModelSpec
+from fedveil.defense import DefenseContext
+from fedveil.defense.minimax import MinimaxConfig, MinimaxModules, init_modules, train_minimax
+from fedveil.defense.public_models import PublicModels, train_public_models
+from fedveil.fl.data.images import Images
+from fedveil.fl.models import ModelSpec
 
 torch.set_num_threads(1)
 
@@ -42,28 +42,32 @@ def private() -> Images:
 
 
 @pytest.fixture(scope="session")
-def preparation(public: Images, tmp_path_factory: pytest.TempPathFactory) -> Preparation:
+def context(public: Images, tmp_path_factory: pytest.TempPathFactory) -> DefenseContext:
     """A small classifier on the CPU, with a cache: whatever is trained on public images is trained once."""
     cache: Path = tmp_path_factory.mktemp("modules")
     model = ModelSpec("convnet", public.shape, classes=2, width=4)
-    return Preparation(public, model, torch.device("cpu"), seed=0, cache=cache)
+    return DefenseContext(public, model, torch.device("cpu"), seed=0, cache=cache)
 
 
 @pytest.fixture(scope="session")
-def foundation(preparation: Preparation) -> Foundation:
+def public_models(context: DefenseContext) -> PublicModels:
     """Trained long enough to rebuild the images."""
-    return lay_foundation(preparation, steps=60)
+    return train_public_models(context, steps=60)
 
 
 @pytest.fixture(scope="session")
-def game() -> Game:
+def game() -> MinimaxConfig:
     """Weights at which privacy is learnt and utility kept."""
-    return Game(strength=2.0, privacy_weight=2.0, utility_weight=1.0, ceiling=1.0, adversary_steps=2, batch_size=16)
+    return MinimaxConfig(
+        strength=2.0, privacy_weight=2.0, utility_weight=1.0, error_cap=1.0, adversary_steps=2, batch_size=16
+    )
 
 
 @pytest.fixture(scope="session")
-def learnt(game: Game, foundation: Foundation, public: Images) -> Players:
+def learnt(game: MinimaxConfig, public_models: PublicModels, public: Images) -> MinimaxModules:
     """That game, played long enough to tell."""
     stream = torch.Generator().manual_seed(3)
-    begin = newcomers(foundation, game, stream)
-    return play(public, foundation, begin, game, steps=60, anchor=public, device=torch.device("cpu"), stream=stream)
+    begin = init_modules(public_models, game, stream)
+    return train_minimax(
+        public, public_models, begin, game, steps=60, replay=public, device=torch.device("cpu"), stream=stream
+    )

@@ -8,32 +8,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import defense
-from defense import (
+import fedveil.defense as defense
+from fedveil.defense import (
     DEFENSES,
     Defense,
+    DefenseContext,
     LatentNoise,
     LatentPerturbation,
     NoDefense,
     PixelNoise,
-    Preparation,
     Stack,
     Surrogate,
     TopK,
     TrainedOn,
     UpdateNoise,
 )
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, ThreatModel, UpdateKind
-from orchestrator.config.options import build_named
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
+from fedveil.orchestrator.config.options import build_named
 
 CODE = ThreatModel(defense_algorithm=True)
 
 OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
-    (LatentNoise(strength=2.5, foundation_steps=7), {"strength": 2.5, "foundation_steps": 7}),
+    (LatentNoise(strength=2.5, public_steps=7), {"strength": 2.5, "public_steps": 7}),
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
     (
@@ -41,12 +41,12 @@ OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
             strength=0.5,
             privacy_weight=2.0,
             utility_weight=3.0,
-            ceiling=0.75,
+            error_cap=0.75,
             adversary_steps=4,
             scope="public",
             steps=5,
             client_steps=6,
-            foundation_steps=7,
+            public_steps=7,
         ),
         {
             "strength": 0.5,
@@ -57,7 +57,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
             "scope": "public",
             "steps": 5,
             "client_steps": 6,
-            "foundation_steps": 7,
+            "public_steps": 7,
         },
     ),
 ]
@@ -91,7 +91,7 @@ BAD: list[tuple[Callable[[], Defense], str]] = [
     (lambda: PixelNoise(strength=math.nan), "pixel_noise: strength is nan"),
     (lambda: PixelNoise(strength=math.inf), "pixel_noise: strength is inf; .* finite"),
     (lambda: LatentNoise(strength=-1), "latent_noise: strength"),
-    (lambda: LatentNoise(foundation_steps=0), "latent_noise: foundation_steps is 0; it has to be at least 1"),
+    (lambda: LatentNoise(public_steps=0), "latent_noise: public_steps is 0; it has to be at least 1"),
     (lambda: UpdateNoise(strength=-1), "update_noise: strength"),
     (lambda: UpdateNoise(clip=0), "update_noise: clip is 0; it has to be above 0"),
     (lambda: UpdateNoise(clip=math.nan), "update_noise: clip"),
@@ -103,11 +103,11 @@ BAD: list[tuple[Callable[[], Defense], str]] = [
     (lambda: LatentPerturbation(strength=math.nan), "latent: strength"),
     (lambda: LatentPerturbation(privacy_weight=-1), "latent: privacy_weight is -1; it has to be at least 0"),
     (lambda: LatentPerturbation(utility_weight=math.inf), "latent: utility_weight"),
-    (lambda: LatentPerturbation(ceiling=0), "latent: ceiling is 0; it has to be above 0"),
+    (lambda: LatentPerturbation(error_cap=0), "latent: ceiling is 0; it has to be above 0"),
     (lambda: LatentPerturbation(adversary_steps=0), "latent: adversary_steps"),
     (lambda: LatentPerturbation(steps=0), "latent: steps"),
     (lambda: LatentPerturbation(client_steps=-1), "latent: client_steps"),
-    (lambda: LatentPerturbation(foundation_steps=0), "latent: foundation_steps"),
+    (lambda: LatentPerturbation(public_steps=0), "latent: public_steps"),
     (lambda: LatentPerturbation(scope="world"), "latent: scope is 'world'; allowed: client, public"),  # type: ignore[arg-type]
 ]
 
@@ -133,24 +133,24 @@ def test_the_edges_of_the_ranges_are_allowed(edge: Defense) -> None:
     assert replace(edge) == edge
 
 
-def test_no_defence_is_the_identity_and_gives_nothing_away(preparation: Preparation, private: Images) -> None:
+def test_no_defence_is_the_identity_and_gives_nothing_away(context: DefenseContext, private: Images) -> None:
     none = NoDefense()
-    assert none.pretrain(preparation) is none
-    assert none.prepare(private, preparation, 0) is none
+    assert none.pretrain(context) is none
+    assert none.prepare(private, context, 0) is none
     assert none.trained_on is TrainedOn.NOTHING
-    assert none.surrogate(CODE, preparation) == Surrogate(data=None, update=None, visible=None)
+    assert none.surrogate(CODE, context) == Surrogate(data=None, update=None, visible=None)
     assert none.diagnostics() == {}
     x = torch.rand(2, 1, 4, 4)
     assert none.data(x, None, torch.Generator()) is x
 
 
-def test_preparation_streams_follow_seed_and_path(preparation: Preparation) -> None:
-    def draw(p: Preparation, *path: str | int) -> float:
+def test_preparation_streams_follow_seed_and_path(context: DefenseContext) -> None:
+    def draw(p: DefenseContext, *path: str | int) -> float:
         return torch.rand(1, generator=p.stream(*path)).item()
 
-    assert draw(preparation, "a", 1) == draw(preparation, "a", 1)
-    assert draw(preparation, "a", 1) != draw(preparation, "a", 2)
-    assert draw(preparation, "a", 1) != draw(replace(preparation, seed=1), "a", 1)
+    assert draw(context, "a", 1) == draw(context, "a", 1)
+    assert draw(context, "a", 1) != draw(context, "a", 2)
+    assert draw(context, "a", 1) != draw(replace(context, seed=1), "a", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +169,10 @@ class Affine(Defense):
     def trained_on(self) -> TrainedOn:
         return self.source
 
-    def pretrain(self, preparation: Preparation) -> Affine:
+    def pretrain(self, context: DefenseContext) -> Affine:
         return replace(self, prepared=(*self.prepared, "public"))
 
-    def prepare(self, private: Images, preparation: Preparation, client: int) -> Affine:
+    def prepare(self, private: Images, context: DefenseContext, client: int) -> Affine:
         return replace(self, prepared=(*self.prepared, f"client {client} of {len(private)}"))
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
@@ -187,7 +187,7 @@ class Affine(Defense):
     def output(self, logits: Tensor) -> Tensor:
         return self._on(logits)
 
-    def surrogate(self, threat_model: ThreatModel, preparation: Preparation) -> Surrogate:
+    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
         return Surrogate(data=lambda x, stream: self._on(x), update=self.update)
 
     def diagnostics(self) -> dict[str, float]:
@@ -208,17 +208,17 @@ def test_a_stack_applies_its_parts_in_their_order() -> None:
     assert Stack(parts=(SECOND, FIRST)).data(one, None, stream) == 8
 
 
-def test_an_empty_stack_is_the_identity(preparation: Preparation) -> None:
+def test_an_empty_stack_is_the_identity(context: DefenseContext) -> None:
     x = torch.rand(2, 1, 4, 4)
     empty = Stack()
     assert empty.data(x, None, torch.Generator()) is x
     assert empty.trained_on is TrainedOn.NOTHING
-    assert empty.surrogate(CODE, preparation) == Surrogate()
+    assert empty.surrogate(CODE, context) == Surrogate()
     assert empty.diagnostics() == {}
 
 
-def test_a_stack_prepares_each_part(preparation: Preparation, private: Images) -> None:
-    prepared = STACK.pretrain(preparation).prepare(private, preparation, 4)
+def test_a_stack_prepares_each_part(context: DefenseContext, private: Images) -> None:
+    prepared = STACK.pretrain(context).prepare(private, context, 4)
     assert isinstance(prepared, Stack)
     for part in prepared.parts:
         assert isinstance(part, Affine)
@@ -240,8 +240,8 @@ def test_a_stack_is_as_private_as_its_most_private_part(sources: tuple[str, ...]
     assert Stack(parts=parts).trained_on is TrainedOn(expected)
 
 
-def test_a_stacks_surrogate_composes_those_of_its_parts(preparation: Preparation) -> None:
-    surrogate = Stack(parts=(FIRST, NoDefense(), SECOND, TopK(keep=0.5))).surrogate(CODE, preparation)
+def test_a_stacks_surrogate_composes_those_of_its_parts(context: DefenseContext) -> None:
+    surrogate = Stack(parts=(FIRST, NoDefense(), SECOND, TopK(keep=0.5))).surrogate(CODE, context)
     assert surrogate.data is not None
     assert surrogate.update is not None
     assert surrogate.visible is not None
@@ -254,18 +254,18 @@ def test_a_stacks_surrogate_composes_those_of_its_parts(preparation: Preparation
 
 @pytest.mark.parametrize("shares", [(0.75, 0.5), (0.5, 0.75)])
 def test_a_stacks_surrogate_sees_what_all_parts_leave_visible(
-    shares: tuple[float, float], preparation: Preparation
+    shares: tuple[float, float], context: DefenseContext
 ) -> None:
     parts = tuple(TopK(keep=share) for share in shares)
-    surrogate = Stack(parts=parts).surrogate(CODE, preparation)
+    surrogate = Stack(parts=parts).surrogate(CODE, context)
     assert surrogate.visible is not None
     sent = Stack(parts=parts).update(update(4.0, 3.0, 2.0, 1.0), torch.Generator())
     assert sent.tensors["w"].tolist() == [4, 3, 0, 0]
     assert surrogate.visible(sent.tensors)["w"].tolist() == [1, 1, 0, 0]
 
 
-def test_a_stack_of_data_defences_leaves_updates_out_of_its_surrogate(preparation: Preparation) -> None:
-    surrogate = Stack(parts=(PixelNoise(), NoDefense())).surrogate(CODE, preparation)
+def test_a_stack_of_data_defences_leaves_updates_out_of_its_surrogate(context: DefenseContext) -> None:
+    surrogate = Stack(parts=(PixelNoise(), NoDefense())).surrogate(CODE, context)
     assert surrogate.data is not None
     assert surrogate.update is None
     assert surrogate.visible is None

@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from defense import Defense, LatentNoise, LatentPerturbation, PixelNoise, Preparation, Stack
-from fl.data.images import Images
-from fl.messages import ThreatModel
+from fedveil.defense import Defense, DefenseContext, LatentNoise, LatentPerturbation, PixelNoise, Stack
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ThreatModel
 
-WEIGHTS = ThreatModel(defense_algorithm=True, defense_weights=True)
+WEIGHTS = ThreatModel(defense_algorithm=True, defense_modules=True)
 DEFENCES: list[Defense] = [
     PixelNoise(strength=0.3),
-    LatentNoise(strength=0.7, foundation_steps=3),
-    LatentPerturbation(steps=2, client_steps=1, foundation_steps=3),
-    LatentPerturbation(steps=2, scope="public", foundation_steps=3),
-    Stack(parts=(LatentNoise(strength=0.7, foundation_steps=3), PixelNoise(strength=0.1))),
+    LatentNoise(strength=0.7, public_steps=3),
+    LatentPerturbation(steps=2, client_steps=1, public_steps=3),
+    LatentPerturbation(steps=2, scope="public", public_steps=3),
+    Stack(parts=(LatentNoise(strength=0.7, public_steps=3), PixelNoise(strength=0.1))),
 ]
 
 
 @pytest.fixture(scope="module", params=DEFENCES, ids=repr)
-def defence(request: pytest.FixtureRequest, preparation: Preparation, private: Images) -> Defense:
+def defence(request: pytest.FixtureRequest, context: DefenseContext, private: Images) -> Defense:
     untrained: Defense = request.param
-    return untrained.pretrain(preparation).prepare(private, preparation, 0)
+    return untrained.pretrain(context).prepare(private, context, 0)
 
 
 def stream(seed: int) -> torch.Generator:
@@ -62,9 +62,9 @@ def test_labels_do_not_show_in_the_images(defence: Defense, private: Images) -> 
 
 
 def test_an_attacker_with_the_modules_holds_the_very_defence(
-    defence: Defense, private: Images, preparation: Preparation
+    defence: Defense, private: Images, context: DefenseContext
 ) -> None:
-    surrogate = defence.surrogate(WEIGHTS, preparation)
+    surrogate = defence.surrogate(WEIGHTS, context)
     assert surrogate.data is not None
     x = private.floats()
     assert torch.equal(surrogate.data(x, stream(5)), defence.data(x, private.labels, stream(5)))

@@ -6,16 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from defense import LatentPerturbation, Preparation, TrainedOn
-from defense.foundation import Foundation
-from defense.latent import Outcome, _split, judge
-from defense.minimax import Game, Players, class_mean_error, newcomers, perturbed, play
-from fl.data.images import Images
-from fl.messages import ThreatModel
-from fl.models import ModelSpec
+from fedveil.defense import DefenseContext, LatentPerturbation, TrainedOn
+from fedveil.defense.latent import Outcome, _split, judge
+from fedveil.defense.minimax import (
+    MinimaxConfig,
+    MinimaxModules,
+    class_mean_error,
+    init_modules,
+    perturbed,
+    train_minimax,
+)
+from fedveil.defense.public_models import PublicModels
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ThreatModel
+from fedveil.fl.models import ModelSpec
 
 CODE = ThreatModel(defense_algorithm=True)
-QUICK = LatentPerturbation(steps=2, client_steps=2, foundation_steps=3)
+QUICK = LatentPerturbation(steps=2, client_steps=2, public_steps=3)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -28,8 +35,8 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 
 
 def defender(defence: LatentPerturbation) -> nn.Module:
-    assert defence.players is not None
-    return defence.players.defender
+    assert defence.modules is not None
+    return defence.modules.defender
 
 
 @pytest.mark.parametrize(
@@ -61,12 +68,12 @@ def test_few_images_are_no_proof_of_a_collapse() -> None:
 
 
 def test_collapse_is_not_seen_where_utility_is_kept(
-    learnt: Players, foundation: Foundation, public: Images, private: Images
+    learnt: MinimaxModules, public_models: PublicModels, public: Images, private: Images
 ) -> None:
-    outcome = judge(private, foundation, learnt, public, stream(4))
+    outcome = judge(private, public_models, learnt, public, stream(4))
     assert outcome.accuracy > 0.95
     assert not outcome.collapsed
-    defence = LatentPerturbation(foundation=foundation, players=learnt, outcome=outcome)
+    defence = LatentPerturbation(public_models=public_models, modules=learnt, outcome=outcome)
     assert defence.diagnostics() == {
         "collapsed": 0.0,
         "local_accuracy": outcome.accuracy,
@@ -75,26 +82,33 @@ def test_collapse_is_not_seen_where_utility_is_kept(
 
 
 def test_collapse_is_seen_where_utility_hardly_counts(
-    game: Game, foundation: Foundation, public: Images, private: Images
+    game: MinimaxConfig, public_models: PublicModels, public: Images, private: Images
 ) -> None:
     absurd = replace(game, strength=6.0, privacy_weight=100.0, utility_weight=1e-4)
-    begin = newcomers(foundation, absurd, stream(3))
+    begin = init_modules(public_models, absurd, stream(3))
     device = torch.device("cpu")
-    players = play(public, foundation, begin, absurd, steps=40, anchor=public, device=device, stream=stream(3))
-    outcome = judge(private, foundation, players, public, stream(4))
+    modules = train_minimax(
+        public, public_models, begin, absurd, steps=40, replay=public, device=device, stream=stream(3)
+    )
+    outcome = judge(private, public_models, modules, public, stream(4))
     assert outcome.collapsed
-    assert LatentPerturbation(foundation=foundation, players=players, outcome=outcome).diagnostics()["collapsed"] == 1
+    assert (
+        LatentPerturbation(public_models=public_models, modules=modules, outcome=outcome).diagnostics()["collapsed"]
+        == 1
+    )
 
 
-def test_the_outcome_is_measured_as_it_says(foundation: Foundation, public: Images, private: Images) -> None:
-    players = newcomers(foundation, QUICK._game, stream())
-    outcome = judge(private, foundation, players, public, stream(4))
+def test_the_outcome_is_measured_as_it_says(public_models: PublicModels, public: Images, private: Images) -> None:
+    modules = init_modules(public_models, QUICK._game, stream())
+    outcome = judge(private, public_models, modules, public, stream(4))
     x, y = private.floats(), private.labels
     with torch.no_grad():
-        defended = perturbed(foundation.autoencoder, players.defender, foundation.autoencoder.encode(x), stream(4))
-        error = (players.adversary(defended) - x).square().mean().item()
-        right = (players.classifier(defended).argmax(1) == y).float().mean().item()
-        clean = (foundation.reference(x).argmax(1) == y).float().mean().item()
+        defended = perturbed(
+            public_models.autoencoder, modules.defender, public_models.autoencoder.encode(x), stream(4)
+        )
+        error = (modules.adversary(defended) - x).square().mean().item()
+        right = (modules.classifier(defended).argmax(1) == y).float().mean().item()
+        clean = (public_models.reference(x).argmax(1) == y).float().mean().item()
     assert outcome.adversary_error == pytest.approx(error / class_mean_error(private, public))
     assert outcome.accuracy == pytest.approx(right)
     assert outcome.clean_accuracy == pytest.approx(clean)
@@ -102,65 +116,65 @@ def test_the_outcome_is_measured_as_it_says(foundation: Foundation, public: Imag
 
 
 def test_a_client_with_two_images_has_a_meaningful_outcome(
-    foundation: Foundation, public: Images, private: Images
+    public_models: PublicModels, public: Images, private: Images
 ) -> None:
-    players = newcomers(foundation, QUICK._game, stream())
-    few = judge(private.take(torch.arange(2)), foundation, players, public, stream(4))
-    many = judge(private, foundation, players, public, stream(4))
+    modules = init_modules(public_models, QUICK._game, stream())
+    few = judge(private.take(torch.arange(2)), public_models, modules, public, stream(4))
+    many = judge(private, public_models, modules, public, stream(4))
     assert 0.2 * many.adversary_error < few.adversary_error < 5 * many.adversary_error
 
 
-def test_client_scope_keeps_modules_of_its_own_for_each_client(preparation: Preparation, private: Images) -> None:
-    base = QUICK.pretrain(preparation)
-    first, again, second = (base.prepare(private, preparation, client) for client in (0, 0, 1))
+def test_client_scope_keeps_modules_of_its_own_for_each_client(context: DefenseContext, private: Images) -> None:
+    base = QUICK.pretrain(context)
+    first, again, second = (base.prepare(private, context, client) for client in (0, 0, 1))
     assert same(defender(first), defender(again))
     assert not same(defender(first), defender(second))
     assert not same(defender(first), defender(base))
     assert QUICK.trained_on is TrainedOn.CLIENT
-    other_images = base.prepare(private.take(torch.arange(40)), preparation, 0)
+    other_images = base.prepare(private.take(torch.arange(40)), context, 0)
     assert not same(defender(first), defender(other_images))
 
 
-def test_public_scope_gives_all_clients_the_same_modules(preparation: Preparation, private: Images) -> None:
+def test_public_scope_gives_all_clients_the_same_modules(context: DefenseContext, private: Images) -> None:
     public_scope = replace(QUICK, scope="public")
-    base = public_scope.pretrain(preparation)
-    prepared = [base.prepare(private.take(torch.arange(10 * k, 10 * k + 10)), preparation, k) for k in range(3)]
+    base = public_scope.pretrain(context)
+    prepared = [base.prepare(private.take(torch.arange(10 * k, 10 * k + 10)), context, k) for k in range(3)]
     for own in prepared:
         assert same(defender(own), defender(base))
-        assert own.foundation is base.foundation
+        assert own.public_models is base.public_models
     x = private.floats()
     images = [own.data(x, None, stream()) for own in prepared]
     assert all(torch.equal(found, images[0]) for found in images)
     assert public_scope.trained_on is TrainedOn.PUBLIC
 
 
-def test_both_scopes_start_from_the_same_public_modules(preparation: Preparation) -> None:
-    assert same(defender(QUICK.pretrain(preparation)), defender(replace(QUICK, scope="public").pretrain(preparation)))
+def test_both_scopes_start_from_the_same_public_modules(context: DefenseContext) -> None:
+    assert same(defender(QUICK.pretrain(context)), defender(replace(QUICK, scope="public").pretrain(context)))
 
 
-def test_pretraining_is_reproducible_with_and_without_cache(preparation: Preparation) -> None:
-    with_cache = QUICK.pretrain(preparation)
-    without = QUICK.pretrain(replace(preparation, cache=None))
+def test_pretraining_is_reproducible_with_and_without_cache(context: DefenseContext) -> None:
+    with_cache = QUICK.pretrain(context)
+    without = QUICK.pretrain(replace(context, cache=None))
     assert same(defender(with_cache), defender(without))
     assert with_cache.outcome == without.outcome
-    assert QUICK.players is None, "the original is left alone"
-    assert not same(defender(with_cache), defender(QUICK.pretrain(replace(preparation, seed=1))))
+    assert QUICK.modules is None, "the original is left alone"
+    assert not same(defender(with_cache), defender(QUICK.pretrain(replace(context, seed=1))))
 
 
-def test_it_has_to_be_pretrained(preparation: Preparation, private: Images) -> None:
+def test_it_has_to_be_pretrained(context: DefenseContext, private: Images) -> None:
     with pytest.raises(RuntimeError, match=r"latent: pretrain\(\) has not run"):
         QUICK.data(private.floats(), None, stream())
     with pytest.raises(RuntimeError, match=r"latent: pretrain\(\) has not run"):
-        QUICK.prepare(private, preparation, 0)
+        QUICK.prepare(private, context, 0)
     assert QUICK.diagnostics() == {}
 
 
 @pytest.mark.parametrize("scope", ["client", "public"])
 def test_an_attacker_with_the_code_alone_learns_modules_of_his_own(
-    scope: str, preparation: Preparation, private: Images
+    scope: str, context: DefenseContext, private: Images
 ) -> None:
     defence = replace(QUICK, scope=scope)  # type: ignore[arg-type]
-    attacker = replace(preparation, seed=9)
+    attacker = replace(context, seed=9)
     surrogate = defence.surrogate(CODE, attacker)
     assert surrogate.data is not None
     assert surrogate.update is None
@@ -168,15 +182,15 @@ def test_an_attacker_with_the_code_alone_learns_modules_of_his_own(
     found = surrogate.data(x, stream())
     own = defence.pretrain(attacker).prepare(attacker.public, attacker, -1)
     assert torch.equal(found, own.data(x, None, stream()))
-    client = defence.pretrain(preparation).prepare(private, preparation, 0)
+    client = defence.pretrain(context).prepare(private, context, 0)
     assert not torch.equal(found, client.data(x, None, stream()))
 
 
 def test_a_surrogate_by_code_never_uses_modules_that_the_client_trained(
-    preparation: Preparation, private: Images
+    context: DefenseContext, private: Images
 ) -> None:
-    attacker = replace(preparation, seed=9)
-    client = QUICK.pretrain(preparation).prepare(private, preparation, 0)
+    attacker = replace(context, seed=9)
+    client = QUICK.pretrain(context).prepare(private, context, 0)
     from_client, from_code = client.surrogate(CODE, attacker), QUICK.surrogate(CODE, attacker)
     assert from_client.data is not None
     assert from_code.data is not None
@@ -201,8 +215,8 @@ def test_a_few_images_are_held_out_of_the_game(count: int, held: int, private: I
 def test_odd_sizes_and_colours_go_through_the_whole_defence(shape: tuple[int, int, int]) -> None:
     pixels = torch.randint(256, (8, *shape), generator=stream(), dtype=torch.uint8)
     images = Images(pixels, torch.arange(8) % 2)
-    preparation = Preparation(images, ModelSpec("convnet", shape, 2, width=4), torch.device("cpu"), seed=0)
-    tiny = LatentPerturbation(steps=1, client_steps=1, foundation_steps=1, adversary_steps=1)
-    found = tiny.pretrain(preparation).prepare(images, preparation, 0).data(images.floats(), None, stream())
+    context = DefenseContext(images, ModelSpec("convnet", shape, 2, width=4), torch.device("cpu"), seed=0)
+    tiny = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
+    found = tiny.pretrain(context).prepare(images, context, 0).data(images.floats(), None, stream())
     assert found.shape == (8, *shape)
     assert found.isfinite().all()

@@ -8,13 +8,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from defense.foundation import Foundation
-from defense.minimax import Game, Players, class_mean_error, newcomers, perturbed, play
-from defense.modules import Inverse
-from defense.seeded import seeded
-from fl.data.images import Images
+from fedveil.defense.minimax import (
+    MinimaxConfig,
+    MinimaxModules,
+    class_mean_error,
+    init_modules,
+    perturbed,
+    train_minimax,
+)
+from fedveil.defense.modules import Inverse
+from fedveil.defense.public_models import PublicModels
+from fedveil.defense.seeded import seeded
+from fedveil.fl.data.images import Images
 
-SANE = Game(strength=2.0, privacy_weight=2.0, utility_weight=1.0, ceiling=1.0, adversary_steps=2, batch_size=16)
+SANE = MinimaxConfig(
+    strength=2.0, privacy_weight=2.0, utility_weight=1.0, error_cap=1.0, adversary_steps=2, batch_size=16
+)
 CPU = torch.device("cpu")
 
 
@@ -23,10 +32,18 @@ def stream(seed: int) -> torch.Generator:
 
 
 def played(
-    game: Game, images: Images, foundation: Foundation, *, steps: int, seed: int = 3, players: Players | None = None
-) -> Players:
-    begin = players or newcomers(foundation, game, stream(seed))
-    return play(images, foundation, begin, game, steps=steps, anchor=images, device=CPU, stream=stream(seed))
+    game: MinimaxConfig,
+    images: Images,
+    public_models: PublicModels,
+    *,
+    steps: int,
+    seed: int = 3,
+    modules: MinimaxModules | None = None,
+) -> MinimaxModules:
+    begin = modules or init_modules(public_models, game, stream(seed))
+    return train_minimax(
+        images, public_models, begin, game, steps=steps, replay=images, device=CPU, stream=stream(seed)
+    )
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -47,7 +64,7 @@ def test_the_class_mean_error_worked_by_hand() -> None:
     assert class_mean_error(images, lacking) == pytest.approx((0.25 + 0.25 + 0.09 + 0.09) / 4)
 
 
-def attacked_afresh(players: Players, foundation: Foundation, public: Images, unseen: Images) -> float:
+def attacked_afresh(modules: MinimaxModules, public_models: PublicModels, public: Images, unseen: Images) -> float:
     """The error of an adversary that was trained from scratch, relative to guessing the class mean."""
     own = stream(6)
     adversary = seeded(lambda: Inverse(public.shape, width=16), own)
@@ -55,7 +72,7 @@ def attacked_afresh(players: Players, foundation: Foundation, public: Images, un
 
     def defended(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return perturbed(foundation.autoencoder, players.defender, foundation.autoencoder.encode(x), own)
+            return perturbed(public_models.autoencoder, modules.defender, public_models.autoencoder.encode(x), own)
 
     for _ in range(60):
         x, _ = public.batch(torch.randint(len(public), (16,), generator=own))
@@ -67,43 +84,43 @@ def attacked_afresh(players: Players, foundation: Foundation, public: Images, un
         return F.mse_loss(adversary(defended(x)), x).item() / class_mean_error(unseen, public)
 
 
-def read(players: Players, foundation: Foundation, images: Images) -> float:
+def read(modules: MinimaxModules, public_models: PublicModels, images: Images) -> float:
     with torch.no_grad():
-        z = foundation.autoencoder.encode(images.floats())
-        defended = perturbed(foundation.autoencoder, players.defender, z, stream(5))
-        return (players.classifier(defended).argmax(1) == images.labels).float().mean().item()
+        z = public_models.autoencoder.encode(images.floats())
+        defended = perturbed(public_models.autoencoder, modules.defender, z, stream(5))
+        return (modules.classifier(defended).argmax(1) == images.labels).float().mean().item()
 
 
 def test_the_privacy_term_hides_what_the_class_does_not_need(
-    learnt: Players, game: Game, foundation: Foundation, public: Images, private: Images
+    learnt: MinimaxModules, game: MinimaxConfig, public_models: PublicModels, public: Images, private: Images
 ) -> None:
-    unhidden = played(replace(game, privacy_weight=0.0), public, foundation, steps=60)
-    assert read(learnt, foundation, private) > 0.95, "utility is kept"
-    assert read(unhidden, foundation, private) > 0.95
+    unhidden = played(replace(game, privacy_weight=0.0), public, public_models, steps=60)
+    assert read(learnt, public_models, private) > 0.95, "utility is kept"
+    assert read(unhidden, public_models, private) > 0.95
     # With the same budget an adversary rebuilds images almost perfectly where nothing was to be hidden.
-    assert attacked_afresh(unhidden, foundation, public, private) < 0.2
-    assert attacked_afresh(learnt, foundation, public, private) > 0.5
+    assert attacked_afresh(unhidden, public_models, public, private) < 0.2
+    assert attacked_afresh(learnt, public_models, public, private) > 0.5
 
 
-def test_a_game_is_a_pure_function_of_its_arguments(foundation: Foundation, public: Images) -> None:
-    first = played(SANE, public, foundation, steps=2)
+def test_a_game_is_a_pure_function_of_its_arguments(public_models: PublicModels, public: Images) -> None:
+    first = played(SANE, public, public_models, steps=2)
     torch.manual_seed(4)
     before = torch.get_rng_state()
-    again = played(SANE, public, foundation, steps=2)
+    again = played(SANE, public, public_models, steps=2)
     assert torch.equal(torch.get_rng_state(), before)
-    other = played(SANE, public, foundation, steps=2, seed=4)
+    other = played(SANE, public, public_models, steps=2, seed=4)
     for name in ("defender", "adversary", "classifier"):
         assert same(getattr(first, name), getattr(again, name))
         assert not same(getattr(first, name), getattr(other, name))
 
 
 def test_a_game_leaves_what_it_was_given_as_it_was_and_returns_frozen_players(
-    foundation: Foundation, public: Images
+    public_models: PublicModels, public: Images
 ) -> None:
-    begin = newcomers(foundation, SANE, stream(0))
-    modules = [begin.defender, begin.adversary, begin.classifier, foundation.autoencoder, foundation.reference]
+    begin = init_modules(public_models, SANE, stream(0))
+    modules = [begin.defender, begin.adversary, begin.classifier, public_models.autoencoder, public_models.reference]
     copies = copy.deepcopy(modules)
-    end = played(SANE, public, foundation, steps=2, players=begin)
+    end = played(SANE, public, public_models, steps=2, modules=begin)
     assert all(same(module, kept) for module, kept in zip(modules, copies, strict=True))
     for name in ("defender", "adversary", "classifier"):
         module = getattr(end, name)
@@ -112,42 +129,44 @@ def test_a_game_leaves_what_it_was_given_as_it_was_and_returns_frozen_players(
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_no_steps_are_no_change(foundation: Foundation, public: Images) -> None:
-    begin = newcomers(foundation, SANE, stream(0))
-    end = played(SANE, public, foundation, steps=0, players=begin)
+def test_no_steps_are_no_change(public_models: PublicModels, public: Images) -> None:
+    begin = init_modules(public_models, SANE, stream(0))
+    end = played(SANE, public, public_models, steps=0, modules=begin)
     assert same(end.defender, begin.defender)
 
 
-def test_newcomers_know_nothing_but_the_public_reference(foundation: Foundation) -> None:
-    players = newcomers(foundation, SANE, stream(0))
-    assert players.classifier is foundation.reference
-    assert players.defender.strength == SANE.strength
-    assert not same(players.defender, newcomers(foundation, SANE, stream(1)).defender)
+def test_newcomers_know_nothing_but_the_public_reference(public_models: PublicModels) -> None:
+    modules = init_modules(public_models, SANE, stream(0))
+    assert modules.classifier is public_models.reference
+    assert modules.defender.strength == SANE.strength
+    assert not same(modules.defender, init_modules(public_models, SANE, stream(1)).defender)
 
 
-def test_beyond_the_ceiling_nothing_more_is_gained(foundation: Foundation, public: Images) -> None:
+def test_beyond_the_ceiling_nothing_more_is_gained(public_models: PublicModels, public: Images) -> None:
     # With a ceiling that is exceeded from the start and no utility term, the defender has nothing to learn from.
-    game = replace(SANE, ceiling=1e-6, utility_weight=0.0)
-    begin = newcomers(foundation, game, stream(0))
-    assert same(played(game, public, foundation, steps=2, players=begin).defender, begin.defender)
-    reached = played(replace(game, ceiling=100.0), public, foundation, steps=2, players=begin)
+    game = replace(SANE, error_cap=1e-6, utility_weight=0.0)
+    begin = init_modules(public_models, game, stream(0))
+    assert same(played(game, public, public_models, steps=2, modules=begin).defender, begin.defender)
+    reached = played(replace(game, error_cap=100.0), public, public_models, steps=2, modules=begin)
     assert not same(reached.defender, begin.defender)
 
 
-def test_a_client_with_one_image_of_a_class_can_still_learn_privacy(foundation: Foundation, public: Images) -> None:
+def test_a_client_with_one_image_of_a_class_can_still_learn_privacy(
+    public_models: PublicModels, public: Images
+) -> None:
     # Its own class means are its images: a ceiling taken from them would be zero and the privacy term dead.
     few = public.take(torch.tensor([0, 1]))
-    game = replace(SANE, utility_weight=0.0, ceiling=10.0)
-    begin = newcomers(foundation, game, stream(0))
-    end = play(few, foundation, begin, game, steps=1, anchor=public, device=CPU, stream=stream(0))
+    game = replace(SANE, utility_weight=0.0, error_cap=10.0)
+    begin = init_modules(public_models, game, stream(0))
+    end = train_minimax(few, public_models, begin, game, steps=1, replay=public, device=CPU, stream=stream(0))
     assert not same(end.defender, begin.defender)
 
 
-def test_perturbed_images_are_images(foundation: Foundation, private: Images) -> None:
-    players = newcomers(foundation, replace(SANE, strength=50.0), stream(0))
+def test_perturbed_images_are_images(public_models: PublicModels, private: Images) -> None:
+    modules = init_modules(public_models, replace(SANE, strength=50.0), stream(0))
     with torch.no_grad():
-        z = foundation.autoencoder.encode(private.floats())
-        found = perturbed(foundation.autoencoder, players.defender, z, stream(0))
+        z = public_models.autoencoder.encode(private.floats())
+        found = perturbed(public_models.autoencoder, modules.defender, z, stream(0))
     assert found.shape == private.floats().shape
     assert found.min() >= 0
     assert found.max() <= 1

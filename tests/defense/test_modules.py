@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from defense.modules import LATENT_CHANNELS, Autoencoder, Inverse, Perturbation, halvings, rms
-from defense.seeded import seeded
+from fedveil.defense.modules import LATENT_CHANNELS, Autoencoder, Inverse, Perturbation, halvings, rms
+from fedveil.defense.seeded import seeded
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 30, 30), (3, 30, 30), (1, 33, 47), (3, 33, 47), (1, 12, 12), (3, 9, 65)]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defense import LatentNoise, PixelNoise, Preparation, TrainedOn
-from defense.foundation import Foundation
-from fl.data.images import Images
-from fl.messages import ThreatModel
+from fedveil.defense import DefenseContext, LatentNoise, PixelNoise, TrainedOn
+from fedveil.defense.public_models import PublicModels
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ThreatModel
 
 CODE = ThreatModel(defense_algorithm=True)
 
@@ -38,8 +38,8 @@ def test_no_noise_is_no_change(shape: tuple[int, ...]) -> None:
     assert torch.equal(PixelNoise(strength=0).data(x, None, stream()), x)
 
 
-def test_latent_noise_is_white_and_relative_to_the_latents_size(foundation: Foundation, private: Images) -> None:
-    autoencoder = foundation.autoencoder
+def test_latent_noise_is_white_and_relative_to_the_latents_size(public_models: PublicModels, private: Images) -> None:
+    autoencoder = public_models.autoencoder
     x = private.floats()
     found = LatentNoise(strength=0.5, autoencoder=autoencoder).data(x, None, stream(3))
     with torch.no_grad():
@@ -50,18 +50,18 @@ def test_latent_noise_is_white_and_relative_to_the_latents_size(foundation: Foun
     torch.testing.assert_close(found, expected)
 
 
-def test_latent_noise_of_no_strength_is_the_autoencoder(foundation: Foundation, private: Images) -> None:
+def test_latent_noise_of_no_strength_is_the_autoencoder(public_models: PublicModels, private: Images) -> None:
     x = private.floats()
-    found = LatentNoise(strength=0, autoencoder=foundation.autoencoder).data(x, None, stream())
+    found = LatentNoise(strength=0, autoencoder=public_models.autoencoder).data(x, None, stream())
     with torch.no_grad():
-        torch.testing.assert_close(found, foundation.autoencoder(x).clamp(0, 1))
+        torch.testing.assert_close(found, public_models.autoencoder(x).clamp(0, 1))
     assert (found - x).square().mean() < 0.002, "the fixture's autoencoder rebuilds images"
 
 
-def test_more_latent_noise_changes_images_more(foundation: Foundation, private: Images) -> None:
+def test_more_latent_noise_changes_images_more(public_models: PublicModels, private: Images) -> None:
     x = private.floats()
     errors = [
-        (LatentNoise(strength=s, autoencoder=foundation.autoencoder).data(x, None, stream()) - x).square().mean()
+        (LatentNoise(strength=s, autoencoder=public_models.autoencoder).data(x, None, stream()) - x).square().mean()
         for s in (0.2, 0.5, 1.0, 2.0)
     ]
     assert errors == sorted(errors)
@@ -73,23 +73,23 @@ def test_latent_noise_has_to_be_pretrained(private: Images) -> None:
         LatentNoise().data(private.floats(), None, stream())
 
 
-def test_latent_noise_is_trained_on_public_images_alone(preparation: Preparation, private: Images) -> None:
-    defence = LatentNoise(foundation_steps=3)
+def test_latent_noise_is_trained_on_public_images_alone(context: DefenseContext, private: Images) -> None:
+    defence = LatentNoise(public_steps=3)
     assert defence.trained_on is TrainedOn.PUBLIC
-    pretrained = defence.pretrain(preparation)
+    pretrained = defence.pretrain(context)
     assert defence.autoencoder is None, "the original is left alone"
-    assert pretrained.prepare(private, preparation, 0) is pretrained
+    assert pretrained.prepare(private, context, 0) is pretrained
 
 
 def test_an_attacker_with_the_code_alone_trains_an_autoencoder_of_his_own(
-    preparation: Preparation, private: Images
+    context: DefenseContext, private: Images
 ) -> None:
-    defence = LatentNoise(strength=0.1, foundation_steps=3)
-    attacker = replace(preparation, seed=1)
+    defence = LatentNoise(strength=0.1, public_steps=3)
+    attacker = replace(context, seed=1)
     surrogate = defence.surrogate(CODE, attacker)
     assert surrogate.data is not None
     x = private.floats()
-    clients = defence.pretrain(preparation).data(x, None, stream())
+    clients = defence.pretrain(context).data(x, None, stream())
     assert not torch.equal(surrogate.data(x, stream()), clients)
     assert torch.equal(surrogate.data(x, stream()), defence.pretrain(attacker).data(x, None, stream()))
     assert surrogate.update is None

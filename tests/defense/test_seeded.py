@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from defense.seeded import seeded
+from fedveil.defense.seeded import seeded
 
 
 def stream(seed: int) -> torch.Generator:

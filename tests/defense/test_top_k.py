@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defense import Preparation, TopK
-from defense.top_k import keep_largest
-from fl.messages import ClientUpdate, ThreatModel, UpdateKind
+from fedveil.defense import DefenseContext, TopK
+from fedveil.defense.top_k import keep_largest
+from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
 
 vectors = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 shares = st.integers(1, 100)
@@ -73,9 +73,9 @@ def test_fewer_entries_are_fewer_bytes() -> None:
     assert TopK(keep=0.1).update(dense, torch.Generator()).nbytes() == 10 * 8 + 8
 
 
-def test_the_attacker_ignores_the_zeros_that_were_put_in(preparation: Preparation) -> None:
+def test_the_attacker_ignores_the_zeros_that_were_put_in(context: DefenseContext) -> None:
     defence = TopK(keep=0.5)
-    surrogate = defence.surrogate(ThreatModel(defense_algorithm=True), preparation)
+    surrogate = defence.surrogate(ThreatModel(defense_algorithm=True), context)
     assert surrogate.visible is not None
     assert surrogate.data is None
     cut = defence.update(update({"w": torch.tensor([4.0, -3.0, 2.0, 1.0])}), torch.Generator())
@@ -85,8 +85,8 @@ def test_the_attacker_ignores_the_zeros_that_were_put_in(preparation: Preparatio
     assert torch.equal(again.tensors["w"], cut.tensors["w"])
 
 
-def test_the_attacker_knows_entries_that_were_zero_of_themselves(preparation: Preparation) -> None:
-    surrogate = TopK(keep=0.5).surrogate(ThreatModel(defense_algorithm=True), preparation)
+def test_the_attacker_knows_entries_that_were_zero_of_themselves(context: DefenseContext) -> None:
+    surrogate = TopK(keep=0.5).surrogate(ThreatModel(defense_algorithm=True), context)
     assert surrogate.visible is not None
     # Two entries could have been sent and one was: the others are zeros of the gradient.
     masks = surrogate.visible({"dead": torch.tensor([0.0, 0.0, 5.0, 0.0]), "full": torch.tensor([[1.0, 0.0]])})

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.cache import State, _versions, cached, fingerprint, sources
-from fl.data.images import Images
+from fedveil.fl.cache import State, _versions, cached, fingerprint, sources
+from fedveil.fl.data.images import Images
 
 
 def images() -> Images:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fl.data import fetch, load_data
-from fl.errors import FedveilError
+from fedveil.fl.data import fetch, load_data
+from fedveil.fl.errors import FedveilError
 
 
 def paint(path: Path, value: int | tuple[int, int, int], size: tuple[int, int] = (6, 6)) -> None:

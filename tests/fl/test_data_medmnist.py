@@ -6,10 +6,10 @@ import medmnist as official_package
 import numpy as np
 import pytest
 
-import fl.data.medmnist as source
-from fl.data import available, fetch, load_data
-from fl.data.download import file_md5
-from fl.errors import FedveilError
+import fedveil.fl.data.medmnist as source
+from fedveil.fl.data import available, fetch, load_data
+from fedveil.fl.data.download import file_md5
+from fedveil.fl.errors import FedveilError
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
     data.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr("fl.data.search._REPOSITORY", work)
+    monkeypatch.setattr("fedveil.fl.data.search._REPOSITORY", work)
     monkeypatch.setenv("FEDVEIL_DATA", str(data))
     return data
 
@@ -130,7 +130,7 @@ def test_without_a_network_there_is_one_line(folder: Path, monkeypatch: pytest.M
     def unreachable(url: str, *_: object) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr("fl.data.download.retrieve", unreachable)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", unreachable)
     for attempt in (load_data, fetch):
         with pytest.raises(FedveilError) as caught:
             attempt("pathmnist", size=64)
@@ -151,7 +151,7 @@ def test_a_missing_file_is_downloaded_into_the_cache(tmp_path: Path, monkeypatch
         assert "breastmnist.npz" in url
         (target / filename).write_bytes((tmp_path / "remote.npz").read_bytes())
 
-    monkeypatch.setattr("fl.data.download.retrieve", copy)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", copy)
     assert load_data("breastmnist").notes == ()
     assert fetch("breastmnist") == Path.cwd() / "data" / "cache" / "breastmnist.npz"
 
@@ -160,7 +160,7 @@ def test_a_good_file_in_a_search_folder_is_not_downloaded_again(folder: Path, mo
     def copy(url: str, target: Path, filename: str, md5: str) -> None:
         (target / filename).write_bytes(content)
 
-    monkeypatch.setattr("fl.data.download.retrieve", copy)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", copy)
     save(folder / "breastmnist.npz")
     content = (folder / "breastmnist.npz").read_bytes()
     make_official(folder / "breastmnist.npz", "breastmnist", 28, monkeypatch)

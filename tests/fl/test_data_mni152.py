@@ -3,9 +3,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fl.data import ImageData, Images, carve_public, load_data
-from fl.data.mni152 import PLANES, blocks, sample_slice, template_volume
-from fl.errors import FedveilError
+from fedveil.fl.data import ImageData, Images, load_data, split_public
+from fedveil.fl.data.mni152 import PLANES, blocks, sample_slice, template_volume
+from fedveil.fl.errors import FedveilError
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_no_image_has_a_near_copy_in_another_split(data: ImageData) -> None:
 
 
 def test_no_private_image_has_a_near_copy_among_the_public(data: ImageData) -> None:
-    public, private = carve_public(data.train, 0.2, seed=0)
+    public, private = split_public(data.train, 0.2, seed=0)
     assert nearest(private, public).min() > 0.003
     assert 0.15 < len(public) / len(data.train) < 0.3
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl.data import fetch, load_data
-from fl.data.npz import read_npz
-from fl.errors import FedveilError
+from fedveil.fl.data import fetch, load_data
+from fedveil.fl.data.npz import read_npz
+from fedveil.fl.errors import FedveilError
 
 
 def good() -> dict[str, Any]:

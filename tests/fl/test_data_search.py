@@ -8,10 +8,10 @@ from threading import Thread
 
 import pytest
 
-from fl.data import fetch
-from fl.data.download import download, file_md5
-from fl.data.search import cache_folder, find_first, search_folders, user_path
-from fl.errors import FedveilError
+from fedveil.fl.data import fetch
+from fedveil.fl.data.download import download, file_md5
+from fedveil.fl.data.search import cache_folder, find_first, search_folders, user_path
+from fedveil.fl.errors import FedveilError
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     work = tmp_path / "checkout"
     work.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr("fl.data.search._REPOSITORY", work)
+    monkeypatch.setattr("fedveil.fl.data.search._REPOSITORY", work)
     monkeypatch.delenv("FEDVEIL_DATA", raising=False)
     return work
 

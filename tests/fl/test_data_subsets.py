@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.data import Images, carve_public
-from fl.data.subsets import limited, stratified
-from fl.errors import FedveilError
+from fedveil.fl.data import Images, split_public
+from fedveil.fl.data.subsets import limited, stratified
+from fedveil.fl.errors import FedveilError
 
 
 def numbered(labels: list[int], groups: list[int] | None = None) -> Images:
@@ -61,18 +61,18 @@ def test_limit_below_the_classes_is_refused() -> None:
 
 def test_public_images_are_the_fraction_of_each_class() -> None:
     images = numbered([0] * 50 + [1] * 20)
-    public, private = carve_public(images, 0.2, seed=3)
+    public, private = split_public(images, 0.2, seed=3)
     assert counts(public.labels) == [10, 4]
     assert counts(private.labels) == [40, 16]
     assert sorted(numbers(public) + numbers(private)) == list(range(70))
-    assert numbers(carve_public(images, 0.2, seed=3)[0]) == numbers(public)
-    assert numbers(carve_public(images, 0.2, seed=4)[0]) != numbers(public)
+    assert numbers(split_public(images, 0.2, seed=3)[0]) == numbers(public)
+    assert numbers(split_public(images, 0.2, seed=4)[0]) != numbers(public)
 
 
 def test_groups_are_moved_whole() -> None:
     # Class 0 in five groups of four, class 1 in four groups of two.
     groups = [g for g in range(5) for _ in range(4)] + [g for g in range(5, 9) for _ in range(2)]
-    public, private = carve_public(numbered([0] * 20 + [1] * 8, groups), 0.4, seed=0)
+    public, private = split_public(numbered([0] * 20 + [1] * 8, groups), 0.4, seed=0)
     assert public.groups is not None
     assert private.groups is not None
     assert not set(public.groups.tolist()) & set(private.groups.tolist())
@@ -87,7 +87,7 @@ def test_public_images_have_no_twin_among_the_private(grouped: bool) -> None:
     images = numbered(labels, list(range(60)) if grouped else None)
     images.pixels[20:40] = images.pixels[:20].clone()
     images.pixels[40:43] = images.pixels[:3].clone()
-    public, private = carve_public(images, 0.5, seed=1)
+    public, private = split_public(images, 0.5, seed=1)
     assert not set(numbers(public)) & set(numbers(private))
     assert set(public.labels.tolist()) == {0, 1}
     # Of private images none is lost, twins or not.
@@ -102,7 +102,7 @@ def test_public_images_have_no_twin_among_the_private(grouped: bool) -> None:
 def test_a_class_of_nothing_but_twins_keeps_one_public_image() -> None:
     images = numbered([0] * 10 + [1] * 10)
     images.pixels[:10] = 200
-    public, private = carve_public(images, 0.4, seed=0)
+    public, private = split_public(images, 0.4, seed=0)
     assert counts(public.labels) == [1, 4]
     assert counts(private.labels) == [6, 6]
 
@@ -110,7 +110,7 @@ def test_a_class_of_nothing_but_twins_keeps_one_public_image() -> None:
 def test_a_class_of_large_groups_still_gets_its_smallest_one() -> None:
     # One image of class 1 would be wanted, but its groups are of 3 and 5.
     groups = [0] * 3 + [1] * 5 + [10 + i for i in range(10)]
-    public, _ = carve_public(numbered([1] * 8 + [0] * 10, groups), 0.1, seed=0)
+    public, _ = split_public(numbered([1] * 8 + [0] * 10, groups), 0.1, seed=0)
     assert counts(public.labels) == [1, 3]
 
 
@@ -118,13 +118,13 @@ def test_a_class_of_large_groups_still_gets_its_smallest_one() -> None:
 def test_a_class_that_cannot_be_on_both_sides_is_an_error(groups: list[int] | None) -> None:
     labels = [0, 0, 0, 1] if groups is None else [0, 0, 0, 1, 1]
     with pytest.raises(FedveilError, match="class 1 has"):
-        carve_public(numbered(labels, groups), 0.5, seed=0)
+        split_public(numbered(labels, groups), 0.5, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(FedveilError, match="above 0 and below 1"):
-        carve_public(numbered([0, 0, 1, 1]), fraction, seed=0)
+        split_public(numbered([0, 0, 1, 1]), fraction, seed=0)
 
 
 @given(
@@ -136,7 +136,7 @@ def test_carving_holds_its_promises(rows: list[tuple[int, int]], fraction: float
     labels = [label for label, _ in rows]
     images = numbered(labels, [group for _, group in rows] if grouped else None)
     try:
-        public, private = carve_public(images, fraction, seed=5)
+        public, private = split_public(images, fraction, seed=5)
     except FedveilError:
         return
     assert sorted(numbers(public) + numbers(private)) == list(range(len(rows)))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from fl.data import fetch, load_data
-from fl.data.download import file_md5
-from fl.data.source import named
-from fl.data.torchvision import IdxSource, read_idx
-from fl.errors import FedveilError
+from fedveil.fl.data import fetch, load_data
+from fedveil.fl.data.download import file_md5
+from fedveil.fl.data.source import named
+from fedveil.fl.data.torchvision import IdxSource, read_idx
+from fedveil.fl.errors import FedveilError
 
 TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
 IDX = {
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
     data.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr("fl.data.search._REPOSITORY", work)
+    monkeypatch.setattr("fedveil.fl.data.search._REPOSITORY", work)
     monkeypatch.setenv("FEDVEIL_DATA", str(data))
     return data
 
@@ -109,7 +109,7 @@ def test_cifar_from_the_archive_warns_of_its_md5(folder: Path) -> None:
 
 def test_the_official_archive_has_no_notes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_archive(folder, cifar_files())
-    monkeypatch.setattr("fl.data.torchvision.file_md5", lambda _: "c32a1d4ab5d03f1284b67883e8d87530")
+    monkeypatch.setattr("fedveil.fl.data.torchvision.file_md5", lambda _: "c32a1d4ab5d03f1284b67883e8d87530")
     assert load_data("cifar10").notes == ()
 
 
@@ -182,7 +182,7 @@ def test_mnist_from_idx_files(folder: Path) -> None:
 def test_official_idx_files_have_no_notes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_idx(folder, "FashionMNIST")
     md5s = dict(datasets.FashionMNIST.resources)
-    monkeypatch.setattr("fl.data.torchvision.file_md5", lambda path: md5s[path.name])
+    monkeypatch.setattr("fedveil.fl.data.torchvision.file_md5", lambda path: md5s[path.name])
     assert load_data("fashionmnist").notes == ()
 
 
@@ -222,7 +222,7 @@ def test_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr("fl.data.download.retrieve", unreachable)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", unreachable)
     with pytest.raises(FedveilError, match=f"{name}: .* could not be downloaded .*no route.* by hand to "):
         load_data(name)
 
@@ -231,13 +231,13 @@ def test_a_good_copy_in_a_search_folder_is_not_downloaded_again(folder: Path, mo
     def unreachable(*_: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr("fl.data.download.retrieve", unreachable)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", unreachable)
     raw = save_idx(folder)
     mnist = named["mnist"]
     assert isinstance(mnist, IdxSource)
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     md5s = {part: replace(file, md5=file_md5(raw / file.name)) for part, file in zip(parts, mnist.files(), strict=True)}
-    monkeypatch.setattr("fl.data._source", {"mnist": replace(mnist, **md5s), "cifar10": named["cifar10"]}.get)
+    monkeypatch.setattr("fedveil.fl.data._source", {"mnist": replace(mnist, **md5s), "cifar10": named["cifar10"]}.get)
     assert fetch("mnist") == raw
     (raw / "train-labels-idx1-ubyte.gz").write_bytes(b"short")
     with pytest.raises(FedveilError, match="no route"):
@@ -247,9 +247,9 @@ def test_a_good_copy_in_a_search_folder_is_not_downloaded_again(folder: Path, mo
     with pytest.raises(FedveilError, match="no route"):
         fetch("cifar10")
     archive = save_archive(folder, cifar_files())
-    monkeypatch.setattr("fl.data.torchvision._CIFAR_MD5", file_md5(archive))
+    monkeypatch.setattr("fedveil.fl.data.torchvision._CIFAR_MD5", file_md5(archive))
     assert fetch("cifar10") == archive
-    monkeypatch.setattr("fl.data.torchvision._CIFAR_BATCH", 2)
+    monkeypatch.setattr("fedveil.fl.data.torchvision._CIFAR_BATCH", 2)
     assert fetch("cifar10") == folder / "cifar-10-batches-bin"
 
 
@@ -259,7 +259,7 @@ def test_fetched_mnist_is_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def copy(url: str, target: Path, filename: str, md5: str) -> None:
         (target / filename).write_bytes((remote / filename).read_bytes())
 
-    monkeypatch.setattr("fl.data.download.retrieve", copy)
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", copy)
     raw = fetch("mnist")
     assert raw == Path.cwd() / "data" / "cache" / "MNIST" / "raw"
     assert sorted(path.name for path in raw.iterdir()) == sorted(IDX)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fl.executor import SerialExecutor, Slot
-from fl.models import ModelSpec
+from fedveil.fl.executor import SerialExecutor, Slot
+from fedveil.fl.models import ModelSpec
 
 SPEC = ModelSpec("convnet", (1, 12, 12), classes=3, width=4)
 
@@ -32,7 +32,7 @@ def test_an_exception_of_the_task_is_raised_and_the_executor_stays_usable() -> N
 
 def test_a_shared_value_is_the_value_itself() -> None:
     value = object()
-    assert SerialExecutor().share(value).get() is value
+    assert SerialExecutor().broadcast(value).get() is value
 
 
 def test_all_items_run_on_one_slot_on_the_device_asked_for() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.hooks import NoHooks
-from fl.messages import ClientUpdate, PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.hooks import NoHooks
+from fedveil.fl.messages import ClientUpdate, PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
 
 
 def update(tensors: dict[str, Tensor], buffers: dict[str, Tensor] | None = None) -> ClientUpdate:
@@ -25,8 +25,8 @@ def test_bytes_sent_worked_by_hand() -> None:
 
 def test_a_threat_model_names_the_grants_that_it_lacks() -> None:
     weak = ThreatModel(labels=False)
-    needed = ThreatModel(labels=True, public_data=True, defense_weights=True)
-    assert weak.lacks(needed) == ["labels", "public_data", "defense_weights"]
+    needed = ThreatModel(labels=True, auxiliary_data=True, defense_modules=True)
+    assert weak.lacks(needed) == ["labels", "auxiliary_data", "defense_modules"]
     assert needed.lacks(weak) == []
     assert needed.lacks(needed) == []
 

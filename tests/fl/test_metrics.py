@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from medmnist.evaluator import getAUC
+from medmnist.judge import getAUC
 from sklearn.metrics import roc_auc_score
 
-from fl.metrics import accuracy, macro_auc
+from fedveil.fl.metrics import accuracy, macro_auc
 
 # Eighths are exact in float32 and collide often, so that ties are tried.
 eighths = st.integers(0, 8).map(lambda n: n / 8)

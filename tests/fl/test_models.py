@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, replace_all_batch_norm_modules_, vmap
 from torch.nn import functional as F
 
-from fl.errors import FedveilError
-from fl.models import MODELS, Classifier, ModelSpec, build_model, init_model
-from fl.models.norms import BatchNorm2d
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.models import MODELS, Classifier, ModelSpec, build_model, init_model
+from fedveil.fl.models.norms import BatchNorm2d
 
 torch.set_num_threads(1)
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.partition import PARTITIONS, Dirichlet, Iid, Partition, Shards
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.partition import PARTITIONS, Dirichlet, Iid, Partition, Shards
 
 label_tensors = st.lists(st.integers(0, 4), min_size=24, max_size=80).map(torch.tensor)
 rules = st.sampled_from([Iid(), Dirichlet(alpha=1.0, min_size=1), Dirichlet(alpha=50.0), Shards(5), Shards(6)])

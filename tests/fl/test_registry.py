@@ -1,7 +1,7 @@
 import pytest
 
-from fl.errors import FedveilError
-from fl.registry import Registry
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.registry import Registry
 
 
 def filled() -> Registry[type]:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.executor import Executor, Handle, SerialExecutor, Slot
-from fl.hooks import ClientHooks, NoHooks
-from fl.messages import ClientUpdate
-from fl.metrics import accuracy, macro_auc
-from fl.models import ModelSpec, build_model, init_model
-from fl.rounds import (
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.executor import Executor, Handle, SerialExecutor, Slot
+from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.metrics import accuracy, macro_auc
+from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.rounds import (
     Client,
     Federation,
     RoundReport,
@@ -31,9 +31,9 @@ from fl.rounds import (
     play_round,
     start,
 )
-from fl.seeding import torch_stream
-from fl.strategies import FedAdam, FedAvg, FedProx, FedSGD, Krum, Median, Strategy, TrimmedMean
-from fl.training import LocalTraining, local_update, predict
+from fedveil.fl.seeding import torch_stream
+from fedveil.fl.strategies import FedAdam, FedAvg, FedProx, FedSGD, Krum, Median, Strategy, TrimmedMean
+from fedveil.fl.training import LocalTraining, local_update, predict
 
 torch.set_num_threads(1)
 
@@ -89,7 +89,7 @@ class ShufflingExecutor:
         self.lost: list[Any] = []
         self.slots = [Slot(torch.device("cpu")) for _ in range(2)]
 
-    def share(self, value: T) -> Handle[T]:
+    def broadcast(self, value: T) -> Handle[T]:
         return Held(value)
 
     def map(
@@ -121,7 +121,7 @@ class Run:
     shared: Handle[Federation] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shared", self.executor.share(self.federation))
+        object.__setattr__(self, "shared", self.executor.broadcast(self.federation))
 
     def rounds(self, count: int, state: ServerState | None = None) -> tuple[ServerState, list[RoundReport]]:
         state = state or start(self.federation)
@@ -366,11 +366,11 @@ def test_utility_is_the_mean_over_clients_each_behind_its_own_defence(executor: 
     federation = federate(FedAvg(), hooks=hooks, cohort=3)
     run = Run(federation, executor)
     test = images(40, 77)
-    found = evaluate(federation, run.shared, start(federation), executor.share(test), executor)
+    found = evaluate(federation, run.shared, start(federation), executor.broadcast(test), executor)
     scores = [probabilities(federation, test, own) for own in hooks]
     assert found.accuracy == pytest.approx(sum(accuracy(s, test.labels) for s in scores) / 3)
     assert found.auc == pytest.approx(sum(macro_auc(s, test.labels) for s in scores) / 3)
-    clean = evaluate_clean(federation, run.shared, start(federation), executor.share(test), executor)
+    clean = evaluate_clean(federation, run.shared, start(federation), executor.broadcast(test), executor)
     assert clean.accuracy == accuracy(scores[0], test.labels)
     assert clean.auc == macro_auc(scores[0], test.labels)
     assert found != clean
@@ -410,7 +410,7 @@ def test_test_time_noise_is_fresh_for_each_client_and_round_and_reproducible() -
     hooks = [Recording() for _ in SIZES]
     federation = federate(FedAvg(), hooks=hooks)
     run = Run(federation, SerialExecutor())
-    test = run.executor.share(images(4, 77))
+    test = run.executor.broadcast(images(4, 77))
     for number in (0, 1, 0):
         state = replace(start(federation), round=number)
         evaluate(federation, run.shared, state, test, run.executor)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.seeding import derive_seed, numpy_stream, torch_stream
+from fedveil.fl.seeding import derive_seed, numpy_stream, torch_stream
 
 names = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", max_size=8)
 paths = st.lists(names | st.integers(-5, 200), max_size=4)

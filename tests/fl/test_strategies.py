@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl.errors import FedveilError
-from fl.messages import ClientUpdate, UpdateKind
-from fl.strategies import (
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.strategies import (
     STRATEGIES,
     FedAdam,
     FedAvg,

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl.data.images import Images
-from fl.errors import FedveilError
-from fl.hooks import NoHooks
-from fl.messages import ClientUpdate, UpdateKind
-from fl.models import ModelSpec, build_model, init_model
-from fl.training import LocalResult, LocalTraining, exchanged, load_exchanged, local_update, predict
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import NoHooks
+from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.training import LocalResult, LocalTraining, exchanged, load_exchanged, local_update, predict
 
 torch.set_num_threads(1)
 

@@ -16,12 +16,12 @@ import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
-from orchestrator import cli, progress
-from orchestrator.cli import main
-from orchestrator.config import Experiment
-from orchestrator.report import TrialRow
-from orchestrator.rows import experiment_views, rows_as_json, rows_from_mlflow
-from orchestrator.tracking.names import KIND_TAG
+from fedveil.orchestrator import cli, progress
+from fedveil.orchestrator.cli import main
+from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.report.recorded import experiment_views, rows_as_json, rows_from_mlflow
+from fedveil.orchestrator.tracking.names import KIND_TAG
 
 TINY = """
 experiment: tiny
@@ -129,7 +129,7 @@ def test_a_warning_is_one_line_said_once(
 
 PROBE = """
 import sys
-from orchestrator.cli import main
+from fedveil.orchestrator.cli import main
 code = main(["run", "tiny.yaml", "--set", "fl.clients=-3"])
 sys.exit(99 if "ray" in sys.modules else code)
 """
@@ -185,7 +185,7 @@ def test_data_get_prints_the_place(
 ) -> None:
     # Longer than a terminal, with what a markup language would swallow: scripts take the line as it is.
     place = folder / ("long-" * 30) / "[bold]" / "x.npz"
-    monkeypatch.setattr("fl.data.fetch", lambda name, size: place)
+    monkeypatch.setattr("fedveil.fl.data.fetch", lambda name, size: place)
     assert main(["data", "get", "mnist"]) == 0
     assert capsys.readouterr().out == f"{place}\n"
 
@@ -205,7 +205,7 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
         return TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
 
     monkeypatch.setattr(cli, "connect", _connected)
-    monkeypatch.setattr("orchestrator.single.run_single", run_single)
+    monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", run_single)
     assert main(["run", "tiny.yaml", "--set", "fl.rounds=3", "--json", "r.json"]) == code
     written = json.loads(
         (folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
@@ -229,7 +229,7 @@ def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "connect", _connected)
-    monkeypatch.setattr("orchestrator.single.run_single", interrupt)
+    monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", interrupt)
     assert main(["run", "tiny.yaml"]) == 130
     assert capsys.readouterr().err == "fedveil: interrupted\n"
 

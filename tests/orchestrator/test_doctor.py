@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import doctor
-from orchestrator.cli import main
-from orchestrator.doctor import Finding, Level, examine
+from fedveil.orchestrator import doctor
+from fedveil.orchestrator.cli import main
+from fedveil.orchestrator.doctor import Finding, Level, examine
 
 SQLITE = "sqlite:///mlflow.db"
 

@@ -29,7 +29,7 @@ CUT_DOWN = [
     "audit.inversion.steps=3",
     "audit.inverse={steps: 3, batch_size: 8, width: 8}",
     "resources.cpus_per_worker=0.5",
-    "search.panel=[{defense: none}, {defense: {name: latent, steps: 2, client_steps: 1, foundation_steps: 2}}]",
+    "search.panel=[{defense: none}, {defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}]",
 ]
 
 

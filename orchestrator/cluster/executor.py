@@ -1,0 +1,296 @@
+"""The executor on Ray: one actor per worker slot, served by pull, replaced when it dies."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+import ray
+import torch
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.executor import Slot
+from fedveil.orchestrator.cluster.connection import amounts, check_fit, first_line
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+"""What Ray raises where a worker, or the machine that held its result, is gone. The item can be run again."""
+
+MAX_CACHED = 32
+"""Shared values that a process keeps unpacked: a data set or two and the last rounds' weights, no more."""
+
+_unpacked: OrderedDict[str, Any] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class RayHandle(Generic[T]):
+    """A value in Ray's object store. It may be put into items, however deep; copies of it are a few bytes."""
+
+    ref: Any
+
+    def get(self) -> T:
+        """Return the value. A process unpacks it once, so treat it as read-only."""
+        # The key does not keep the object alive: Ray frees it as soon as no handle is left.
+        key = self.ref.hex()
+        if key not in _unpacked:
+            _unpacked[key] = ray.get(self.ref)
+        _unpacked.move_to_end(key)
+        while len(_unpacked) > MAX_CACHED:
+            _unpacked.popitem(last=False)
+        return cast(T, _unpacked[key])
+
+
+class SlotActor:
+    """The process behind one worker slot. It keeps models, overwritten by each client, and no other state."""
+
+    def __init__(self, threads: int, gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        self._slot = Slot(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"))
+
+    def ready(self) -> None:
+        """Return once the actor is there."""
+
+    def run(self, task: Callable[[Slot, Item], Result], item: Item) -> Result:
+        """Run the task on this slot."""
+        return task(self._slot, item)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The slot's new actor is on its way and has to be there by ``deadline`` (monotonic clock, seconds)."""
+
+    slot: int
+    deadline: float
+
+
+class _Work(Generic[Item, Result]):
+    """What one `RayExecutor.map` call has handed out, got back and lost. It knows items, not actors."""
+
+    def __init__(self, items: Sequence[Item], on_lost: Callable[[Item], None] | None, max_retries: int) -> None:
+        self.items = items
+        self.waiting = deque(range(len(items)))
+        self.failure: Exception | None = None
+        self.done: dict[int, Result] = {}
+        self._losses = [0] * len(items)
+        self._on_lost = on_lost
+        self._max_retries = max_retries
+
+    def fail(self, error: Exception) -> None:
+        """Hand out nothing more. The first failure is the one that the caller gets."""
+        self.failure = self.failure or error
+        self.waiting.clear()
+
+    def lost(self, index: int) -> None:
+        """Put the item first in the queue, unless it cost too many workers."""
+        item = self.items[index]
+        self._losses[index] += 1
+        if self._on_lost is not None:
+            self._on_lost(item)
+        if self._losses[index] > self._max_retries:
+            self.fail(
+                FedveilError(
+                    f"item {index} of {len(self.items)} killed its worker {self._losses[index]} times"
+                    f" (max_retries {self._max_retries}): {' '.join(repr(item).split()):.100}"
+                )
+            )
+        elif self.failure is None:
+            self.waiting.appendleft(index)
+
+    def results(self) -> list[Result]:
+        """Return the results in the items' order, or raise what made the call fail."""
+        if self.failure is not None:
+            raise self.failure
+        return [self.done[index] for index in range(len(self.items))]
+
+
+class RayExecutor:
+    """A pool of worker slots, each a Ray actor that plays many clients in turn: a `fl.executor.Executor`.
+
+    Ray has to be connected (`orchestrator.cluster.connect`). Close the pool, or use it in a ``with`` block;
+    that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
+
+    Args:
+        workers: number of slots.
+        cpus_per_worker: cores per slot, also its number of PyTorch threads (rounded down, at least 1).
+        gpus_per_worker: share of a GPU per slot; above 0 the slot computes on CUDA where there is any. It
+            divides the GPU's time, not its memory.
+        start_timeout: seconds within which a slot's actor has to start.
+        max_retries: how often an item is run again after its worker died under it.
+
+    Raises:
+        FedveilError: the workers do not fit (said at once), or do not start in time.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        cpus_per_worker: float = 1,
+        gpus_per_worker: float = 0,
+        start_timeout: float = 120,
+        max_retries: int = 2,
+    ) -> None:
+        self.start_timeout = start_timeout
+        self.max_retries = max_retries
+        self._places = check_fit(workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+        # Ray must not restart an actor by itself: we would not learn which item was lost.
+        self._remote = ray.remote(
+            num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
+        )(SlotActor)
+        self._arguments = (max(1, int(cpus_per_worker)), gpus_per_worker > 0)
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, _Start] = {}
+        self._closed = False
+        try:
+            self._fill()
+            while self._starting:
+                for ref in self._first_of([]):
+                    self._started(ref)
+        except BaseException:
+            self.close()
+            raise
+
+    def broadcast(self, value: T) -> RayHandle[T]:
+        """See `fl.executor.Executor.share`."""
+        return RayHandle(ray.put(value))
+
+    def map(
+        self,
+        task: Callable[[Slot, Item], Result],
+        items: Sequence[Item],
+        on_lost: Callable[[Item], None] | None = None,
+    ) -> list[Result]:
+        """See `fl.executor.Executor.map`. A failure awaits what runs already, so the pool stays usable.
+
+        Raises:
+            FedveilError: an item's worker died under it too often, or a new worker did not start.
+        """
+        if self._closed:
+            raise RuntimeError("this RayExecutor is closed")
+        self._fill()
+        work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
+        shared_task = ray.put(task)
+        running: dict[Any, tuple[int, int]] = {}
+        starting = {start.slot for start in self._starting.values()}
+        free = deque(slot for slot in self._actors if slot not in starting)
+        while work.waiting or running:
+            while work.waiting and free:
+                index = work.waiting.popleft()
+                try:
+                    ref = self._actors[free[0]].run.remote(shared_task, items[index])
+                except Exception as error:  # the item cannot be pickled
+                    work.fail(error)
+                else:
+                    running[ref] = (free.popleft(), index)
+            for ref in self._first_of(running):
+                if ref in self._starting:
+                    try:
+                        free.append(self._started(ref))
+                    except FedveilError as error:
+                        work.fail(error)
+                else:
+                    slot, index = running.pop(ref)
+                    if self._collect(ref, slot, index, work):
+                        free.append(slot)
+        return work.results()
+
+    def close(self) -> None:
+        """End this pool's actors. Closing twice does nothing."""
+        self._closed = True
+        self._starting.clear()
+        for slot in list(self._actors):
+            self._vacate(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        """Start an actor in each slot that has none."""
+        for slot in range(len(self._places)):
+            if slot not in self._actors:
+                self._launch(slot)
+
+    def _launch(self, slot: int) -> None:
+        place = self._places[slot]
+        chosen = self._remote if place is None else self._remote.options(scheduling_strategy=place)
+        actor: Any = chosen.remote(*self._arguments)
+        self._actors[slot] = actor
+        self._starting[actor.ready.remote()] = _Start(slot, time.monotonic() + self.start_timeout)
+
+    def _vacate(self, slot: int) -> None:
+        actor = self._actors.pop(slot)
+        if ray.is_initialized():  # asking to kill would start Ray again
+            ray.kill(actor, no_restart=True)
+
+    def _first_of(self, running: Collection[Any]) -> list[Any]:
+        """Wait for a running item or a starting actor and return it, or the actors whose time is up."""
+        if not running and not self._starting:
+            return []
+        deadline = min((start.deadline for start in self._starting.values()), default=None)
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        done, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=timeout)
+        return done or [ref for ref, start in self._starting.items() if start.deadline <= time.monotonic()]
+
+    def _started(self, ref: Any) -> int:
+        """Return the slot whose actor is there now; if it is not, empty the slot and raise `FedveilError`."""
+        slot = self._starting.pop(ref).slot
+        try:
+            ray.get(ref, timeout=1)
+        except GetTimeoutError as error:
+            self._vacate(slot)
+            free = cast(dict[str, float], ray.available_resources())
+            raise FedveilError(
+                f"worker {slot} of {len(self._places)} did not start within {self.start_timeout:g} s; free on"
+                f" the cluster: {amounts({name: free.get(name, 0.0) for name in ('CPU', 'GPU')})}"
+            ) from error
+        except RayError as error:
+            self._vacate(slot)
+            raise FedveilError(
+                f"worker {slot} of {len(self._places)} died while it started: {first_line(error)}"
+            ) from error
+        return slot
+
+    def _collect(self, ref: Any, slot: int, index: int, work: _Work[Any, Any]) -> bool:
+        """Take in what became of an item. Say if its slot is free; if not, a new actor is on its way."""
+        try:
+            work.done[index] = ray.get(ref)
+        except RayTaskError as error:  # first, since it also is an instance of what the task raised
+            work.fail(_cause(error))
+        except LOST:
+            self._vacate(slot)
+            self._launch(slot)
+            work.lost(index)
+            return False
+        except Exception as error:  # the result cannot be unpickled here
+            work.fail(error)
+        return True
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """Return what the task raised, with the worker's traceback behind it."""
+    if not isinstance(error.cause, Exception):
+        return error
+    error.cause.__cause__ = error
+    return error.cause

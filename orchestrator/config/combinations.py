@@ -1,0 +1,111 @@
+"""Settings that are fine one by one and impossible together."""
+
+from __future__ import annotations
+
+import torch
+
+from fedveil.attacks.base import ATTACKS
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import UpdateKind
+from fedveil.fl.models import MODELS
+from fedveil.fl.strategies import Krum
+from fedveil.fl.strategies.robust import CoordinatewiseStrategy
+from fedveil.orchestrator.config.explain import listed, shown
+from fedveil.orchestrator.config.schema import Experiment, ResourcesSection
+
+ENOUGH = 10_000
+"""Clients from which on no share of them rounds to nothing."""
+
+
+def conflicts(experiment: Experiment) -> list[str]:
+    """Return what is wrong with an experiment whose settings have all passed by themselves, one line each."""
+    lines = [*_federation(experiment), *_audit(experiment), *_resources(experiment.resources)]
+    if len(experiment.defense) > 1:
+        lines += [
+            f"defense.{index}: given 'none' in a list of {len(experiment.defense)}; 'none' is the undefended client, alone"
+            for index, part in enumerate(experiment.defense)
+            if part["name"] == "none"
+        ]
+    norms, norm = MODELS[experiment.model.name].norms, experiment.model.norm
+    if norm is not None and norm not in norms:
+        lines.append(f"model.norm: given {norm!r}; model {experiment.model.name} allows: {listed(norms)}")
+    return lines
+
+
+def idle(experiment: Experiment) -> list[str]:
+    """Return the settings that are given although nothing reads them, one line each."""
+    audit, parts = experiment.audit, experiment.defense
+    lines = []
+    if audit.inverse and not any(ATTACKS[name].adaptive for name in audit.attacks):
+        adaptive = [name for name in ATTACKS if ATTACKS[name].adaptive]
+        lines.append(
+            f"audit.inverse: given {shown(audit.inverse)}; only adaptive attacks use it, and audit.attacks names none of:"
+            f" {listed(adaptive)}"
+        )
+    for index, part in enumerate(parts):
+        if part.get("scope") == "public" and "client_steps" in part:
+            where = "defense" if len(parts) == 1 else f"defense.{index}"
+            lines.append(
+                f"{where}.client_steps: given {shown(part['client_steps'])}; with scope public nothing is trained at"
+                " the clients: leave it out, or set scope to client"
+            )
+    return lines
+
+
+def _federation(experiment: Experiment) -> list[str]:
+    fl, workers = experiment.fl, experiment.resources.workers
+    lines: list[str] = []
+    strategy = fl.build_strategy()
+    if strategy.local_kind is UpdateKind.GRADIENT and fl.local_epochs != 1:
+        lines.append(
+            f"fl.local_epochs: given {fl.local_epochs}; with strategy fedsgd clients send one gradient, allowed: 1"
+        )
+    if isinstance(strategy, Krum):
+        needed = max(2 * strategy.byzantine + 3, strategy.keep + strategy.byzantine)
+        if fl.cohort_size < needed:
+            lines.append(
+                f"fl.strategy: krum with byzantine {strategy.byzantine} and keep {strategy.keep} needs {needed} clients"
+                f" per round; fl.clients and fl.cohort give {fl.cohort_size}"
+            )
+    if isinstance(strategy, CoordinatewiseStrategy):
+        try:
+            strategy.centre(torch.zeros(min(fl.cohort_size, ENOUGH)))
+        except FedveilError as error:
+            lines.append(f"fl.strategy: {error} (fl.clients, fl.cohort)")
+    shares = min(fl.client_chunks, fl.cohort_size)
+    if workers > shares:
+        lines.append(
+            f"resources.workers: given {workers}; a round is cut into {shares} share(s) (fl.client_chunks, clients per round),"
+            f" more workers would idle; allowed: 1 to {shares}"
+        )
+    return lines
+
+
+def _audit(experiment: Experiment) -> list[str]:
+    fl, audit = experiment.fl, experiment.audit
+    lines = [
+        f"audit.rounds: given {number}; allowed: 0 to {fl.rounds - 1} (fl.rounds - 1), middle, last"
+        for number in audit.rounds or ()
+        if isinstance(number, int) and number >= fl.rounds
+    ]
+    if audit.labels == "recovered" and audit.batch_size > 1:
+        lines.append(
+            f"audit.labels: given 'recovered' with audit.batch_size {audit.batch_size}; iDLG recovers labels of single"
+            " images: set audit.batch_size to 1 or audit.labels to known"
+        )
+    if audit.victims % audit.batch_size:
+        lines.append(
+            f"audit.victims: given {audit.victims}; has to be a multiple of audit.batch_size {audit.batch_size}"
+        )
+    if audit.clients is not None and audit.clients > fl.clients:
+        lines.append(f"audit.clients: given {audit.clients}; allowed: 1 to {fl.clients} (fl.clients)")
+    if len(set(audit.attacks)) != len(audit.attacks):
+        lines.append(f"audit.attacks: given {audit.attacks}; each attack once")
+    return lines
+
+
+def _resources(resources: ResourcesSection) -> list[str]:
+    gpus = resources.gpus_per_worker
+    if gpus > 1 and gpus != int(gpus):
+        return [f"resources.gpus_per_worker: given {gpus:g}; above 1 it has to be a whole number"]
+    return []

@@ -1,0 +1,143 @@
+"""Trials as rows: out of MLflow, and as plain values for scripts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.cluster.connection import first_line
+from fedveil.orchestrator.config.explain import shown
+from fedveil.orchestrator.config.uri import SQLITE, uri_fault
+from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.tracking import view_path, without_passwords
+from fedveil.orchestrator.tracking.names import KIND_TAG
+
+_SQLITE_START = b"SQLite format 3\0"
+
+
+def rows_as_json(experiment: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
+    """Return trials as plain values, for ``--json``."""
+    return {
+        "experiment": experiment,
+        "trials": [
+            {
+                "name": row.name,
+                "status": row.status,
+                "params": dict(row.params),
+                # JSON has no word for NaN and infinity.
+                "metrics": {key: value if math.isfinite(value) else None for key, value in row.metrics.items()},
+                "error": row.error,
+            }
+            for row in rows
+        ],
+    }
+
+
+def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
+    """Return the recorded trials of an experiment, oldest first. Params that MLflow keeps as text are numbers again.
+
+    Raises:
+        FedveilError: MLflow does not answer, this is no tracking URI, or there is no such experiment.
+    """
+    with _client(uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        names = [] if found else sorted(_views(client))
+        runs = _trials(client, found.experiment_id) if found else []
+    if found is None:
+        where = without_passwords(uri)
+        raise FedveilError(f"no experiment {experiment!r} at {where}; there are: {', '.join(names) or 'none'}")
+    return [
+        TrialRow(
+            run.info.run_name,
+            run.info.status,
+            {key: _plain(value) for key, value in run.data.params.items()},
+            dict(run.data.metrics),
+            run.data.tags.get("error"),
+        )
+        for run in runs
+    ]
+
+
+def _plain(text: str) -> str | float:
+    """Return a param as the number that was written there, or as it is."""
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        # Only what Python itself writes for a number: "1_000" and " 7" are text.
+        return number if str(number) == text and math.isfinite(number) else text
+    return text
+
+
+def _trials(client: Any, experiment_id: str) -> list[Any]:
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{KIND_TAG}` = 'trial'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def experiment_views(uri: str) -> dict[str, str]:
+    """Return, by experiment name, the part after the server's address that opens its saved view.
+
+    Raises:
+        FedveilError: there is no record at ``uri`` yet, or see `rows_from_mlflow`.
+    """
+    with _client(uri) as client:
+        return _views(client)
+
+
+def _views(client: Any) -> dict[str, str]:
+    return {e.name: view_path(e.experiment_id) for e in client.search_experiments() if e.name != "Default"}
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what cannot be a record; a server is not asked.
+
+    Raises:
+        FedveilError: this is no tracking URI, or one of a file that is missing or no database.
+    """
+    rule = uri_fault(uri)
+    if rule is not None:
+        raise FedveilError(f"MLflow's tracking URI: given {shown(uri)}; {rule}")
+    if not uri.startswith(SQLITE):
+        return
+    # MLflow would make the file, and a minute later say that it is empty.
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_SQLITE_START))
+    except FileNotFoundError:
+        raise FedveilError(f"{uri}: there is no record here yet; run an experiment first") from None
+    except OSError as error:
+        raise FedveilError(f"{uri}: cannot be read ({error.strerror})") from None
+    if start not in (b"", _SQLITE_START):
+        raise FedveilError(f"{uri}: this file is no SQLite database")
+
+
+@contextmanager
+def _client(uri: str) -> Iterator[Any]:
+    """Open MLflow's client; what goes wrong inside the ``with`` block is said in one line."""
+    check_uri(uri)
+    try:
+        # For its short timeouts: MLflow's own defaults let a dead server hold a client for minutes.
+        import fedveil.orchestrator.tracking.remote  # noqa: F401, I001 - before MLflow, which reads some of them on import
+        from mlflow import MlflowClient
+
+        yield MlflowClient(uri)
+    except Exception as error:  # MLflow raises what its transport raises
+        reason = without_passwords(first_line(error))
+        raise FedveilError(f"MLflow at {without_passwords(uri)} does not answer: {reason}") from error

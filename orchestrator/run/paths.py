@@ -1,0 +1,85 @@
+"""Where an experiment writes: its folder below ``runs``, and its MLflow record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.trial import TrialPaths
+from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings
+
+
+@dataclass(frozen=True)
+class ExperimentPaths:
+    """Where a sweep writes, absolute.
+
+    Attributes:
+        root: ``runs/<experiment>``.
+    """
+
+    root: Path
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> ExperimentPaths:
+        """Return the places of an experiment below the working folder."""
+        return cls(Path("runs").absolute() / experiment.experiment)
+
+    @property
+    def tune(self) -> Path:
+        """Tune's own storage, a folder per sweep: checkpoints and state."""
+        return self.root / "tune"
+
+    @property
+    def cache(self) -> Path:
+        """Modules trained on public images alone, shared by all experiments."""
+        return self.root.parent / "cache"
+
+    @property
+    def memory(self) -> Path:
+        """What a sweep that is to be resumed has to know of itself."""
+        return self.root / "sweep.json"
+
+    def trial(self, name: str) -> TrialPaths:
+        """Return the places of a trial."""
+        return TrialPaths(folder=self.root / "trials" / name, cache=self.cache)
+
+    def new_trial(self, name: str) -> tuple[str, TrialPaths]:
+        """Make the folder of another trial; return its name, ``name-2`` and so on where others have it, and places."""
+        number = 1
+        while True:
+            numbered = name if number == 1 else f"{name}-{number}"
+            files = self.trial(numbered)
+            try:
+                files.folder.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return numbered, files
+
+
+def tracking_settings(
+    experiment: Experiment, files: ExperimentPaths, *, published: bool, deliver: bool
+) -> TrackingSettings:
+    """Return where this experiment is recorded; call it in the user's folder.
+
+    Raises:
+        FedveilError: the record would be a file in a Ray job's temporary copy of that folder, lost with the job.
+    """
+    images = experiment.tracking.images or (ImagePolicy.GRID if published else ImagePolicy.NONE)
+    uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and _in_job_copy(Path.cwd()):
+        raise FedveilError(
+            "tracking.uri: this job runs in a temporary copy of your folder, where the record would be lost; start an"
+            " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    return TrackingSettings(
+        experiment=experiment.experiment, uri=uri, spool=files.root / "spool", images=images, deliver=deliver
+    )
+
+
+def _in_job_copy(folder: Path) -> bool:
+    """Whether Ray unpacked ``folder`` from a job's ``--working-dir``."""
+    return "working_dir_files" in folder.parts

@@ -1,0 +1,330 @@
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation, Text
+from PIL import Image
+from rich.console import Console
+
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.seeding import torch_stream
+from fedveil.orchestrator.report import (
+    TRADE_OFF,
+    TrialRow,
+    TrialTable,
+    hypervolume,
+    pareto_front,
+)
+from fedveil.orchestrator.report.figures import draw_pareto, draw_reconstructions, pareto_figure, reconstruction_figure
+from fedveil.orchestrator.report.numbers import mse_text
+from fedveil.orchestrator.report.style import looks
+from fedveil.orchestrator.report.table import matched_line
+
+CORNER = {"utility/accuracy": 0.5, "privacy/mse": 0.0}
+
+
+def trial(
+    name: str,
+    accuracy: float,
+    error: float,
+    *,
+    defense: str = "latent",
+    strength: str | float | None = 1.0,
+    complete: float = 1.0,
+    collapsed: float = 0.0,
+    floor: float = 0.0234,
+) -> TrialRow:
+    params: dict[str, str | float] = {"defense.name": defense}
+    if strength is not None:
+        params["defense.strength"] = strength
+    metrics = {
+        "utility/accuracy": accuracy,
+        "privacy/mse": error,
+        "privacy/attacker_accuracy": 0.81,
+        "privacy/chance_accuracy": 0.73,
+        "privacy/trained_mse": 0.0071,
+        "privacy/baseline_mse": floor,
+        "privacy/complete": complete,
+        "defense/collapsed": collapsed,
+        "cost/train_seconds": 31.0,
+        "cost/attack_seconds": 11.4,
+    }
+    return TrialRow(name, "FINISHED", params, metrics)
+
+
+FAILED = TrialRow(
+    "t9",
+    "FAILED",
+    {"defense.name": "latent", "defense.strength": "4"},
+    {},
+    "FedveilError: no image\nTraceback",
+)
+ROWS = [
+    trial("t0", 0.89, 0.0002, defense="none", strength=None),
+    trial("t1", 0.80, 0.0050, defense="pixel_noise", strength="0.5"),
+    trial("t2", 0.80, 0.0125),
+    trial("t3", 0.70, 0.0150, strength=2.0),
+    trial("t4", 0.95, 0.0200, defense="update_noise", complete=0.0),
+    trial("t5", 0.30, 0.0220, strength=4.0, collapsed=1.0),
+]
+
+
+def printed(rows: list[TrialRow], width: int = 200) -> list[str]:
+    console = Console(width=width, record=True, file=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(TrialTable(rows))
+    return capture.get().splitlines()
+
+
+def line_of(name: str, lines: list[str]) -> str:
+    (line,) = [line for line in lines if f" {name} " in line]
+    return line
+
+
+def test_rows_read_numbers_that_mlflow_returns_as_text() -> None:
+    row = TrialRow("t", "FINISHED", {"defense.name": "latent", "defense.strength": "0.5", "seed": "None"})
+    assert (row.defense, row.strength, row.number("seed"), row.number("absent")) == (
+        "latent",
+        0.5,
+        None,
+        None,
+    )
+    assert not row.complete
+    assert not row.comparable
+
+
+def test_only_finished_complete_and_uncollapsed_trials_compete() -> None:
+    assert [row.name for row in [*ROWS, FAILED] if row.comparable] == ["t0", "t1", "t2", "t3"]
+
+
+def test_pareto_front_worked_by_hand() -> None:
+    comparable = [row for row in ROWS if row.comparable]
+    assert [row.name for row in pareto_front(comparable, TRADE_OFF)] == [
+        "t0",
+        "t2",
+        "t3",
+    ]  # t1 is beaten by t2
+    least = pareto_front(comparable, {"utility/accuracy": "max", "privacy/mse": "min"})
+    assert [row.name for row in least] == ["t0"]
+
+
+def test_equal_trials_share_the_front_and_trials_without_the_numbers_are_left_out() -> None:
+    twins = [trial("a", 0.8, 0.01), trial("b", 0.8, 0.01)]
+    assert pareto_front([*twins, FAILED], TRADE_OFF) == twins
+
+
+def test_hypervolume_worked_by_hand() -> None:
+    rows = [
+        trial("a", 0.9, 0.01, floor=1.0),
+        trial("b", 0.7, 0.03, floor=1.0),
+        trial("c", 0.6, 0.02, floor=1.0),
+        trial("d", 0.4, 0.05, floor=1.0),
+    ]
+    # (.9 - .5) * .01 + (.7 - .5) * (.03 - .01); c is dominated, d is less accurate than the reference
+    assert hypervolume(rows, TRADE_OFF, CORNER) == pytest.approx(0.004 + 0.004)
+    assert hypervolume([], TRADE_OFF, CORNER) == 0.0
+    down = hypervolume(
+        rows,
+        {"utility/accuracy": "max", "privacy/mse": "min"},
+        {"utility/accuracy": 0.5, "privacy/mse": 0.04},
+    )
+    assert down == pytest.approx(0.4 * 0.03)
+    with pytest.raises(FedveilError, match="expected two objectives"):
+        hypervolume(rows, {"privacy/mse": "max"}, CORNER)
+
+
+points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+@given(points)
+@settings(max_examples=60, deadline=None)
+def test_laws_of_the_front(pairs: list[tuple[float, float]]) -> None:
+    rows = [trial(str(i), *pair, floor=1.0) for i, pair in enumerate(pairs)]
+    front = pareto_front(rows, TRADE_OFF)
+    assert front
+    assert pareto_front(front, TRADE_OFF) == front
+    for row in rows:
+        assert any(all(other.metrics[name] >= row.metrics[name] for name in TRADE_OFF) for other in front)
+    area = hypervolume(rows, TRADE_OFF, CORNER)
+    assert area == pytest.approx(hypervolume(rows[::-1], TRADE_OFF, CORNER))
+    assert hypervolume([*rows, trial("more", 0.7, 0.7, floor=1.0)], TRADE_OFF, CORNER) >= area - 1e-12
+    assert 0.0 <= area <= 0.5
+
+
+def test_the_table_marks_what_needs_care() -> None:
+    lines = printed([*ROWS, FAILED])
+    assert line_of("t2", lines).split()[0] == "★"
+    assert line_of("t1", lines).split()[0] == "t1"
+    assert line_of("t4", lines).split()[0] == "○"
+    assert line_of("t5", lines).split()[0] == "↓"
+    text = "\n".join(lines)
+    assert "○ incomplete: no adaptive attack ran" in text
+    assert "↓ collapsed" in text
+    assert "failed  t9, latent at strength 4: FedveilError: no image" in text
+    assert "Traceback" not in text
+
+
+def test_the_table_shows_worst_case_bounds_chance_and_cost() -> None:
+    line = line_of("t2", printed(ROWS))
+    for cell in ("latent", "0.800", "0.0125", "0.81 (0.73)", "0.0071 / 0.0234", " 42 "):
+        assert cell in f"{line} "
+    assert "–" in line_of("t0", printed(ROWS))  # no strength
+
+
+@pytest.mark.parametrize("width", [80, 100, 130, 200])
+def test_the_table_fits_the_console_and_keeps_the_headline(width: int) -> None:
+    lines = printed([*ROWS, FAILED], width)
+    assert max(map(len, lines)) <= width
+    line = line_of("t3", lines)
+    assert "0.700" in line
+    assert "0.0150" in line
+
+
+def test_the_table_takes_names_with_brackets_as_they_are_and_may_hold_failures_alone() -> None:
+    assert "[red]" in line_of("[red]", printed([trial("[red]", 0.8, 0.01)]))
+    assert printed([FAILED])[0].startswith(" failed  t9")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(0.0, "0"), (3.2e-6, "3e-06"), (5e-5, "0.0001"), (0.01249, "0.0125"), (0.5, "0.5000")]
+)
+def test_small_errors_do_not_read_as_exact_copies(error: float, text: str) -> None:
+    assert mse_text(error) == text
+
+
+def test_each_defence_has_a_look_of_its_own_whatever_the_order() -> None:
+    names = [f"d{i}" for i in range(12)]
+    assert looks(names) == looks(names[::-1])
+    assert len(set(looks(names).values())) == 12
+
+
+def test_pareto_figure_shows_points_front_floor_and_strengths(tmp_path: Path) -> None:
+    figure = draw_pareto([*ROWS, FAILED], title="A sweep")
+    (axes,) = figure.axes
+    front, floor = axes.get_lines()
+    assert np.asarray(front.get_data()).T.tolist() == [[0.7, 0.015], [0.8, 0.0125], [0.89, 0.0002]]
+    assert np.asarray(floor.get_ydata()).tolist() == pytest.approx([0.0234, 0.0234])
+    assert floor.get_linestyle() != "-"
+    legend = axes.get_legend()
+    assert legend is not None
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[:4] == ["latent", "none", "pixel_noise", "update_noise"]
+    labels = {text.get_text() for text in axes.texts}
+    assert {"1", "2", "4", "0.5"} <= labels
+    path = tmp_path / "new folder" / "pareto.png"
+    pareto_figure(ROWS, path)
+    with Image.open(path) as image:
+        assert image.size == (1472, 896)
+
+
+def test_labels_of_a_crowded_figure_cover_neither_each_other_nor_leave_the_axes() -> None:
+    stream = torch_stream(0, "crowd")
+    spots = torch.rand(24, 2, generator=stream).tolist()
+    figure = draw_pareto(
+        [trial(str(i), 0.6 + 0.3 * x, 0.02 * y, strength=round(x + y, 2)) for i, (x, y) in enumerate(spots)],
+        title="",
+    )
+    (axes,) = figure.axes
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw(renderer)
+    labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()[0].isdigit()]
+    boxes = [Text.get_window_extent(label, renderer) for label in labels]
+    assert len(boxes) == 24
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    area = axes.get_window_extent(renderer)
+    assert all(area.x0 <= box.x0 and box.x1 <= area.x1 and area.y0 <= box.y0 and box.y1 <= area.y1 for box in boxes)
+
+
+def test_pareto_figure_needs_a_finished_trial(tmp_path: Path) -> None:
+    with pytest.raises(FedveilError, match="no finished trial"):
+        pareto_figure([FAILED], tmp_path / "pareto.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reconstruction_figure_has_a_row_per_source_with_its_error(channels: int, tmp_path: Path) -> None:
+    originals = torch.full((4, channels, 16, 16), 0.5)
+    trained = originals + 0.1
+    attacks = {"inverting_gradients": originals.clone(), "adaptive": originals - 0.2}
+    captions = ["normal", "pneumonia", "normal", "normal"]
+    figure = draw_reconstructions(originals, trained, attacks, captions)
+    grid = [figure.axes[i : i + 4] for i in range(0, 16, 4)]
+    assert [row[0].get_ylabel().replace("\n", " ") for row in grid] == [
+        "original",
+        "what the client trained on",
+        "attack: inverting gradients",
+        "attack: adaptive",
+    ]
+    assert [row[1].get_xlabel() for row in grid] == ["", "MSE 0.0100", "MSE 0", "MSE 0.0400"]
+    assert [axes.get_title() for axes in grid[0]] == captions
+    path = tmp_path / "reconstructions.png"
+    reconstruction_figure(path, originals, trained, attacks)
+    with Image.open(path) as image:
+        assert image.width > 4 * 150
+        assert image.height > 4 * 150
+
+
+def test_grey_levels_are_shown_as_they_are_and_titles_stay_inside_the_picture() -> None:
+    originals = torch.full((2, 1, 12, 12), 0.5)
+    figure = draw_reconstructions(originals, originals, {"an_attack_with_a_long_name": originals}, None)
+    # stretching each image to its own range would make constant greys alike
+    assert {axes.images[0].get_clim() for axes in figure.axes} == {(0.0, 1.0)}
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw(renderer)
+    assert all(axes.yaxis.label.get_window_extent(renderer).x0 >= 0 for axes in figure.axes)
+    assert figure.axes[2].get_xlabel() == "MSE 0"  # also where the very originals were trained on
+
+
+def test_reconstruction_figure_refuses_images_out_of_range(tmp_path: Path) -> None:
+    originals = torch.zeros(1, 1, 12, 12)
+    with pytest.raises(FedveilError, match=r"in \[0, 1\]"):
+        reconstruction_figure(tmp_path / "x.png", originals, originals + 2, {})
+
+
+def test_an_mse_beyond_the_guess_counts_as_the_guess() -> None:
+    beyond, at = trial("a", 0.8, 0.5), trial("b", 0.9, 0.0234)
+    assert beyond.score("privacy/mse") == 0.0234
+    assert beyond.score("utility/accuracy") == 0.8
+    assert pareto_front([beyond, at], TRADE_OFF) == [at]
+
+
+@pytest.mark.parametrize(("missed", "weak"), [(0.02, False), (0.03, True)])
+def test_an_attack_that_missed_what_was_trained_on_is_marked(missed: float, weak: bool) -> None:
+    row = trial("a", 0.8, 0.02)
+    row = TrialRow(
+        row.name, row.status, row.params, {**row.metrics, "attack/inverting_gradients/mse_to_perturbed": missed}
+    )
+    assert row.weakly_attacked is weak
+    console = Console(record=True, width=120)
+    console.print(TrialTable([row]))
+    assert ("? weak attack" in console.export_text()) is weak
+    bounded = TrialRow(row.name, row.status, row.params, {**row.metrics, "attack/trained_images/mse": 0.01})
+    assert not bounded.weakly_attacked
+
+
+@pytest.mark.parametrize(("share", "collapsed"), [(0.0, False), (0.25, False), (0.5, True), (1.0, True)])
+def test_a_trial_collapsed_where_half_of_its_clients_did(share: float, collapsed: bool) -> None:
+    assert trial("a", 0.8, 0.02, collapsed=share).collapsed is collapsed
+
+
+def test_defences_are_compared_at_an_accuracy_that_all_reach() -> None:
+    rows = [
+        trial("a", 0.90, 0.010, defense="latent"),
+        trial("b", 0.80, 0.020, defense="latent"),
+        trial("c", 0.85, 0.002, defense="pixel_noise"),
+        trial("d", 0.75, 0.004, defense="pixel_noise"),
+        trial("e", 0.95, 0.0, defense="none"),
+    ]
+    assert matched_line(rows) == "At accuracy 0.850 the MSE is 0.0150 for latent, 0.0020 for pixel_noise"
+    assert matched_line(rows[:2]) == ""
+    assert matched_line(rows[3:]) == ""
+    far = [trial("x", 0.5, 0.01, defense="top_k"), trial("y", 0.4, 0.02, defense="top_k")]
+    assert matched_line([*rows[:2], *far]) == ""

@@ -1,0 +1,116 @@
+"""What can be said of a sweep before it runs; no test here needs a cluster."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from rich.console import Console
+from tiny import tiny_experiment
+
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.config import check
+from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.run.sweep import delivering, run_sweep, trials_of, tune_config
+from fedveil.orchestrator.tracking import Replayed, without_passwords
+
+GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
+DRAWN = {"fl.learning_rate": {"loguniform": [0.1, 1.0]}}
+
+
+def sweep(space: dict[str, Any], **search: Any) -> dict[str, Any]:
+    return tiny_experiment(Path("bars.npz"), search={"space": space, **search})
+
+
+@pytest.mark.parametrize(
+    ("space", "searcher", "samples", "trials"),
+    [
+        (GRID, "grid", 1, 6),
+        (GRID, "random", 3, 18),
+        ({**DRAWN, "fl.local_epochs": {"grid": [1, 2]}}, "random", 3, 6),
+        (DRAWN, "random", 3, 3),
+        (GRID, "optuna", 3, 3),
+        ({}, "random", 1, 0),
+    ],
+)
+def test_trials_are_counted_as_tune_draws_them(space: dict[str, Any], searcher: str, samples: int, trials: int) -> None:
+    panel = [{"fl.learning_rate": 0.5}]
+    search = check(sweep(space, searcher=searcher, samples=samples, panel=panel)).search
+    assert search is not None
+    assert trials_of(search) == trials + 1
+
+
+@pytest.mark.parametrize(
+    ("searcher", "searching", "generator"),
+    [("random", True, True), ("grid", False, True), ("optuna", False, True), ("optuna", True, False)],
+)
+@pytest.mark.parametrize("concurrent", [None, 2])
+def test_the_trials_at_a_time_are_limited_where_tune_heeds_it(
+    searcher: str, searching: bool, generator: bool, concurrent: int | None
+) -> None:
+    space = {"fl.learning_rate": {"grid": [0.1, 0.2]}} if searcher == "grid" else DRAWN
+    experiment = check(sweep(space, searcher=searcher, concurrent=concurrent))
+    assert experiment.search is not None
+    config = tune_config(experiment, experiment.search, samples=1, searching=searching)
+    assert isinstance(config.search_alg, BasicVariantGenerator) == generator
+    if isinstance(config.search_alg, BasicVariantGenerator):
+        assert (config.search_alg.max_concurrent, config.max_concurrent_trials) == (concurrent or 0, None)
+    else:
+        assert config.max_concurrent_trials == concurrent
+
+
+def resume(raw: dict[str, Any]) -> None:
+    run_sweep(check(raw), raw, Console(file=io.StringIO()), resume=True)
+
+
+def test_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FedveilError, match=r"--resume: there is nothing to resume, no .*runs/tiny/sweep\.json"):
+        resume(sweep(DRAWN))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = check({**sweep(DRAWN), "tracking": {"uri": "http://user:old@host"}})
+    memory = ExperimentPaths.of(before).memory
+    memory.parent.mkdir(parents=True)
+    settings = without_passwords(before.model_dump(mode="json"))
+    memory.write_text(json.dumps({"run_id": "r", "tune": "t", "settings": settings}))
+    now = {**sweep(GRID, samples=2), "seed": 1, "tracking": {"uri": "http://user:new@host"}}
+    with pytest.raises(FedveilError) as refusal:
+        resume(now)
+    said = str(refusal.value)
+    assert "\n" not in said
+    assert str(memory) in said
+    changed = (
+        "seed, search.samples, search.space.fl.learning_rate.grid, search.space.fl.learning_rate.loguniform,"
+        " search.space.fl.local_epochs"
+    )
+    for key in changed.split(", "):
+        assert key in said
+    assert "tracking" not in said
+    assert "old" not in said
+
+
+def test_records_are_delivered_while_trials_run_and_no_longer() -> None:
+    often = threading.Event()
+    calls: list[float] = []
+
+    def deliver() -> Replayed:
+        calls.append(time.monotonic())
+        if len(calls) == 3:
+            often.set()
+        return Replayed(runs=1, waiting=0, refused=0)
+
+    with delivering(deliver, every=0.01):
+        assert often.wait(60)
+    after = len(calls)
+    time.sleep(0.1)
+    assert len(calls) == after

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from fedveil.orchestrator.tracking import RunStatus, SweepTracker, TrackingSettings, TrialTracker, delivery, replay
+from fedveil.orchestrator.tracking.delivery import Sender
+from fedveil.orchestrator.tracking.operations import Open, Operation, Tags
+from fedveil.orchestrator.tracking.spool import Journal, Spool
+
+SENDING = ("create_run", "log_batch", "log_artifact", "set_terminated", "set_experiment_tag")
+
+
+class Server(Protocol):
+    uri: str
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def experiment_of(client: MlflowClient, name: str) -> Experiment:
+    found = client.get_experiment_by_name(name)
+    assert found is not None
+    return found
+
+
+def play(tracker: TrialTracker, rounds: range) -> None:
+    for step in rounds:
+        tracker.log_curve({"fl/accuracy": step / 8, "fl/loss": 1.0 - step / 8}, step)
+
+
+def end(tracker: TrialTracker) -> None:
+    tracker.log_image(np.zeros((4, 4, 3)), "grid/reconstruction", 3)
+    tracker.log_dict({"seed": 0}, "config/trial.json")
+    tracker.log_final({"utility/accuracy": 0.75, "privacy/mse": 0.25})
+    tracker.finish()
+
+
+def open_trial(where: TrackingSettings, parent: str) -> TrialTracker:
+    params = {"defense.strength": 0.5}
+    return TrialTracker(where, parent_run_id=parent, name="trial", params=params, swept=["defense.strength"])
+
+
+def record(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """All that there is to know of a run, but for its ids and times."""
+    run = client.get_run(run_id)
+    folders = [file.path for file in client.list_artifacts(run_id)]
+    return {
+        "status": run.info.status,
+        "params": run.data.params,
+        "metrics": {
+            key: [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+            for key in run.data.metrics
+        },
+        "artifacts": {
+            file.path: file.file_size for folder in folders for file in client.list_artifacts(run_id, folder)
+        },
+        "tags": {key for key in run.data.tags if not key.startswith("error")},
+    }
+
+
+def trials_of(client: MlflowClient, experiment: str) -> list[str]:
+    found = experiment_of(client, experiment)
+    runs = client.search_runs([found.experiment_id], "tags.`fedveil.kind` = 'trial'", order_by=["start_time ASC"])
+    return [run.info.run_id for run in runs]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_at_the_start_in_the_middle_and_at_the_end_loses_and_doubles_nothing(
+    own_mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = own_mlflow_server
+    where = TrackingSettings(experiment="e", uri=server.uri, spool=tmp_path / "spool", retry_seconds=0.0)
+    sweep = SweepTracker(where, name="sweep")
+    disturbed = open_trial(where, sweep.run_id)
+    play(disturbed, range(2))
+    assert disturbed.run_id.startswith("pending-")
+    server.start()
+    assert sweep.deliver().waiting == 0
+    play(disturbed, range(2, 3))
+    client = MlflowClient(server.uri)
+    assert client.get_metric_history(disturbed.run_id, "fl/loss")[-1].step == 2
+    undisturbed = open_trial(where, sweep.run_id)
+    play(undisturbed, range(4))
+    end(undisturbed)
+    server.stop()
+    play(disturbed, range(3, 4))
+    end(disturbed)
+    sweep.summary({"sweep/trials": 2})
+    sweep.close(RunStatus.FINISHED)
+    assert len(Spool(where.spool_folder).journals()) == 2
+    server.start()
+    done = replay(where.spool_folder)
+    assert (done.runs, done.waiting, done.refused) == (2, 0, 0)
+    assert replay(where.spool_folder).runs == 0
+    first, second = trials_of(client, "e")
+    assert record(client, first) == record(client, second)
+    assert record(client, first)["metrics"] == {
+        "swept/defense.strength": [(0, 0.5)],
+        "fl/accuracy": [(0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375)],
+        "fl/loss": [(0, 1.0), (1, 0.875), (2, 0.75), (3, 0.625)],
+        "utility/accuracy": [(0, 0.75)],
+        "privacy/mse": [(0, 0.25)],
+    }
+    (parent,) = client.search_runs(["1"], "tags.`fedveil.kind` = 'sweep'")
+    assert parent.info.status == "FINISHED"
+    for run_id in (first, second):
+        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+@contextmanager
+def calls_that_fail(plan: list[str]) -> Iterator[None]:
+    """Let the client's sending calls fail as planned: before they do anything, or after they did it all."""
+    rest = iter(plan)
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            fate = next(rest, "works")
+            if fate == "lost":
+                raise MlflowException("no answer")
+            result = call(*args, **kwargs)
+            if fate == "unanswered":
+                raise MlflowException("the answer was lost")
+            return result
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SENDING:
+            patch.setattr(MlflowClient, name, failing(getattr(MlflowClient, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def spools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    return lambda: tmp_path_factory.mktemp("spool")
+
+
+def whole_life(where: TrackingSettings) -> None:
+    with SweepTracker(where, name="sweep") as sweep:
+        trial = open_trial(where, sweep.run_id)
+        play(trial, range(3))
+        end(trial)
+
+
+@given(plan=st.lists(st.sampled_from(["works", "lost", "unanswered"]), max_size=30))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whichever_calls_fail_the_record_equals_an_undisturbed_one(
+    plan: list[str], store: str, spools: Callable[[], Path]
+) -> None:
+    spool = spools()
+    client = MlflowClient(store)
+    for name, failures in (("undisturbed", []), (spool.name, plan)):
+        where = TrackingSettings(experiment=name, uri=store, spool=spool, retry_seconds=0.0)
+        if name != "undisturbed" or client.get_experiment_by_name(name) is None:
+            with calls_that_fail(failures):
+                whole_life(where)
+            replay(spool)
+    (expected,), (found,) = trials_of(client, "undisturbed"), trials_of(client, spool.name)
+    assert record(client, found) == record(client, expected)
+    assert replay(spool).runs == 0
+
+
+def test_a_crash_between_sending_and_noting_it_repeats_nothing(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = TrackingSettings(experiment="crash", uri=store, spool=tmp_path, retry_seconds=1e6)
+    tracker = open_trial(where, SweepTracker(where, name="sweep").run_id)
+
+    def crash(journal: Journal, lines: int) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "acknowledge", crash)
+        play(tracker, range(1))
+    play(tracker, range(1, 3))
+    assert replay(tmp_path).waiting == 0
+    client = MlflowClient(store)
+    history = client.get_metric_history(tracker.run_id, "fl/accuracy")
+    assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 0.125), (2, 0.25)]
+
+
+def test_a_spool_that_cannot_be_written_stops_no_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    where = TrackingSettings(experiment="e", uri="http://127.0.0.1:9", spool=tmp_path / "file")
+    with SweepTracker(where, name="sweep") as sweep, open_trial(where, sweep.run_id) as trial:
+        play(trial, range(2))
+        end(trial)
+
+
+def opening(token: str, parent: str | None, when: int) -> Open:
+    return Open(token, "http://127.0.0.1:9", "e", "name", parent, None, {}, when)
+
+
+def test_the_back_off_doubles_up_to_twelve_times_the_first_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tries = [0.0], []
+
+    def refuse(sender: Sender) -> None:
+        tries.append(clock[0])
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(Sender, "_connect", refuse)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    sender = Sender(Spool(tmp_path).start(opening("t", None, 1)), retry_seconds=10.0)
+    for second in range(500):
+        clock[0] = float(second)
+        assert not sender.deliver()
+    assert tries == [0, 10, 30, 70, 150, 270, 390]
+    assert not sender.deliver(now=True)
+    assert tries[-1] == 499
+
+
+def test_one_server_that_does_not_answer_is_asked_once_for_all_journals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(sender: Sender) -> None:
+        tries.append(sender.journal.token)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(delivery.Sender, "_connect", refuse)
+    spool = Spool(tmp_path)
+    for token, parent, when in (("child", "p", 1), ("younger", None, 3), ("older", None, 2)):
+        spool.start(opening(token, parent, when))
+    assert [journal.token for journal in spool.journals()] == ["older", "younger", "child"]
+    done = replay(tmp_path)
+    assert (done.runs, done.waiting, tries) == (0, 3, ["older"])
+
+
+def test_a_line_that_a_dying_process_left_unfinished_is_skipped(tmp_path: Path) -> None:
+    journal = Spool(tmp_path).start(opening("t", None, 1))
+    with (journal.folder / "journal.jsonl").open("ab") as lines:
+        lines.write(b'{"operation": "Tags", "ta')
+    assert [number for number, _ in journal.read()] == [0]
+    journal.append(Tags({"a": "1"}))
+    journal.append(Tags({"b": "2"}))
+    assert [operation for _, operation in journal.read(1)] == [Tags({"a": "1"}), Tags({"b": "2"})]
+
+
+def test_only_one_process_at_a_time_delivers_a_journal(tmp_path: Path) -> None:
+    journal = Spool(tmp_path).start(opening("t", None, 1))
+    with journal.delivering() as first, Journal(journal.folder).delivering() as second:
+        assert (first, second) == (True, False)
+    with journal.delivering() as again:
+        assert again
+
+
+def test_the_spool_is_for_its_owner_only(tmp_path: Path) -> None:
+    journal = Spool(tmp_path / "spool").start(opening("t", None, 1))
+    assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+    assert journal.folder.stat().st_mode & 0o777 == 0o700
+
+
+@given(tags=st.dictionaries(st.text(), st.text(), max_size=3))
+def test_an_operation_survives_its_line(tags: dict[str, str]) -> None:
+    operation = Tags(tags)
+    assert "\n" not in operation.encode()
+    assert Operation.decode(operation.encode()) == operation
