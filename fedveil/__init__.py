@@ -1,1 +1,236 @@
-"""placeholder"""
+"""What do federated clients' updates leak of their images, and how is it stopped without losing accuracy?
+
+>>> import fedveil as fv
+>>> images = fv.load_data("mni152").train.take(range(2))
+>>> model = fv.build_model("lenet", image_shape=(1, 32, 32), classes=3)
+>>> update, trained = fv.client_update(model, images.floats(), images.labels)
+>>> report = fv.audit(model, update, images=images.floats(), labels=images.labels, attacks=[fv.InvertingGradients(steps=2)])
+>>> sorted(report.reconstructions)
+['inverting_gradients']
+
+Everything here is loaded when it is first used: importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedveil.attacks.adaptive import Adaptive as Adaptive
+    from fedveil.attacks.adaptive import AdaptiveModules as AdaptiveModules
+    from fedveil.attacks.adaptive import TrainedImages as TrainedImages
+    from fedveil.attacks.audit import audit as audit
+    from fedveil.attacks.base import Attack as Attack
+    from fedveil.attacks.capture import client_update as client_update
+    from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
+    from fedveil.attacks.report import AuditReport as AuditReport
+    from fedveil.defense.base import Defense as Defense
+    from fedveil.defense.base import PreparedDefense as PreparedDefense
+    from fedveil.defense.base import Surrogate as Surrogate
+    from fedveil.fl.data import load_data as load_data
+    from fedveil.fl.data.source import Source as Source
+    from fedveil.fl.errors import FedveilError as FedveilError
+    from fedveil.fl.messages import ClientUpdate as Update
+    from fedveil.fl.messages import PrivacyRecord as PrivacyRecord
+    from fedveil.fl.messages import Reconstruction as Reconstruction
+    from fedveil.fl.messages import ThreatModel as ThreatModel
+    from fedveil.fl.strategies import Strategy as Strategy
+    from fedveil.orchestrator.run.api import run as run
+    from fedveil.orchestrator.run.api import sweep as sweep
+
+__all__ = [
+    "Adaptive",
+    "AdaptiveModules",
+    "Attack",
+    "AuditReport",
+    "Defense",
+    "FedveilError",
+    "InvertingGradients",
+    "PreparedDefense",
+    "PrivacyRecord",
+    "Reconstruction",
+    "Source",
+    "Strategy",
+    "Surrogate",
+    "ThreatModel",
+    "TrainedImages",
+    "Update",
+    "audit",
+    "build_model",
+    "client_update",
+    "load_data",
+    "register_attack",
+    "register_data",
+    "register_defense",
+    "register_model",
+    "register_strategy",
+    "run",
+    "sweep",
+]
+
+_PLACES = {
+    "Adaptive": "attacks.adaptive",
+    "AdaptiveModules": "attacks.adaptive",
+    "Attack": "attacks.base",
+    "AuditReport": "attacks.report",
+    "Defense": "defense.base",
+    "FedveilError": "fl.errors",
+    "InvertingGradients": "attacks.inverting_gradients",
+    "PreparedDefense": "defense.base",
+    "PrivacyRecord": "fl.messages",
+    "Reconstruction": "fl.messages",
+    "Source": "fl.data.source",
+    "Strategy": "fl.strategies",
+    "Surrogate": "defense.base",
+    "ThreatModel": "fl.messages",
+    "TrainedImages": "attacks.adaptive",
+    "Update": "fl.messages:ClientUpdate",
+    "audit": "attacks.audit",
+    "client_update": "attacks.capture",
+    "load_data": "fl.data",
+    "run": "orchestrator.run.api",
+    "sweep": "orchestrator.run.api",
+}
+"""Where each name is found: a module of this package, and the name there after a colon where it is another."""
+
+Registered = TypeVar("Registered", bound=type)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fedveil' has no attribute {name!r}")
+    module, _, inner = _PLACES[name].partition(":")
+    value = globals()[name] = getattr(import_module(f"fedveil.{module}"), inner or name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register_defense(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters a `Defense` under ``name``; its fields become the settings of experiment files.
+
+    >>> import dataclasses, fedveil as fv
+    >>> @fv.register_defense("darken")
+    ... @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Darken(fv.Defense):
+    ...     strength: float = 0.5
+    ...     def data(self, x, y, stream):
+    ...         return self.strength * x
+    >>> Darken().name
+    'darken'
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.defense import DEFENSES
+
+    return DEFENSES.register(name)
+
+
+def register_attack(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters an `Attack` under ``name``; its fields become options in ``audit.attacks``.
+
+    >>> import dataclasses, torch, fedveil as fv
+    >>> @fv.register_attack("grey")
+    ... @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Grey(fv.Attack):
+    ...     level: float = 0.5
+    ...     def run(self, observations, knowledge, earlier):
+    ...         grey = torch.full((1, *knowledge.model.image_shape), self.level)
+    ...         return [fv.Reconstruction(grey, o.labels, loss=0.0) for o in observations]
+    >>> Grey(level=0.25)
+    Grey(level=0.25)
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.attacks import ATTACKS
+
+    return ATTACKS.register(name)
+
+
+def register_model(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters a classifier (an ``nn.Module``) under ``name``, for ``model.name``.
+
+    It is made from the keywords ``image_shape`` (C, H, W) and ``classes``.
+
+    >>> import torch, fedveil as fv
+    >>> @fv.register_model("linear")
+    ... class Linear(torch.nn.Sequential):
+    ...     def __init__(self, *, image_shape, classes):
+    ...         inputs = image_shape[0] * image_shape[1] * image_shape[2]
+    ...         super().__init__(torch.nn.Flatten(), torch.nn.Linear(inputs, classes))
+    >>> fv.build_model("linear", image_shape=(1, 4, 4), classes=2)(torch.zeros(3, 1, 4, 4)).shape
+    torch.Size([3, 2])
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.fl.models import MODELS
+
+    return MODELS.register(name)
+
+
+def register_strategy(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters an aggregation rule (a `Strategy`) under ``name``, for ``fl.strategy``.
+
+    >>> import dataclasses, fedveil as fv
+    >>> @fv.register_strategy("stand_still")
+    ... @dataclasses.dataclass(frozen=True)
+    ... class StandStill(fv.Strategy):
+    ...     def step(self, weights, state, totals, updates):
+    ...         return dict(weights), state
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.fl.strategies import STRATEGIES
+
+    return STRATEGIES.register(name)
+
+
+def register_data(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters a data set (a `Source`) under ``name``, for ``data.name``.
+
+    >>> import fedveil as fv
+    >>> @fv.register_data("brains")
+    ... class Brains(fv.Source):
+    ...     def load(self, *, size, seed):
+    ...         return fv.load_data("mni152", size=size, seed=seed)
+    >>> fv.load_data("brains").train.shape
+    (1, 32, 32)
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.fl.data import register_data as register
+
+    return register(name)
+
+
+def build_model(name: str, *, image_shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Module:
+    """Build a registered classifier with seeded initial weights.
+
+    >>> import fedveil as fv
+    >>> type(fv.build_model("convnet", image_shape=(1, 28, 28), classes=2)).__name__
+    'ConvNet'
+
+    Args:
+        name: see ``fedveil list models``.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        seed: of the weights.
+
+    Raises:
+        FedveilError: the name is unknown, or the model does not take such images.
+    """
+    from fedveil.fl.models import ModelSpec
+    from fedveil.fl.models import build_model as build
+
+    return build(ModelSpec(name, image_shape, classes), seed)
