@@ -1,1 +1,166 @@
-"""The one table of metric names: configuration, tracking, table, figures and reports all read it."""
+"""The one table of metric names: configuration, tracking, table, figures and reports all read it.
+
+A name may hold a placeholder, ``attack/<attack>/mse``: there stands the attack's label, numbered where an audit runs
+several of one name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS
+
+Direction = Literal["max", "min"]
+
+_PLACEHOLDER = re.compile(r"<\w+>")
+_FILLING = r"[A-Za-z0-9_.-]+"
+
+
+def mse_text(error: float) -> str:
+    """Four decimals; one significant digit where those would read as an exact copy, and a plain 0 for one."""
+    return f"{error:.4f}" if error >= 5e-5 else f"{error:.0e}" if error > 0 else "0"
+
+
+def fits(name: str, template: str) -> bool:
+    """Whether ``name`` is ``template`` with its placeholders filled.
+
+    >>> fits("attack/adaptive_2/mse", "attack/<attack>/mse"), fits("attack/a/b/mse", "attack/<attack>/mse")
+    (True, False)
+    """
+    return re.fullmatch(_PLACEHOLDER.sub(_FILLING, re.escape(template)), name) is not None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a run or a sweep reports.
+
+    Attributes:
+        name: as in MLflow, perhaps with placeholders.
+        meaning: in one line.
+        better: which direction is better for the clients; None where neither is.
+        write: its text in tables and figures.
+        title: its heading in the table, on two lines; empty where it has no column of its own.
+        objective: a search may name it as an objective.
+    """
+
+    name: str
+    meaning: str
+    better: Direction | None = None
+    write: Callable[[float], str] = "{:.3f}".format
+    title: str = ""
+    objective: bool = False
+
+
+_SHARE = "{:.2f}".format
+_SECONDS = "{:.0f}".format
+
+# how each score per victim is written, its heading and its meaning
+_SCORES: Mapping[str, tuple[Callable[[float], str], str, str]] = {
+    "mse": (mse_text, "worst-case\nMSE", "error of the reconstruction against the original"),
+    "psnr": ("{:.1f}".format, "PSNR\ndB", "of that error, in dB, at most 100"),
+    "ssim": (_SHARE, "SSIM\n", "structural similarity of reconstruction and original"),
+    "attacker_accuracy": (
+        _SHARE,
+        "attacker\naccuracy",
+        "how often the judge reads the true class; absent where it cannot tell classes or none was inferred",
+    ),
+    "identification_rate": (_SHARE, "identi-\nfied", "how often the gallery's nearest image is the original"),
+    "mse_to_perturbed": (mse_text, "", "error against what the client trained on: did the attack itself work?"),
+    "label_recovery": (_SHARE, "", "how often the label that the attack used is the true one"),
+}
+
+
+def _better(score: str) -> Direction:
+    """What finds the most private information is worst for the clients."""
+    (leakiest,) = (metric.leakiest for metric in METRICS if metric.name == score)
+    return "max" if leakiest is min else "min"
+
+
+def _headline(score: str) -> Metric:
+    write, title, meaning = _SCORES[score]
+    return Metric(f"privacy/{score}", f"{meaning}; worst case over attacks", _better(score), write, title, True)
+
+
+FINAL: tuple[Metric, ...] = (
+    Metric("utility/accuracy", "test accuracy of the federated model", "max", title="accuracy\n", objective=True),
+    Metric("utility/val_accuracy", "its accuracy on validation images", "max", objective=True),
+    Metric("utility/auc", "area under the ROC curve, mean over classes", "max", objective=True),
+    Metric(
+        "utility/clean_accuracy",
+        "test accuracy on images that passed no defence",
+        "max",
+        title="on clean\nimages",
+        objective=True,
+    ),
+    *(_headline(metric.name) for metric in METRICS if metric.headline),
+    Metric("privacy/mse_low", "lower end of the MSE's 95 % interval over victims", "max", mse_text, objective=True),
+    Metric("privacy/mse_high", "upper end of it", "max", mse_text),
+    Metric("privacy/chance_accuracy", "an attacker that guesses the class: 1 / classes", None, _SHARE),
+    Metric("privacy/judge_accuracy", "the judge's accuracy on untouched private originals", None, _SHARE),
+    Metric(
+        "privacy/trained_mse", "error of a perfect inversion: what the client trained on", "max", mse_text, "", True
+    ),
+    Metric("privacy/baseline_mse", "error of an attacker without the update: the class mean", None, mse_text),
+    Metric("privacy/complete", "1 if an adaptive attack ran, so that privacy/* is a worst case"),
+    *(
+        Metric(f"attack/<attack>/{metric.name}", meaning, _better(metric.name), write, objective=True)
+        for metric in METRICS
+        for write, _, meaning in [_SCORES[metric.name]]
+    ),
+    Metric("cost/train_seconds", "time of preparation and training", "min", _SECONDS, objective=True),
+    Metric("cost/attack_seconds", "time of the audits", "min", _SECONDS, objective=True),
+    Metric("cost/update_bytes", "that a round's clients send", "min", _SECONDS, objective=True),
+    Metric("swept/<key>", "a swept number again, since MLflow keeps params as text"),
+    Metric("defense/<diagnostic>", "what the defence says of its own training, mean over clients"),
+)
+CURVES: tuple[Metric, ...] = (
+    Metric("fl/accuracy", "validation accuracy after the round", "max", objective=True),
+    Metric("fl/loss", "the clients' mean training loss", "min", objective=True),
+    Metric("fl/failed_clients", "clients whose worker was lost and whose turn was replayed", "min", _SECONDS),
+)
+SUMMARY: tuple[Metric, ...] = (
+    Metric("sweep/trials", "trials of the sweep", None, _SECONDS),
+    Metric("sweep/failed", "trials that failed", "min", _SECONDS),
+    Metric("sweep/pareto_front", "settings that no other beats in accuracy and MSE", None, _SECONDS),
+    Metric("sweep/hypervolume", "area between the origin and that front", "max"),
+)
+EVERY_ROUND: tuple[str, ...] = tuple(metric.name for metric in CURVES if metric.objective)
+"""Objectives that exist after every round, so that a scheduler can compare trials by them."""
+_HEADLINES = {"privacy/mse_low", *(f"privacy/{metric.name}" for metric in METRICS if metric.headline)}
+
+
+def metric(name: str) -> Metric:
+    """Return the table's line for a name without placeholders.
+
+    Raises:
+        KeyError: the table has no such name.
+    """
+    for known in (*FINAL, *CURVES, *SUMMARY):
+        if fits(name, known.name):
+            return known
+    raise KeyError(name)
+
+
+def objectives(attacks: Sequence[str]) -> list[str]:
+    """Return the names that a search may have as objectives.
+
+    Args:
+        attacks: the labels of the audit's attacks. The attack without an update always runs, and makes no headline.
+    """
+    labels = list(dict.fromkeys([BASELINE_ATTACK, *attacks]))
+    attacked = len(labels) > 1
+    names = []
+    for known in (*FINAL, *CURVES):
+        if not known.objective or (known.name in _HEADLINES and not attacked):
+            continue
+        names += [known.name.replace("<attack>", label) for label in labels] if "<" in known.name else [known.name]
+    return names
+
+
+def unknown(names: Iterable[str], metrics: Iterable[Metric]) -> list[str]:
+    """Return those of ``names`` that none of ``metrics`` stands for."""
+    templates = [known.name for known in metrics]
+    return [name for name in names if not any(fits(name, template) for template in templates)]
