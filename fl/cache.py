@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import pickle
 import sys
@@ -39,10 +40,20 @@ def sources(folder: Path) -> str:
 
 @lru_cache
 def _versions(module: str) -> tuple[str, ...]:
-    """Return what beside the key decides the weights: PyTorch, this floor and the one that trains."""
+    """Return what beside the key decides the weights: PyTorch, this floor and the one that trains, or a user's module."""
     floors = dict.fromkeys(".".join(name.split(".")[:2]) for name in (__name__, module))
-    folders = [folder for name in floors for folder in getattr(sys.modules.get(name), "__path__", ())]
-    return (torch.__version__, *(sources(Path(folder)) for folder in folders))
+    return (torch.__version__, *map(_code, floors))
+
+
+def _code(name: str) -> str:
+    """Return a hash of an imported package's files or of a single module's text; "" where there is no text to see."""
+    module = sys.modules[name]
+    if hasattr(module, "__path__"):
+        return "".join(sources(Path(folder)) for folder in module.__path__)
+    try:
+        return hashlib.blake2b(inspect.getsource(module).encode(), digest_size=16).hexdigest()
+    except (OSError, TypeError):  # an interactive session
+        return ""
 
 
 def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], State]) -> State:

@@ -21,7 +21,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def macro_auc(probabilities: Tensor, labels: Tensor) -> float:
-    """Return the area under the ROC curve as MedMNIST defines it (Yang et al. 2023, ``medmnist.judge``).
+    """Return the area under the ROC curve as MedMNIST defines it (Yang et al. 2023, ``medmnist.evaluator``).
 
     Two classes: the AUC of the second column. More: the mean over classes of one-versus-rest AUCs. A class
     that is absent from ``labels``, or the only one there, has no AUC and is left out. NaN if none has one.

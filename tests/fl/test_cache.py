@@ -1,5 +1,7 @@
+import importlib
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def test_another_key_is_another_entry(tmp_path: Path) -> None:
 def test_other_code_or_another_pytorch_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = Builder()
     cached(tmp_path, ("a",), build)
-    for name, other in (("torch.__version__", "0.0"), ("fl.cache.sources", lambda folder: "other")):
+    for name, other in (("torch.__version__", "0.0"), ("fedveil.fl.cache.sources", lambda folder: "other")):
         with monkeypatch.context() as patch:
             patch.setattr(name, other)
             _versions.cache_clear()
@@ -60,6 +62,30 @@ def test_other_code_or_another_pytorch_is_another_entry(tmp_path: Path, monkeypa
     assert build.calls == 3
     cached(tmp_path, ("a",), build)
     assert build.calls == 3
+
+
+def test_the_code_in_a_key_is_this_floor_and_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("fedveil.defense")
+    monkeypatch.setattr("fedveil.fl.cache.sources", lambda folder: folder.name)
+    _versions.cache_clear()
+    assert _versions("fedveil.fl.cache") == (torch.__version__, "fl")
+    assert _versions("fedveil.defense.latent") == (torch.__version__, "fl", "defense")
+    _versions.cache_clear()
+
+
+def test_a_users_own_module_is_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = set()
+    for text in ("x = 1\n", "x = 2 \n"):
+        (tmp_path / "a_plugin_of_mine.py").write_text(text, encoding="utf-8")
+        importlib.invalidate_caches()
+        sys.modules.pop("a_plugin_of_mine", None)
+        importlib.import_module("a_plugin_of_mine")
+        _versions.cache_clear()
+        found.add(_versions("a_plugin_of_mine"))
+    assert {len(versions) for versions in found} == {3}
+    assert len(found) == 2
+    _versions.cache_clear()
 
 
 def test_any_change_of_a_source_file_shows(tmp_path: Path) -> None:

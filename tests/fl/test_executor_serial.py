@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedveil.fl.executor import SerialExecutor, Slot
+from fedveil.fl.executor import Handle, SerialExecutor, Slot
 from fedveil.fl.models import ModelSpec
 
 SPEC = ModelSpec("convnet", (1, 12, 12), classes=3, width=4)
@@ -30,9 +30,25 @@ def test_an_exception_of_the_task_is_raised_and_the_executor_stays_usable() -> N
     assert executor.map(double, [1]) == [2]
 
 
-def test_a_shared_value_is_the_value_itself() -> None:
-    value = object()
-    assert SerialExecutor().broadcast(value).get() is value
+def scaled(slot: Slot, item: int, factor: int, offsets: list[int]) -> int:
+    return factor * item + offsets[item]
+
+
+def given(slot: Slot, item: int, *shared: object) -> tuple[object, ...]:
+    return shared
+
+
+def test_a_task_gets_the_shared_values_after_its_item() -> None:
+    assert SerialExecutor().map(scaled, [0, 1, 2], shared=(10, [5, 6, 7])) == [5, 16, 27]
+
+
+def test_a_handle_among_the_shared_is_replaced_by_its_value_and_any_other_value_is_passed_as_it_is() -> None:
+    executor, held, plain = SerialExecutor(), object(), object()
+    handle = executor.broadcast(held)
+    assert isinstance(handle, Handle)
+    assert handle.get() is held
+    [first, second] = executor.map(given, [0, 1], shared=(handle, plain))
+    assert first == second == (held, plain)
 
 
 def test_all_items_run_on_one_slot_on_the_device_asked_for() -> None:

@@ -23,6 +23,21 @@ def test_bytes_sent_worked_by_hand() -> None:
     assert update({"nothing": torch.zeros(9)}).nbytes() == 0
 
 
+def test_a_gradient_as_users_hand_it_over() -> None:
+    tensors = {"w": torch.ones(2)}
+    found = ClientUpdate.gradient(tensors, examples=3)
+    assert found == ClientUpdate(tensors, 3, UpdateKind.GRADIENT, local_steps=1, learning_rate=1.0)
+    tensors["more"] = torch.ones(1)
+    assert found.tensors.keys() == {"w"}, "the message does not change with the caller's dict"
+
+
+def test_a_delta_as_users_hand_it_over() -> None:
+    tensors, buffers = {"w": torch.ones(2)}, {"mean": torch.ones(1)}
+    found = ClientUpdate.delta(tensors, learning_rate=0.1, local_steps=5, examples=20, buffers=buffers)
+    assert found == ClientUpdate(tensors, 20, UpdateKind.DELTA, 5, 0.1, buffers)
+    assert ClientUpdate.delta(tensors) == ClientUpdate(tensors, 1, UpdateKind.DELTA, 1, 1.0)
+
+
 def test_a_threat_model_names_the_grants_that_it_lacks() -> None:
     weak = ThreatModel(labels=False)
     needed = ThreatModel(labels=True, auxiliary_data=True, defense_modules=True)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from medmnist.judge import getAUC
+from medmnist.evaluator import getAUC
 from sklearn.metrics import roc_auc_score
 
 from fedveil.fl.metrics import accuracy, macro_auc

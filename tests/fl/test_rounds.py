@@ -1,8 +1,8 @@
 import io
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,19 +18,7 @@ from fedveil.fl.hooks import ClientHooks, NoHooks
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec, build_model, init_model
-from fedveil.fl.rounds import (
-    Client,
-    Federation,
-    RoundReport,
-    ServerState,
-    cut,
-    draw_cohort,
-    evaluate,
-    evaluate_clean,
-    evaluate_quickly,
-    play_round,
-    start,
-)
+from fedveil.fl.rounds import Client, Federation, RoundReport, ServerState, Simulation, client_chunks, draw_cohort
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.strategies import FedAdam, FedAvg, FedProx, FedSGD, Krum, Median, Strategy, TrimmedMean
 from fedveil.fl.training import LocalTraining, local_update, predict
@@ -54,18 +42,10 @@ STRATEGIES: list[Strategy] = [
 ]
 
 
-@dataclass(frozen=True)
-class Held(Generic[T]):
-    value: T
-
-    def get(self) -> T:
-        return self.value
-
-
-class Locked(Generic[T]):
+class Locked(Handle[Any]):
     """A handle that nobody may open."""
 
-    def get(self) -> T:
+    def get(self) -> Any:
         raise AssertionError("this client does not take part")
 
 
@@ -90,14 +70,17 @@ class ShufflingExecutor:
         self.slots = [Slot(torch.device("cpu")) for _ in range(2)]
 
     def broadcast(self, value: T) -> Handle[T]:
-        return Held(value)
+        return Handle(value)
 
     def map(
         self,
-        task: Callable[[Slot, Item], Result],
+        task: Callable[..., Result],
         items: Sequence[Item],
+        *,
+        shared: Sequence[object] = (),
         on_lost: Callable[[Item], None] | None = None,
     ) -> list[Result]:
+        values = [value.get() if isinstance(value, Handle) else value for value in shared]
         order = list(range(len(items)))
         self.chance.shuffle(order)
         dying = order[0] if on_lost is not None and items else None
@@ -105,31 +88,19 @@ class ShufflingExecutor:
         for index in order:
             if index == dying and on_lost is not None:
                 for _ in range(self.deaths):
-                    task(Slot(torch.device("cpu")), items[index])
+                    task(Slot(torch.device("cpu")), items[index], *values)
                     self.lost.append(items[index])
                     on_lost(items[index])
-            results[index] = task(self.chance.choice(self.slots), items[index])
+            results[index] = task(self.chance.choice(self.slots), items[index], *values)
         return [results[index] for index in range(len(items))]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A federation and the executor that plays it."""
-
-    federation: Federation
-    executor: Executor
-    shared: Handle[Federation] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shared", self.executor.broadcast(self.federation))
-
-    def rounds(self, count: int, state: ServerState | None = None) -> tuple[ServerState, list[RoundReport]]:
-        state = state or start(self.federation)
-        reports = []
-        for _ in range(count):
-            state, report = play_round(self.federation, self.shared, state, self.executor)
-            reports.append(report)
-        return state, reports
+def rounds(
+    federation: Federation, count: int, *, executor: Executor | None = None, state: ServerState | None = None
+) -> tuple[ServerState, list[RoundReport]]:
+    simulation = Simulation(federation, executor or SerialExecutor(), state)
+    reports = [simulation.round() for _ in range(count)]
+    return simulation.state, reports
 
 
 def images(count: int, seed: int) -> Images:
@@ -144,7 +115,7 @@ def federate(
     hooks: Sequence[ClientHooks] | None = None,
     norm: str = "group",
     cohort: int = len(SIZES),
-    shares: int = 3,
+    chunks: int = 3,
     learning_rate: float = 0.1,
     batch_size: int = 4,
     seed: int = 0,
@@ -153,13 +124,13 @@ def federate(
     return Federation(
         model=ModelSpec("convnet", SHAPE, classes=3, norm=norm, width=4),
         clients=tuple(
-            Client(k, size, Held(images(size, k)), Held(own))
+            Client(k, size, Handle(images(size, k)), Handle(own))
             for k, (size, own) in enumerate(zip(SIZES, acting, strict=False))
         ),
         strategy=strategy,
         training=LocalTraining(strategy.local_kind, 1, batch_size, learning_rate, strategy.proximal),
         cohort=cohort,
-        shares=shares,
+        client_chunks=chunks,
         seed=seed,
     )
 
@@ -173,7 +144,7 @@ def same_bits(left: ServerState, right: ServerState) -> bool:
 
 def test_a_run_starts_from_the_models_seeded_weights() -> None:
     federation = federate(FedAdam(), seed=4)
-    state = start(federation)
+    state = ServerState.initial(federation)
     assert state.round == 0
     assert all(torch.equal(state.weights[n], t) for n, t in init_model(federation.model, 4).items())
     assert state.optimizer.keys() == FedAdam().init(state.weights).keys()
@@ -181,7 +152,7 @@ def test_a_run_starts_from_the_models_seeded_weights() -> None:
 
 def test_a_fedsgd_round_is_one_step_of_gradient_descent_on_all_images() -> None:
     federation = federate(FedSGD(server_lr=0.5), batch_size=64)
-    state, [report] = Run(federation, SerialExecutor()).rounds(1)
+    state, [report] = rounds(federation, 1)
     model = build_model(federation.model, federation.seed)
     shards = [client.shard.get() for client in federation.clients]
     x, y = torch.cat([s.floats() for s in shards]), torch.cat([s.labels for s in shards])
@@ -195,8 +166,8 @@ def test_a_fedsgd_round_is_one_step_of_gradient_descent_on_all_images() -> None:
 
 def test_a_fedavg_round_is_the_mean_of_the_clients_weights_by_examples() -> None:
     federation = federate(FedAvg(), norm="batch")
-    before = start(federation)
-    state, [report] = Run(federation, SerialExecutor()).rounds(1)
+    before = ServerState.initial(federation)
+    state, [report] = rounds(federation, 1)
     model = build_model(federation.model)
     results = [
         local_update(
@@ -223,23 +194,23 @@ def test_a_fedavg_round_is_the_mean_of_the_clients_weights_by_examples() -> None
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_neither_order_nor_slot_nor_replay_changes_a_bit(strategy: Strategy) -> None:
     federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=5)
-    serial, _ = Run(federation, SerialExecutor()).rounds(2)
-    assert not torch.equal(serial.weights["head.weight"], start(federation).weights["head.weight"])
+    serial, _ = rounds(federation, 2)
+    assert not torch.equal(serial.weights["head.weight"], ServerState.initial(federation).weights["head.weight"])
     for seed in range(3):
         executor = ShufflingExecutor(seed)
-        state, reports = Run(federation, executor).rounds(2)
+        state, reports = rounds(federation, 2, executor=executor)
         assert same_bits(state, serial)
-        assert [r.failed_clients for r in reports] == [len(share.clients) for share in executor.lost]
+        assert [r.failed_clients for r in reports] == [len(chunk) for chunk in executor.lost]
 
 
 def test_a_client_that_is_lost_twice_counts_once() -> None:
-    federation = federate(FedAvg(), shares=6)
-    _, [report] = Run(federation, ShufflingExecutor(0, deaths=2)).rounds(1)
+    federation = federate(FedAvg(), chunks=6)
+    _, [report] = rounds(federation, 1, executor=ShufflingExecutor(0, deaths=2))
     assert report.failed_clients == 1
 
 
-def test_the_cut_into_shares_changes_rounding_at_most() -> None:
-    states = [Run(federate(FedAvg(), shares=shares), SerialExecutor()).rounds(1)[0] for shares in (1, 2, 6)]
+def test_the_cut_into_chunks_changes_rounding_at_most() -> None:
+    states = [rounds(federate(FedAvg(), chunks=chunks), 1)[0] for chunks in (1, 2, 6)]
     for state in states[1:]:
         for name, tensor in states[0].weights.items():
             torch.testing.assert_close(state.weights[name], tensor, atol=1e-6, rtol=1e-5)
@@ -247,16 +218,16 @@ def test_the_cut_into_shares_changes_rounding_at_most() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=40), st.integers(1, 50))
-def test_a_cohort_is_cut_in_order_into_even_pieces(cohort: list[int], shares: int) -> None:
-    pieces = cut(cohort, shares)
+def test_a_cohort_is_cut_in_order_into_even_pieces(cohort: list[int], count: int) -> None:
+    pieces = client_chunks(cohort, count)
     assert [client for piece in pieces for client in piece] == cohort
-    assert len(pieces) == min(shares, len(cohort))
+    assert len(pieces) == min(count, len(cohort))
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_cut_worked_by_hand() -> None:
-    assert cut([0, 1, 2, 3, 4, 5, 6], 3) == [(0, 1), (2, 3), (4, 5, 6)]
+    assert client_chunks([0, 1, 2, 3, 4, 5, 6], 3) == [(0, 1), (2, 3), (4, 5, 6)]
 
 
 def test_cohorts_are_drawn_evenly_and_anew_for_each_round() -> None:
@@ -278,56 +249,57 @@ def test_the_whole_federation_is_a_cohort_too() -> None:
 def test_only_the_cohort_trains() -> None:
     federation = federate(FedAvg(), cohort=2)
     cohort = draw_cohort(federation, 0)
-    locked: Locked[Any] = Locked()
+    locked: Handle[Any] = Locked(None)
     clients = tuple(
         c if c.number in cohort else Client(c.number, c.examples, locked, locked) for c in federation.clients
     )
-    state, _ = Run(replace(federation, clients=clients), SerialExecutor()).rounds(1)
-    assert same_bits(state, Run(federation, SerialExecutor()).rounds(1)[0])
+    state, _ = rounds(replace(federation, clients=clients), 1)
+    assert same_bits(state, rounds(federation, 1)[0])
 
 
 @pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), FedSGD()], ids=repr)
 def test_a_run_goes_on_from_a_saved_state_as_if_never_stopped(strategy: Strategy) -> None:
     federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=4)
-    straight, _ = Run(federation, SerialExecutor()).rounds(4)
-    half, _ = Run(federation, SerialExecutor()).rounds(2)
+    straight, _ = rounds(federation, 4)
+    half, _ = rounds(federation, 2)
     disk = io.BytesIO()
     torch.save({"round": half.round, "weights": half.weights, "optimizer": half.optimizer}, disk)
     disk.seek(0)
     resumed = ServerState(**torch.load(disk, weights_only=True))
-    assert same_bits(Run(federation, SerialExecutor()).rounds(2, resumed)[0], straight)
+    assert same_bits(rounds(federation, 2, state=resumed)[0], straight)
 
 
 def test_the_learning_rate_decays_from_round_to_round() -> None:
     federation = replace(federate(FedAvg(), batch_size=64, learning_rate=0.4), learning_rate_decay=0.5)
     assert [federation.training_at(number).learning_rate for number in range(3)] == [0.4, 0.2, 0.1]
-    first = replace(start(federation), round=0)
+    first = replace(ServerState.initial(federation), round=0)
     moved = []
     for number in (0, 2):
         # One step from the same weights on all of the images: the change is the learning rate times the gradient.
-        after, _ = Run(federation, SerialExecutor()).rounds(1, replace(first, round=number))
+        after, _ = rounds(federation, 1, state=replace(first, round=number))
         moved.append(after.weights["head.weight"] - first.weights["head.weight"])
     torch.testing.assert_close(moved[1] * 4, moved[0], atol=1e-5, rtol=1e-3)
 
 
 def test_a_round_leaves_the_state_before_it_alone() -> None:
     federation = federate(FedAdam(), norm="batch")
-    run = Run(federation, SerialExecutor())
-    before, _ = run.rounds(1)
+    before, _ = rounds(federation, 1)
     copy = ServerState(
         before.round,
         {n: t.clone() for n, t in before.weights.items()},
         {n: t.clone() for n, t in before.optimizer.items()},
     )
-    run.rounds(1, before)
+    rounds(federation, 1, state=before)
     assert same_bits(before, copy)
 
 
 @pytest.mark.parametrize("strategy", [FedAvg(), Median(), Krum()], ids=repr)
 def test_training_that_diverges_is_an_error_that_says_what_to_do(strategy: Strategy) -> None:
-    run = Run(federate(strategy, learning_rate=1e30), SerialExecutor())
+    simulation = Simulation(federate(strategy, learning_rate=1e30), SerialExecutor())
+    before = simulation.state
     with pytest.raises(FedveilError, match=r"round 0: the training loss is (nan|inf); lower fl.learning_rate"):
-        run.rounds(1)
+        simulation.round()
+    assert simulation.state is before, "a round that fails leaves the state as it was"
 
 
 class LastStepFails(NoHooks):
@@ -338,9 +310,9 @@ class LastStepFails(NoHooks):
 
 
 def test_weights_that_are_not_finite_are_an_error_although_the_loss_is() -> None:
-    run = Run(federate(FedAvg(), hooks=[LastStepFails()] * len(SIZES)), SerialExecutor())
+    simulation = Simulation(federate(FedAvg(), hooks=[LastStepFails()] * len(SIZES)), SerialExecutor())
     with pytest.raises(FedveilError, match=r"round 0: head\.bias is not finite; lower fl\.learning_rate"):
-        run.rounds(1)
+        simulation.round()
 
 
 class Negated(NoHooks):
@@ -357,20 +329,20 @@ class Dark(NoHooks):
 
 def probabilities(federation: Federation, test: Images, hooks: ClientHooks) -> Tensor:
     model: nn.Module = build_model(federation.model)
-    return predict(model, start(federation).weights, test, hooks, torch.Generator())
+    return predict(model, ServerState.initial(federation).weights, test, hooks, torch.Generator())
 
 
 @pytest.mark.parametrize("executor", [SerialExecutor(), ShufflingExecutor(1)], ids=["serial", "shuffling"])
 def test_utility_is_the_mean_over_clients_each_behind_its_own_defence(executor: Executor) -> None:
     hooks = [NoHooks(), Negated(), Dark()]
     federation = federate(FedAvg(), hooks=hooks, cohort=3)
-    run = Run(federation, executor)
+    simulation = Simulation(federation, executor)
     test = images(40, 77)
-    found = evaluate(federation, run.shared, start(federation), executor.broadcast(test), executor)
+    found = simulation.evaluate(executor.broadcast(test))
     scores = [probabilities(federation, test, own) for own in hooks]
     assert found.accuracy == pytest.approx(sum(accuracy(s, test.labels) for s in scores) / 3)
     assert found.auc == pytest.approx(sum(macro_auc(s, test.labels) for s in scores) / 3)
-    clean = evaluate_clean(federation, run.shared, start(federation), executor.broadcast(test), executor)
+    clean = simulation.evaluate_clean(executor.broadcast(test))
     assert clean.accuracy == accuracy(scores[0], test.labels)
     assert clean.auc == macro_auc(scores[0], test.labels)
     assert found != clean
@@ -379,21 +351,19 @@ def test_utility_is_the_mean_over_clients_each_behind_its_own_defence(executor: 
 def test_the_quick_score_gives_each_client_every_kth_image() -> None:
     hooks = [NoHooks(), Negated(), Dark()]
     federation = federate(FedAvg(), hooks=hooks, cohort=3)
-    run = Run(federation, SerialExecutor())
     test = images(40, 77)
     right = 0.0
     for k, own in enumerate(hooks):
         part = test.take(torch.arange(k, 40, 3))
         right += accuracy(probabilities(federation, part, own), part.labels) * len(part)
-    found = evaluate_quickly(federation, run.shared, start(federation), test, run.executor)
+    found = Simulation(federation, SerialExecutor()).evaluate_quickly(test)
     assert found == pytest.approx(right / 40)
 
 
 def test_the_quick_score_works_with_more_clients_than_images() -> None:
     federation = federate(FedAvg())
-    run = Run(federation, SerialExecutor())
     test = images(4, 77)
-    found = evaluate_quickly(federation, run.shared, start(federation), test, run.executor)
+    found = Simulation(federation, SerialExecutor()).evaluate_quickly(test)
     assert found == pytest.approx(accuracy(probabilities(federation, test, NoHooks()), test.labels))
 
 
@@ -409,11 +379,11 @@ class Recording(NoHooks):
 def test_test_time_noise_is_fresh_for_each_client_and_round_and_reproducible() -> None:
     hooks = [Recording() for _ in SIZES]
     federation = federate(FedAvg(), hooks=hooks)
-    run = Run(federation, SerialExecutor())
-    test = run.executor.broadcast(images(4, 77))
+    executor = SerialExecutor()
+    test = executor.broadcast(images(4, 77))
     for number in (0, 1, 0):
-        state = replace(start(federation), round=number)
-        evaluate(federation, run.shared, state, test, run.executor)
+        state = replace(ServerState.initial(federation), round=number)
+        Simulation(federation, executor, state).evaluate(test)
     for own in hooks:
         assert own.drawn[0] == own.drawn[2]
     assert len({value for own in hooks for value in own.drawn}) == 2 * len(SIZES)
