@@ -1,8 +1,9 @@
 """Defences: what a client does to its data, its loss, its update or its output before anything leaves it."""
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Stack, Surrogate, TrainedOn
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
 from fedveil.defense.latent import LatentPerturbation
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
+from fedveil.defense.stack import Stack
 from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
 
@@ -14,6 +15,7 @@ __all__ = [
     "LatentPerturbation",
     "NoDefense",
     "PixelNoise",
+    "PreparedDefense",
     "Stack",
     "Surrogate",
     "TopK",

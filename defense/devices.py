@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
-_TWINS: WeakKeyDictionary[nn.Module, dict[torch.device, nn.Module]] = WeakKeyDictionary()
+_COPIES: WeakKeyDictionary[nn.Module, dict[torch.device, nn.Module]] = WeakKeyDictionary()
 
 
 def on_device(module: Module, device: torch.device) -> Module:
     """Return ``module`` itself if it lives on ``device`` already, otherwise a copy there that is kept as long as it."""
     if next(module.parameters()).device == device:
         return module
-    twins = _TWINS.setdefault(module, {})
-    if device not in twins:
-        twins[device] = copy.deepcopy(module).to(device)
-    twin = twins[device]
-    if not isinstance(twin, type(module)):
-        raise TypeError(f"expected {type(module).__name__}, got {type(twin).__name__}")
-    return twin
+    copies = _COPIES.setdefault(module, {})
+    if device not in copies:
+        copies[device] = copy.deepcopy(module).to(device)
+    there = copies[device]
+    if not isinstance(there, type(module)):
+        raise TypeError(f"expected {type(module).__name__}, got {type(there).__name__}")
+    return there

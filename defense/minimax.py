@@ -1,8 +1,8 @@
-"""Setup 1: the minimax game that learns the perturbation (arXiv 2503.16542; our reading of it).
+"""The minimax training that learns the perturbation (arXiv 2503.16542; our reading of it).
 
 The defender P minimises
 
-    utility_weight * CE(f(x'), y) - privacy_weight * min(MSE(A(x'), x), ceiling) / ceiling
+    utility_weight * CE(f(x'), y) - privacy_weight * min(MSE(A(x'), x), cap) / cap
 
 over x' = Dec(P(Enc(x))), while the adversary A minimises MSE(A(x'), x), several steps to each of the defender's, and the
 local copy f of the classifier minimises its loss on x'. Whatever a server computes from an update that was trained on x'
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedveil.defense.fitting import frozen
 from fedveil.defense.modules import Autoencoder, Inverse, Perturbation
-from fedveil.defense.public_models import PublicModels, frozen
+from fedveil.defense.public_models import PublicModels
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 
@@ -28,13 +29,13 @@ ADVERSARY_WIDTH = 16
 
 @dataclass(frozen=True)
 class MinimaxConfig:
-    """The weights and the schedule of the minimax game.
+    """The weights and the schedule of a minimax training.
 
     Attributes:
         strength: rho, size of the perturbation relative to the latent's root mean square.
-        privacy_weight: weight of the adversary's error, which is measured in units of the ceiling.
+        privacy_weight: weight of the adversary's error, which is measured in units of the cap.
         utility_weight: weight of the classification loss.
-        ceiling: the adversary's error beyond which nothing more is gained, as a multiple of the error of guessing the
+        error_cap: the adversary's error beyond which nothing more is gained, as a multiple of the error of guessing the
             class mean. It stops the maximisation from running away.
         adversary_steps: adversary steps per defender step.
         batch_size: images per step.
@@ -49,7 +50,7 @@ class MinimaxConfig:
 
 
 def class_mean_error(images: Images, known: Images | None = None) -> float:
-    """MSE of guessing each image's class mean: the natural ceiling of an attacker who sees nothing but the label.
+    """MSE of guessing each image's class mean: what an attacker reaches who sees nothing but the label.
 
     Args:
         images: the images to guess.
@@ -81,11 +82,11 @@ def perturbed(autoencoder: Autoencoder, perturbation: Perturbation, z: Tensor, s
 
 @dataclass(frozen=True, eq=False)
 class MinimaxModules:
-    """The three who play: their weights are what a game starts from and ends with.
+    """The three that learn: their weights are what a minimax training starts from and ends with.
 
     Attributes:
         defender: the perturbation P.
-        adversary: A, as far as it was trained; an attacker always trains his own.
+        adversary: A, as far as it was trained; an attacker always trains its own.
         classifier: the local copy f.
     """
 
@@ -94,28 +95,28 @@ class MinimaxModules:
     classifier: nn.Module
 
 
-def init_modules(public_models: PublicModels, game: MinimaxConfig, stream: torch.Generator) -> MinimaxModules:
+def init_modules(models: PublicModels, config: MinimaxConfig, stream: torch.Generator) -> MinimaxModules:
     """Return an untrained defender and adversary, and a classifier that starts from the public reference."""
-    shape = public_models.autoencoder.shape
+    shape = models.autoencoder.shape
     return MinimaxModules(
-        defender=seeded(lambda: Perturbation(game.strength), stream),
+        defender=seeded(lambda: Perturbation(config.strength), stream),
         adversary=seeded(lambda: Inverse(shape, width=ADVERSARY_WIDTH), stream),
-        classifier=public_models.reference,
+        classifier=models.reference,
     )
 
 
 def train_minimax(
     images: Images,
-    public_models: PublicModels,
+    models: PublicModels,
     modules: MinimaxModules,
-    game: MinimaxConfig,
+    config: MinimaxConfig,
     *,
     steps: int,
     replay: Images,
     device: torch.device,
     stream: torch.Generator,
 ) -> MinimaxModules:
-    """Play the game on ``images`` and return the modules on the CPU, frozen. The arguments stay as they are.
+    """Train on ``images`` and return the modules on the CPU, frozen. The arguments stay as they are.
 
     The classifier keeps learning from untouched public images (``replay``) beside x'. Without that replay each client's P
     and f agree on a private code of their own for the classes, and a federated model has to learn as many codes as there
@@ -123,19 +124,19 @@ def train_minimax(
 
     Args:
         images: the client's own, or public ones.
-        public_models: the autoencoder stays frozen.
+        models: the autoencoder stays frozen.
         modules: to go on from.
-        game: weights and schedule.
+        config: weights and schedule.
         steps: defender steps.
-        replay: public images; their class means also set the ceiling, as a client may hold too few images for that.
-        device: where to play.
+        replay: public images; their class means also set the cap, as a client may hold too few images for that.
+        device: where to train.
         stream: the only source of randomness.
     """
-    autoencoder = copy.deepcopy(public_models.autoencoder).to(device)
+    autoencoder = copy.deepcopy(models.autoencoder).to(device)
     defender = copy.deepcopy(modules.defender).to(device).requires_grad_(True)
     adversary = copy.deepcopy(modules.adversary).to(device).requires_grad_(True)
     classifier = copy.deepcopy(modules.classifier).to(device).requires_grad_(True)
-    ceiling = max(game.error_cap * class_mean_error(images, replay), 1e-6)
+    cap = max(config.error_cap * class_mean_error(images, replay), 1e-6)
     # A little momentum only: the opponent moves, so old gradients mislead.
     betas = (0.5, 0.99)
     defend = torch.optim.Adam(defender.parameters(), lr=1e-3, betas=betas)
@@ -145,12 +146,12 @@ def train_minimax(
     latents = _encode(autoencoder, images, device)
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
-        indices = torch.randint(len(images), (game.batch_size,), generator=stream)
+        indices = torch.randint(len(images), (config.batch_size,), generator=stream)
         x, y = images.batch(indices)
         return x.to(device), y.to(device), latents[indices.to(device)]
 
     for _ in range(steps):
-        for _ in range(game.adversary_steps):
+        for _ in range(config.adversary_steps):
             x, _, z = draw()
             with torch.no_grad():
                 defended = perturbed(autoencoder, defender, z, stream)
@@ -161,14 +162,14 @@ def train_minimax(
         x, y, z = draw()
         defended = perturbed(autoencoder, defender, z, stream)
         error = (adversary(defended) - x).square().mean(dim=(1, 2, 3))
-        privacy = (error / ceiling).clamp(max=1).mean()
+        privacy = (error / cap).clamp(max=1).mean()
         utility = F.cross_entropy(classifier(defended), y)
         defend.zero_grad(set_to_none=True)
-        (game.utility_weight * utility - game.privacy_weight * privacy).backward()
+        (config.utility_weight * utility - config.privacy_weight * privacy).backward()
         defend.step()
         schedule.step()
 
-        public_x, public_y = replay.batch(torch.randint(len(replay), (game.batch_size,), generator=stream))
+        public_x, public_y = replay.batch(torch.randint(len(replay), (config.batch_size,), generator=stream))
         on_public = F.cross_entropy(classifier(public_x.to(device)), public_y.to(device))
         learn.zero_grad(set_to_none=True)
         (F.cross_entropy(classifier(defended.detach()), y) + on_public).backward()

@@ -56,14 +56,14 @@ class Autoencoder(nn.Module):
         super().__init__()
         channels, height, width_px = shape
         self.shape = shape
-        stages = halvings(max(height, width_px))
-        self.multiple = 2**stages
+        times = halvings(max(height, width_px))
+        self.multiple = 2**times
         down: list[nn.Module] = [nn.PixelUnshuffle(2), _conv(4 * channels, width)]
-        for _ in range(stages - 1):
+        for _ in range(times - 1):
             down.append(_conv(width, width, stride=2))
         self.encoder = nn.Sequential(*down, nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1))
         up: list[nn.Module] = [_conv(LATENT_CHANNELS, width)]
-        for _ in range(stages - 1):
+        for _ in range(times - 1):
             up += [_up(width, width), nn.GroupNorm(_groups(width), width), nn.SiLU()]
         self.decoder = nn.Sequential(*up, _conv(width, width), _up(width, channels))
 
@@ -128,7 +128,7 @@ class Inverse(nn.Module):
 
     Args:
         shape: (C, H, W).
-        width: channels at half resolution; the quarter-resolution setup has twice as many.
+        width: channels at half resolution; the quarter-resolution level has twice as many.
     """
 
     def __init__(self, shape: tuple[int, int, int], width: int = 32) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Surrogate, TrainedOn, at_least
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn, at_least
 from fedveil.defense.devices import on_device
 from fedveil.defense.modules import Autoencoder, rms
 from fedveil.defense.public_models import public_autoencoder
-from fedveil.fl.messages import ThreatModel
+from fedveil.fl.data.images import Images
 
 
 @DEFENSES.register("none")
 @dataclass(frozen=True, kw_only=True)
-class NoDefense(Defense):
+class NoDefense(Defense[None]):
     """The undefended client."""
 
     name: ClassVar[str] = "none"
@@ -25,7 +25,7 @@ class NoDefense(Defense):
 
 @DEFENSES.register("pixel_noise")
 @dataclass(frozen=True, kw_only=True)
-class PixelNoise(Defense):
+class PixelNoise(Defense[None]):
     """x' = clip(x + strength * n, 0, 1), n ~ N(0, I), fresh for every batch.
 
     Attributes:
@@ -39,29 +39,48 @@ class PixelNoise(Defense):
         at_least("pixel_noise", strength=(self.strength, 0))
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        """See `fl.hooks.ClientHooks.data`."""
+        """See `fedveil.fl.hooks.ClientHooks.data`."""
         return (x + self.strength * torch.randn(x.shape, generator=stream).to(x.device)).clamp(0, 1)
 
-    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
-        """The noise law is all there is to know."""
+
+@dataclass(frozen=True)
+class PreparedLatentNoise(PreparedDefense):
+    """White noise on the latent of a public autoencoder: the same for all clients.
+
+    Attributes:
+        strength: see `LatentNoise`.
+        autoencoder: frozen.
+    """
+
+    strength: float
+    autoencoder: Autoencoder = field(repr=False)
+
+    @torch.no_grad()
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        """See `fedveil.fl.hooks.ClientHooks.data`."""
+        autoencoder = on_device(self.autoencoder, x.device)
+        z = autoencoder.encode(x)
+        noise = torch.randn(z.shape, generator=stream).to(z.device)
+        return autoencoder.decode(z + self.strength * rms(z) * noise).clamp(0, 1)
+
+    def surrogate(self) -> Surrogate:
+        """The autoencoder and the noise law."""
         return Surrogate(data=lambda x, stream: self.data(x, None, stream))
 
 
 @DEFENSES.register("latent_noise")
 @dataclass(frozen=True, kw_only=True)
-class LatentNoise(Defense):
+class LatentNoise(Defense[Autoencoder]):
     """x' = clip(Dec(z + strength * rms(z) * n), 0, 1), z = Enc(x), n ~ N(0, I): the learnt defence with nothing learnt.
 
     Attributes:
-        strength: rho, relative to the latent's root mean square, as in `defense.latent.LatentPerturbation`.
+        strength: rho, relative to the latent's root mean square, as in `fedveil.defense.latent.LatentPerturbation`.
         public_steps: Adam steps on public images for the autoencoder.
-        autoencoder: filled by `pretrain`.
     """
 
     name: ClassVar[str] = "latent_noise"
     strength: float = 1.0
     public_steps: int = 500
-    autoencoder: Autoencoder | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         at_least("latent_noise", strength=(self.strength, 0), public_steps=(self.public_steps, 1))
@@ -71,21 +90,10 @@ class LatentNoise(Defense):
         """The autoencoder is trained on public images."""
         return TrainedOn.PUBLIC
 
-    def pretrain(self, context: DefenseContext) -> LatentNoise:
+    def pretrain(self, context: DefenseContext) -> Autoencoder:
         """Train the autoencoder."""
-        return replace(self, autoencoder=public_autoencoder(context, steps=self.public_steps))
+        return public_autoencoder(context, steps=self.public_steps)
 
-    @torch.no_grad()
-    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        """See `fl.hooks.ClientHooks.data`."""
-        if self.autoencoder is None:
-            raise RuntimeError("latent_noise: pretrain() has not run")
-        autoencoder = on_device(self.autoencoder, x.device)
-        z = autoencoder.encode(x)
-        noise = torch.randn(z.shape, generator=stream).to(z.device)
-        return autoencoder.decode(z + self.strength * rms(z) * noise).clamp(0, 1)
-
-    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
-        """The client's autoencoder, or one that the attacker trains himself."""
-        known = self if threat_model.defense_modules else self.pretrain(context)
-        return Surrogate(data=lambda x, stream: known.data(x, None, stream))
+    def prepare(self, private: Images, context: DefenseContext, public: Autoencoder, *, client: int) -> PreparedDefense:
+        """Put the autoencoder to work; the client's images teach it nothing."""
+        return PreparedLatentNoise(self.strength, public)

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Gradients, Surrogate
+from fedveil.defense.base import DEFENSES, Defense, Gradients, Surrogate
 from fedveil.fl.errors import SettingError
-from fedveil.fl.messages import ClientUpdate, ThreatModel
+from fedveil.fl.messages import ClientUpdate
 
 
 def keep_largest(tensor: Tensor, keep: float) -> Tensor:
@@ -30,7 +30,7 @@ def _kept(tensor: Tensor, keep: float) -> int:
 
 @DEFENSES.register("top_k")
 @dataclass(frozen=True, kw_only=True)
-class TopK(Defense):
+class TopK(Defense[None]):
     """Send the largest entries of each tensor only.
 
     Attributes:
@@ -45,10 +45,10 @@ class TopK(Defense):
             raise SettingError("top_k", "keep", self.keep, "it has to be above 0 and at most 1")
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
-        """See `fl.hooks.ClientHooks.update`."""
+        """See `fedveil.fl.hooks.ClientHooks.update`."""
         return replace(update, tensors={n: keep_largest(t, self.keep) for n, t in update.tensors.items()})
 
-    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
+    def surrogate(self) -> Surrogate:
         """The attacker matches what was sent and ignores the zeros that were put in.
 
         Where fewer entries than could have been sent are not zero, all that were left out were zero of themselves.

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, Surrogate, above_zero, at_least
-from fedveil.fl.messages import ClientUpdate, ThreatModel
+from fedveil.defense.base import DEFENSES, Defense, above_zero, at_least
+from fedveil.fl.messages import ClientUpdate
 
 
 @DEFENSES.register("update_noise")
 @dataclass(frozen=True, kw_only=True)
-class UpdateNoise(Defense):
+class UpdateNoise(Defense[None]):
     """Scale the update to at most ``clip`` in L2 norm over all layers, then add N(0, (strength * clip)^2) to each entry.
 
     BatchNorm statistics are left out of the norm and get no noise; use a model without BatchNorm for a guarantee.
@@ -32,7 +32,7 @@ class UpdateNoise(Defense):
         above_zero("update_noise", clip=self.clip)
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
-        """See `fl.hooks.ClientHooks.update`."""
+        """See `fedveil.fl.hooks.ClientHooks.update`."""
         norm = torch.stack([t.double().square().sum() for t in update.tensors.values()]).sum().sqrt()
         factor = float(torch.clamp(self.clip / norm.clamp_min(1e-12), max=1.0))
         std = self.strength * self.clip
@@ -40,7 +40,3 @@ class UpdateNoise(Defense):
             update,
             tensors={n: factor * t + std * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()},
         )
-
-    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
-        """The mechanism itself: the attacker tunes his prior on updates that he clips and blurs the same way."""
-        return Surrogate(update=self.update)

@@ -56,7 +56,7 @@ def public_models(context: DefenseContext) -> PublicModels:
 
 
 @pytest.fixture(scope="session")
-def game() -> MinimaxConfig:
+def config() -> MinimaxConfig:
     """Weights at which privacy is learnt and utility kept."""
     return MinimaxConfig(
         strength=2.0, privacy_weight=2.0, utility_weight=1.0, error_cap=1.0, adversary_steps=2, batch_size=16
@@ -64,10 +64,10 @@ def game() -> MinimaxConfig:
 
 
 @pytest.fixture(scope="session")
-def learnt(game: MinimaxConfig, public_models: PublicModels, public: Images) -> MinimaxModules:
-    """That game, played long enough to tell."""
+def trained(config: MinimaxConfig, public_models: PublicModels, public: Images) -> MinimaxModules:
+    """Modules that were trained with those weights long enough to tell."""
     stream = torch.Generator().manual_seed(3)
-    begin = init_modules(public_models, game, stream)
+    begin = init_modules(public_models, config, stream)
     return train_minimax(
-        public, public_models, begin, game, steps=60, replay=public, device=torch.device("cpu"), stream=stream
+        public, public_models, begin, config, steps=60, replay=public, device=torch.device("cpu"), stream=stream
     )

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fedveil.defense as defense
 from fedveil.defense import (
@@ -25,12 +27,9 @@ from fedveil.defense import (
 )
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
-from fedveil.orchestrator.config.options import build_named
+from fedveil.fl.messages import ClientUpdate
 
-CODE = ThreatModel(defense_algorithm=True)
-
-OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
+OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
     (LatentNoise(strength=2.5, public_steps=7), {"strength": 2.5, "public_steps": 7}),
@@ -52,7 +51,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
             "strength": 0.5,
             "privacy_weight": 2.0,
             "utility_weight": 3.0,
-            "ceiling": 0.75,
+            "error_cap": 0.75,
             "adversary_steps": 4,
             "scope": "public",
             "steps": 5,
@@ -63,10 +62,6 @@ OTHER_THAN_DEFAULT: list[tuple[Defense, dict[str, object]]] = [
 ]
 
 
-def update(*values: float) -> ClientUpdate:
-    return ClientUpdate({"w": torch.tensor(values)}, 1, UpdateKind.GRADIENT, local_steps=1, learning_rate=0.1)
-
-
 def test_the_registry_holds_each_defence_under_its_own_name() -> None:
     assert list(DEFENSES) == ["latent", "latent_noise", "none", "pixel_noise", "top_k", "update_noise"]
     assert all(DEFENSES[name].name == name for name in DEFENSES)
@@ -74,11 +69,11 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
 
 
 @pytest.mark.parametrize(("built", "options"), OTHER_THAN_DEFAULT, ids=lambda value: getattr(value, "name", ""))
-def test_repr_shows_the_configuration_and_nothing_else(built: Defense, options: dict[str, object]) -> None:
+def test_repr_shows_the_configuration_and_nothing_else(built: Defense[Any], options: dict[str, object]) -> None:
     shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
     assert repr(built) == f"{type(built).__name__}({shown})"
     assert eval(repr(built), vars(defense)) == built
-    assert build_named(DEFENSES, {"name": built.name, **options}) == built
+    assert DEFENSES[built.name](**options) == built
 
 
 def test_repr_of_a_stack_round_trips_too() -> None:
@@ -86,7 +81,7 @@ def test_repr_of_a_stack_round_trips_too() -> None:
     assert eval(repr(stack), vars(defense)) == stack
 
 
-BAD: list[tuple[Callable[[], Defense], str]] = [
+BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: PixelNoise(strength=-0.1), "pixel_noise: strength is -0.1; it has to be at least 0"),
     (lambda: PixelNoise(strength=math.nan), "pixel_noise: strength is nan"),
     (lambda: PixelNoise(strength=math.inf), "pixel_noise: strength is inf; .* finite"),
@@ -103,7 +98,7 @@ BAD: list[tuple[Callable[[], Defense], str]] = [
     (lambda: LatentPerturbation(strength=math.nan), "latent: strength"),
     (lambda: LatentPerturbation(privacy_weight=-1), "latent: privacy_weight is -1; it has to be at least 0"),
     (lambda: LatentPerturbation(utility_weight=math.inf), "latent: utility_weight"),
-    (lambda: LatentPerturbation(error_cap=0), "latent: ceiling is 0; it has to be above 0"),
+    (lambda: LatentPerturbation(error_cap=0), "latent: error_cap is 0; it has to be above 0"),
     (lambda: LatentPerturbation(adversary_steps=0), "latent: adversary_steps"),
     (lambda: LatentPerturbation(steps=0), "latent: steps"),
     (lambda: LatentPerturbation(client_steps=-1), "latent: client_steps"),
@@ -113,7 +108,7 @@ BAD: list[tuple[Callable[[], Defense], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), BAD, ids=[message for _, message in BAD])
-def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense], message: str) -> None:
+def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]], message: str) -> None:
     with pytest.raises(FedveilError, match=f"^{message}"):
         make()
 
@@ -129,19 +124,121 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense], mes
     ],
     ids=repr,
 )
-def test_the_edges_of_the_ranges_are_allowed(edge: Defense) -> None:
+def test_the_edges_of_the_ranges_are_allowed(edge: Defense[Any]) -> None:
     assert replace(edge) == edge
 
 
+QUICK: list[Defense[Any]] = [
+    NoDefense(),
+    PixelNoise(strength=0.3),
+    LatentNoise(public_steps=2),
+    UpdateNoise(strength=0.5),
+    TopK(keep=0.25),
+    LatentPerturbation(steps=1, client_steps=1, public_steps=2),
+    Stack(parts=(LatentNoise(public_steps=2), TopK(keep=0.25))),
+]
+
+
+@pytest.mark.parametrize("settings", QUICK, ids=repr)
+def test_settings_are_not_state(settings: Defense[Any], context: DefenseContext, private: Images) -> None:
+    before, shown = pickle.dumps(settings), repr(settings)
+    prepared = settings.prepare(private, context, settings.pretrain(context), client=0)
+    assert repr(settings) == shown
+    assert settings == pickle.loads(before)  # noqa: S301
+    assert pickle.dumps(settings) == before
+    assert not isinstance(prepared, Defense)
+
+
+@pytest.mark.parametrize("settings", QUICK, ids=repr)
+def test_a_prepared_defence_can_be_sent_to_another_process(
+    settings: Defense[Any], context: DefenseContext, private: Images
+) -> None:
+    prepared = settings.prepare(private, context, settings.pretrain(context), client=0)
+    sent = pickle.loads(pickle.dumps(prepared))  # noqa: S301
+    x = private.floats()[:3]
+    one, other = (d.data(x, None, torch.Generator().manual_seed(2)) for d in (prepared, sent))
+    assert torch.equal(one, other)
+    assert sent.diagnostics() == prepared.diagnostics()
+
+
+@pytest.mark.parametrize("settings", QUICK, ids=repr)
+def test_what_is_learnt_from_public_images_can_be_sent_too(
+    settings: Defense[Any], context: DefenseContext, private: Images
+) -> None:
+    public = settings.pretrain(context)
+    sent = pickle.loads(pickle.dumps(public))  # noqa: S301
+    here, there = (settings.prepare(private, context, held, client=4) for held in (public, sent))
+    x = private.floats()[:3]
+    one, other = (d.data(x, None, torch.Generator().manual_seed(2)) for d in (here, there))
+    assert torch.equal(one, other)
+
+
 def test_no_defence_is_the_identity_and_gives_nothing_away(context: DefenseContext, private: Images) -> None:
-    none = NoDefense()
-    assert none.pretrain(context) is none
-    assert none.prepare(private, context, 0) is none
-    assert none.trained_on is TrainedOn.NOTHING
-    assert none.surrogate(CODE, context) == Surrogate(data=None, update=None, visible=None)
-    assert none.diagnostics() == {}
+    prepared = NoDefense().prepare(private, context, NoDefense().pretrain(context), client=0)
+    assert NoDefense().trained_on is TrainedOn.NOTHING
+    assert prepared.surrogate() == Surrogate(data=None, update=None, visible=None)
+    assert prepared.diagnostics() == {}
     x = torch.rand(2, 1, 4, 4)
-    assert none.data(x, None, torch.Generator()) is x
+    update = ClientUpdate.gradient({"w": x})
+    assert prepared.data(x, None, torch.Generator()) is x
+    assert prepared.update(update, torch.Generator()) is update
+    assert prepared.output(x) is x
+    assert prepared.loss(x, torch.nn.Identity(), x, x, x) is x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darken(Defense[None]):
+    """All that a user has to write."""
+
+    name: ClassVar[str] = "darken"
+    strength: float = 0.5
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        return self.strength * x
+
+
+def test_a_defence_of_ones_own_needs_nothing_but_its_hook(context: DefenseContext, private: Images) -> None:
+    darken = Darken(strength=0.25)
+    assert repr(darken) == "Darken(strength=0.25)"
+    assert darken.trained_on is TrainedOn.NOTHING
+    prepared = darken.prepare(private, context, darken.pretrain(context), client=0)
+    x = torch.tensor([0.0, 0.4, 1.0])
+    assert prepared.data(x, None, torch.Generator()).tolist() == pytest.approx([0, 0.1, 0.25])
+    assert prepared.output(x) is x
+    assert repr(prepared) == "Stateless(Darken(strength=0.25))"
+    surrogate = prepared.surrogate()
+    assert surrogate.data is not None
+    assert surrogate.data(x, torch.Generator()).tolist() == pytest.approx([0, 0.1, 0.25])
+    assert (surrogate.update, surrogate.visible) == (None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving(Defense[None]):
+    """The other three hooks."""
+
+    name: ClassVar[str] = "halving"
+
+    def loss(self, loss: Tensor, model: object, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        return loss / 2
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        return replace(update, tensors={n: t / 2 for n, t in update.tensors.items()})
+
+    def output(self, logits: Tensor) -> Tensor:
+        return logits / 2
+
+
+def test_each_hook_of_the_settings_is_used(context: DefenseContext, private: Images) -> None:
+    prepared = Halving().prepare(private, context, None, client=0)
+    one = torch.tensor(1.0)
+    assert prepared.data(one, None, torch.Generator()) is one
+    assert prepared.loss(one, torch.nn.Identity(), one, one, one) == 0.5
+    assert prepared.output(one) == 0.5
+    assert prepared.update(ClientUpdate.gradient({"w": one}), torch.Generator()).tensors["w"] == 0.5
+    surrogate = prepared.surrogate()
+    assert surrogate.data is None
+    assert surrogate.update is not None
+    assert surrogate.update(ClientUpdate.gradient({"w": one}), torch.Generator()).tensors["w"] == 0.5
 
 
 def test_preparation_streams_follow_seed_and_path(context: DefenseContext) -> None:
@@ -151,125 +248,3 @@ def test_preparation_streams_follow_seed_and_path(context: DefenseContext) -> No
     assert draw(context, "a", 1) == draw(context, "a", 1)
     assert draw(context, "a", 1) != draw(context, "a", 2)
     assert draw(context, "a", 1) != draw(replace(context, seed=1), "a", 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Affine(Defense):
-    """x -> factor * x + offset in all four places; two of them do not commute."""
-
-    factor: float
-    offset: float
-    source: TrainedOn = TrainedOn.NOTHING
-    prepared: tuple[str, ...] = ()
-
-    def _on(self, tensor: Tensor) -> Tensor:
-        return self.factor * tensor + self.offset
-
-    @property
-    def trained_on(self) -> TrainedOn:
-        return self.source
-
-    def pretrain(self, context: DefenseContext) -> Affine:
-        return replace(self, prepared=(*self.prepared, "public"))
-
-    def prepare(self, private: Images, context: DefenseContext, client: int) -> Affine:
-        return replace(self, prepared=(*self.prepared, f"client {client} of {len(private)}"))
-
-    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        return self._on(x)
-
-    def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-        return self._on(loss)
-
-    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
-        return replace(update, tensors={n: self._on(t) for n, t in update.tensors.items()})
-
-    def output(self, logits: Tensor) -> Tensor:
-        return self._on(logits)
-
-    def surrogate(self, threat_model: ThreatModel, context: DefenseContext) -> Surrogate:
-        return Surrogate(data=lambda x, stream: self._on(x), update=self.update)
-
-    def diagnostics(self) -> dict[str, float]:
-        return {"factor": self.factor, f"offset {self.offset}": self.offset}
-
-
-FIRST, SECOND = Affine(factor=2, offset=0), Affine(factor=1, offset=3)
-STACK = Stack(parts=(FIRST, SECOND))
-
-
-def test_a_stack_applies_its_parts_in_their_order() -> None:
-    one, stream = torch.tensor(1.0), torch.Generator()
-    # 2 * 1 + 3, where the other order gives 2 * (1 + 3).
-    assert STACK.data(one, None, stream) == 5
-    assert STACK.loss(one, nn.Identity(), one, one, one) == 5
-    assert STACK.output(one) == 5
-    assert STACK.update(update(1.0), stream).tensors["w"] == 5
-    assert Stack(parts=(SECOND, FIRST)).data(one, None, stream) == 8
-
-
-def test_an_empty_stack_is_the_identity(context: DefenseContext) -> None:
-    x = torch.rand(2, 1, 4, 4)
-    empty = Stack()
-    assert empty.data(x, None, torch.Generator()) is x
-    assert empty.trained_on is TrainedOn.NOTHING
-    assert empty.surrogate(CODE, context) == Surrogate()
-    assert empty.diagnostics() == {}
-
-
-def test_a_stack_prepares_each_part(context: DefenseContext, private: Images) -> None:
-    prepared = STACK.pretrain(context).prepare(private, context, 4)
-    assert isinstance(prepared, Stack)
-    for part in prepared.parts:
-        assert isinstance(part, Affine)
-        assert part.prepared == ("public", "client 4 of 80")
-    assert FIRST.prepared == (), "the parts given are left alone"
-
-
-@pytest.mark.parametrize(
-    ("sources", "expected"),
-    [
-        (("nothing", "public"), "public"),
-        (("client", "public"), "client"),
-        (("nothing", "nothing"), "nothing"),
-        (("public", "client", "nothing"), "client"),
-    ],
-)
-def test_a_stack_is_as_private_as_its_most_private_part(sources: tuple[str, ...], expected: str) -> None:
-    parts = tuple(replace(FIRST, source=TrainedOn(source)) for source in sources)
-    assert Stack(parts=parts).trained_on is TrainedOn(expected)
-
-
-def test_a_stacks_surrogate_composes_those_of_its_parts(context: DefenseContext) -> None:
-    surrogate = Stack(parts=(FIRST, NoDefense(), SECOND, TopK(keep=0.5))).surrogate(CODE, context)
-    assert surrogate.data is not None
-    assert surrogate.update is not None
-    assert surrogate.visible is not None
-    assert surrogate.data(torch.tensor(1.0), torch.Generator()) == 5
-    # (1, -5, 2, 0) becomes (5, -7, 7, 3), of which the larger half is kept.
-    sent = surrogate.update(update(1.0, -5.0, 2.0, 0.0), torch.Generator())
-    assert sent.tensors["w"].tolist() == [0, -7, 7, 0]
-    assert surrogate.visible(sent.tensors)["w"].tolist() == [0, 1, 1, 0]
-
-
-@pytest.mark.parametrize("shares", [(0.75, 0.5), (0.5, 0.75)])
-def test_a_stacks_surrogate_sees_what_all_parts_leave_visible(
-    shares: tuple[float, float], context: DefenseContext
-) -> None:
-    parts = tuple(TopK(keep=share) for share in shares)
-    surrogate = Stack(parts=parts).surrogate(CODE, context)
-    assert surrogate.visible is not None
-    sent = Stack(parts=parts).update(update(4.0, 3.0, 2.0, 1.0), torch.Generator())
-    assert sent.tensors["w"].tolist() == [4, 3, 0, 0]
-    assert surrogate.visible(sent.tensors)["w"].tolist() == [1, 1, 0, 0]
-
-
-def test_a_stack_of_data_defences_leaves_updates_out_of_its_surrogate(context: DefenseContext) -> None:
-    surrogate = Stack(parts=(PixelNoise(), NoDefense())).surrogate(CODE, context)
-    assert surrogate.data is not None
-    assert surrogate.update is None
-    assert surrogate.visible is None
-
-
-def test_a_stack_reports_the_worst_of_a_shared_number() -> None:
-    assert STACK.diagnostics() == {"factor": 2, "offset 0": 0, "offset 3": 3}

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from fedveil.defense import Defense, DefenseContext, LatentNoise, LatentPerturbation, PixelNoise, Stack
+from fedveil.defense import (
+    Defense,
+    DefenseContext,
+    LatentNoise,
+    LatentPerturbation,
+    PixelNoise,
+    PreparedDefense,
+    Stack,
+)
 from fedveil.fl.data.images import Images
-from fedveil.fl.messages import ThreatModel
 
-WEIGHTS = ThreatModel(defense_algorithm=True, defense_modules=True)
-DEFENCES: list[Defense] = [
+DEFENCES: list[Defense[Any]] = [
     PixelNoise(strength=0.3),
     LatentNoise(strength=0.7, public_steps=3),
     LatentPerturbation(steps=2, client_steps=1, public_steps=3),
@@ -20,16 +28,16 @@ DEFENCES: list[Defense] = [
 
 
 @pytest.fixture(scope="module", params=DEFENCES, ids=repr)
-def defence(request: pytest.FixtureRequest, context: DefenseContext, private: Images) -> Defense:
-    untrained: Defense = request.param
-    return untrained.pretrain(context).prepare(private, context, 0)
+def defence(request: pytest.FixtureRequest, context: DefenseContext, private: Images) -> PreparedDefense:
+    settings: Defense[Any] = request.param
+    return settings.prepare(private, context, settings.pretrain(context), client=0)
 
 
 def stream(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_images_stay_images_and_the_input_stays_as_it_was(defence: Defense, private: Images) -> None:
+def test_images_stay_images_and_the_input_stays_as_it_was(defence: PreparedDefense, private: Images) -> None:
     x = private.floats()
     found = defence.data(x, private.labels, stream(0))
     assert torch.equal(x, private.floats())
@@ -42,7 +50,9 @@ def test_images_stay_images_and_the_input_stays_as_it_was(defence: Defense, priv
     assert not torch.allclose(found, x, atol=1e-2)
 
 
-def test_noise_is_fresh_for_each_image_and_call_and_follows_the_stream(defence: Defense, private: Images) -> None:
+def test_noise_is_fresh_for_each_image_and_call_and_follows_the_stream(
+    defence: PreparedDefense, private: Images
+) -> None:
     x = private.floats()[:1].expand(2, -1, -1, -1)
     own = stream(0)
     first, second = defence.data(x, None, own), defence.data(x, None, own)
@@ -54,23 +64,16 @@ def test_noise_is_fresh_for_each_image_and_call_and_follows_the_stream(defence: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_labels_do_not_show_in_the_images(defence: Defense, private: Images) -> None:
+def test_labels_do_not_show_in_the_images(defence: PreparedDefense, private: Images) -> None:
     x = private.floats()
     blind = defence.data(x, None, stream(0))
     assert torch.equal(defence.data(x, private.labels, stream(0)), blind)
     assert torch.equal(defence.data(x, 1 - private.labels, stream(0)), blind)
 
 
-def test_an_attacker_with_the_modules_holds_the_very_defence(
-    defence: Defense, private: Images, context: DefenseContext
-) -> None:
-    surrogate = defence.surrogate(WEIGHTS, context)
+def test_an_attacker_with_the_modules_holds_the_very_defence(defence: PreparedDefense, private: Images) -> None:
+    surrogate = defence.surrogate()
     assert surrogate.data is not None
+    assert surrogate.update is None
     x = private.floats()
     assert torch.equal(surrogate.data(x, stream(5)), defence.data(x, private.labels, stream(5)))
-
-
-def test_modules_show_neither_in_repr_nor_in_comparison(request: pytest.FixtureRequest, defence: Defense) -> None:
-    untrained = request.node.callspec.params["defence"]
-    assert defence == untrained
-    assert repr(defence) == repr(untrained)

@@ -31,8 +31,8 @@ def stream(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def played(
-    game: MinimaxConfig,
+def trained_with(
+    config: MinimaxConfig,
     images: Images,
     public_models: PublicModels,
     *,
@@ -40,9 +40,9 @@ def played(
     seed: int = 3,
     modules: MinimaxModules | None = None,
 ) -> MinimaxModules:
-    begin = modules or init_modules(public_models, game, stream(seed))
+    begin = modules or init_modules(public_models, config, stream(seed))
     return train_minimax(
-        images, public_models, begin, game, steps=steps, replay=images, device=CPU, stream=stream(seed)
+        images, public_models, begin, config, steps=steps, replay=images, device=CPU, stream=stream(seed)
     )
 
 
@@ -77,50 +77,50 @@ def attacked_afresh(modules: MinimaxModules, public_models: PublicModels, public
     for _ in range(60):
         x, _ = public.batch(torch.randint(len(public), (16,), generator=own))
         optimizer.zero_grad()
-        F.mse_loss(adversary(defended(x)), x).backward()  # type: ignore[no-untyped-call]
+        F.mse_loss(adversary(defended(x)), x).backward()
         optimizer.step()
     x = unseen.floats()
     with torch.no_grad():
-        return F.mse_loss(adversary(defended(x)), x).item() / class_mean_error(unseen, public)
+        return float(F.mse_loss(adversary(defended(x)), x)) / class_mean_error(unseen, public)
 
 
 def read(modules: MinimaxModules, public_models: PublicModels, images: Images) -> float:
     with torch.no_grad():
         z = public_models.autoencoder.encode(images.floats())
         defended = perturbed(public_models.autoencoder, modules.defender, z, stream(5))
-        return (modules.classifier(defended).argmax(1) == images.labels).float().mean().item()
+        return float((modules.classifier(defended).argmax(1) == images.labels).float().mean())
 
 
 def test_the_privacy_term_hides_what_the_class_does_not_need(
-    learnt: MinimaxModules, game: MinimaxConfig, public_models: PublicModels, public: Images, private: Images
+    trained: MinimaxModules, config: MinimaxConfig, public_models: PublicModels, public: Images, private: Images
 ) -> None:
-    unhidden = played(replace(game, privacy_weight=0.0), public, public_models, steps=60)
-    assert read(learnt, public_models, private) > 0.95, "utility is kept"
+    unhidden = trained_with(replace(config, privacy_weight=0.0), public, public_models, steps=60)
+    assert read(trained, public_models, private) > 0.95, "utility is kept"
     assert read(unhidden, public_models, private) > 0.95
     # With the same budget an adversary rebuilds images almost perfectly where nothing was to be hidden.
     assert attacked_afresh(unhidden, public_models, public, private) < 0.2
-    assert attacked_afresh(learnt, public_models, public, private) > 0.5
+    assert attacked_afresh(trained, public_models, public, private) > 0.5
 
 
-def test_a_game_is_a_pure_function_of_its_arguments(public_models: PublicModels, public: Images) -> None:
-    first = played(SANE, public, public_models, steps=2)
+def test_a_minimax_training_is_a_pure_function_of_its_arguments(public_models: PublicModels, public: Images) -> None:
+    first = trained_with(SANE, public, public_models, steps=2)
     torch.manual_seed(4)
     before = torch.get_rng_state()
-    again = played(SANE, public, public_models, steps=2)
+    again = trained_with(SANE, public, public_models, steps=2)
     assert torch.equal(torch.get_rng_state(), before)
-    other = played(SANE, public, public_models, steps=2, seed=4)
+    other = trained_with(SANE, public, public_models, steps=2, seed=4)
     for name in ("defender", "adversary", "classifier"):
         assert same(getattr(first, name), getattr(again, name))
         assert not same(getattr(first, name), getattr(other, name))
 
 
-def test_a_game_leaves_what_it_was_given_as_it_was_and_returns_frozen_players(
+def test_a_minimax_training_leaves_what_it_was_given_as_it_was_and_returns_frozen_modules(
     public_models: PublicModels, public: Images
 ) -> None:
     begin = init_modules(public_models, SANE, stream(0))
     modules = [begin.defender, begin.adversary, begin.classifier, public_models.autoencoder, public_models.reference]
     copies = copy.deepcopy(modules)
-    end = played(SANE, public, public_models, steps=2, modules=begin)
+    end = trained_with(SANE, public, public_models, steps=2, modules=begin)
     assert all(same(module, kept) for module, kept in zip(modules, copies, strict=True))
     for name in ("defender", "adversary", "classifier"):
         module = getattr(end, name)
@@ -131,34 +131,34 @@ def test_a_game_leaves_what_it_was_given_as_it_was_and_returns_frozen_players(
 
 def test_no_steps_are_no_change(public_models: PublicModels, public: Images) -> None:
     begin = init_modules(public_models, SANE, stream(0))
-    end = played(SANE, public, public_models, steps=0, modules=begin)
+    end = trained_with(SANE, public, public_models, steps=0, modules=begin)
     assert same(end.defender, begin.defender)
 
 
-def test_newcomers_know_nothing_but_the_public_reference(public_models: PublicModels) -> None:
+def test_untrained_modules_know_nothing_but_the_public_reference(public_models: PublicModels) -> None:
     modules = init_modules(public_models, SANE, stream(0))
     assert modules.classifier is public_models.reference
     assert modules.defender.strength == SANE.strength
     assert not same(modules.defender, init_modules(public_models, SANE, stream(1)).defender)
 
 
-def test_beyond_the_ceiling_nothing_more_is_gained(public_models: PublicModels, public: Images) -> None:
-    # With a ceiling that is exceeded from the start and no utility term, the defender has nothing to learn from.
-    game = replace(SANE, error_cap=1e-6, utility_weight=0.0)
-    begin = init_modules(public_models, game, stream(0))
-    assert same(played(game, public, public_models, steps=2, modules=begin).defender, begin.defender)
-    reached = played(replace(game, error_cap=100.0), public, public_models, steps=2, modules=begin)
+def test_beyond_the_error_cap_nothing_more_is_gained(public_models: PublicModels, public: Images) -> None:
+    # With a cap that is exceeded from the start and no utility term, the defender has nothing to learn from.
+    config = replace(SANE, error_cap=1e-6, utility_weight=0.0)
+    begin = init_modules(public_models, config, stream(0))
+    assert same(trained_with(config, public, public_models, steps=2, modules=begin).defender, begin.defender)
+    reached = trained_with(replace(config, error_cap=100.0), public, public_models, steps=2, modules=begin)
     assert not same(reached.defender, begin.defender)
 
 
 def test_a_client_with_one_image_of_a_class_can_still_learn_privacy(
     public_models: PublicModels, public: Images
 ) -> None:
-    # Its own class means are its images: a ceiling taken from them would be zero and the privacy term dead.
+    # Its own class means are its images: a cap taken from them would be zero and the privacy term dead.
     few = public.take(torch.tensor([0, 1]))
-    game = replace(SANE, utility_weight=0.0, error_cap=10.0)
-    begin = init_modules(public_models, game, stream(0))
-    end = train_minimax(few, public_models, begin, game, steps=1, replay=public, device=CPU, stream=stream(0))
+    config = replace(SANE, utility_weight=0.0, error_cap=10.0)
+    begin = init_modules(public_models, config, stream(0))
+    end = train_minimax(few, public_models, begin, config, steps=1, replay=public, device=CPU, stream=stream(0))
     assert not same(end.defender, begin.defender)
 
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from fedveil.defense import DefenseContext, LatentNoise, PixelNoise, TrainedOn
+from fedveil.defense.noise import PreparedLatentNoise
 from fedveil.defense.public_models import PublicModels
 from fedveil.fl.data.images import Images
-from fedveil.fl.messages import ThreatModel
-
-CODE = ThreatModel(defense_algorithm=True)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -41,7 +39,7 @@ def test_no_noise_is_no_change(shape: tuple[int, ...]) -> None:
 def test_latent_noise_is_white_and_relative_to_the_latents_size(public_models: PublicModels, private: Images) -> None:
     autoencoder = public_models.autoencoder
     x = private.floats()
-    found = LatentNoise(strength=0.5, autoencoder=autoencoder).data(x, None, stream(3))
+    found = PreparedLatentNoise(0.5, autoencoder).data(x, None, stream(3))
     with torch.no_grad():
         z = autoencoder.encode(x)
         size = z.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
@@ -52,7 +50,7 @@ def test_latent_noise_is_white_and_relative_to_the_latents_size(public_models: P
 
 def test_latent_noise_of_no_strength_is_the_autoencoder(public_models: PublicModels, private: Images) -> None:
     x = private.floats()
-    found = LatentNoise(strength=0, autoencoder=public_models.autoencoder).data(x, None, stream())
+    found = PreparedLatentNoise(0, public_models.autoencoder).data(x, None, stream())
     with torch.no_grad():
         torch.testing.assert_close(found, public_models.autoencoder(x).clamp(0, 1))
     assert (found - x).square().mean() < 0.002, "the fixture's autoencoder rebuilds images"
@@ -61,35 +59,30 @@ def test_latent_noise_of_no_strength_is_the_autoencoder(public_models: PublicMod
 def test_more_latent_noise_changes_images_more(public_models: PublicModels, private: Images) -> None:
     x = private.floats()
     errors = [
-        (LatentNoise(strength=s, autoencoder=public_models.autoencoder).data(x, None, stream()) - x).square().mean()
+        (PreparedLatentNoise(s, public_models.autoencoder).data(x, None, stream()) - x).square().mean()
         for s in (0.2, 0.5, 1.0, 2.0)
     ]
     assert errors == sorted(errors)
     assert errors[-1] > 4 * errors[0]
 
 
-def test_latent_noise_has_to_be_pretrained(private: Images) -> None:
-    with pytest.raises(RuntimeError, match=r"latent_noise: pretrain\(\) has not run"):
-        LatentNoise().data(private.floats(), None, stream())
-
-
-def test_latent_noise_is_trained_on_public_images_alone(context: DefenseContext, private: Images) -> None:
-    defence = LatentNoise(public_steps=3)
-    assert defence.trained_on is TrainedOn.PUBLIC
-    pretrained = defence.pretrain(context)
-    assert defence.autoencoder is None, "the original is left alone"
-    assert pretrained.prepare(private, context, 0) is pretrained
-
-
-def test_an_attacker_with_the_code_alone_trains_an_autoencoder_of_his_own(
+def test_latent_noise_is_trained_on_public_images_alone_and_the_same_for_all_clients(
     context: DefenseContext, private: Images
 ) -> None:
     defence = LatentNoise(strength=0.1, public_steps=3)
-    attacker = replace(context, seed=1)
-    surrogate = defence.surrogate(CODE, attacker)
-    assert surrogate.data is not None
+    assert defence.trained_on is TrainedOn.PUBLIC
+    autoencoder = defence.pretrain(context)
+    first = defence.prepare(private, context, autoencoder, client=0)
+    other = defence.prepare(private.take(torch.arange(7)), replace(context, seed=1), autoencoder, client=1)
+    assert first == other == PreparedLatentNoise(0.1, autoencoder)
+    assert repr(first) == "PreparedLatentNoise(strength=0.1)"
+    assert first.diagnostics() == {}
+
+
+def test_an_autoencoder_follows_the_seed(context: DefenseContext, private: Images) -> None:
+    defence = LatentNoise(strength=0.1, public_steps=3)
+    first, other = (
+        defence.prepare(private, context, defence.pretrain(replace(context, seed=seed)), client=0) for seed in (0, 1)
+    )
     x = private.floats()
-    clients = defence.pretrain(context).data(x, None, stream())
-    assert not torch.equal(surrogate.data(x, stream()), clients)
-    assert torch.equal(surrogate.data(x, stream()), defence.pretrain(attacker).data(x, None, stream()))
-    assert surrogate.update is None
+    assert not torch.equal(first.data(x, None, stream()), other.data(x, None, stream()))

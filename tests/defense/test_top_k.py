@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.defense import DefenseContext, TopK
+from fedveil.defense.base import Stateless
 from fedveil.defense.top_k import keep_largest
-from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 
 vectors = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 shares = st.integers(1, 100)
@@ -73,9 +75,9 @@ def test_fewer_entries_are_fewer_bytes() -> None:
     assert TopK(keep=0.1).update(dense, torch.Generator()).nbytes() == 10 * 8 + 8
 
 
-def test_the_attacker_ignores_the_zeros_that_were_put_in(context: DefenseContext) -> None:
+def test_the_attacker_ignores_the_zeros_that_were_put_in(context: DefenseContext, private: Images) -> None:
     defence = TopK(keep=0.5)
-    surrogate = defence.surrogate(ThreatModel(defense_algorithm=True), context)
+    surrogate = defence.prepare(private, context, None, client=0).surrogate()
     assert surrogate.visible is not None
     assert surrogate.data is None
     cut = defence.update(update({"w": torch.tensor([4.0, -3.0, 2.0, 1.0])}), torch.Generator())
@@ -85,8 +87,8 @@ def test_the_attacker_ignores_the_zeros_that_were_put_in(context: DefenseContext
     assert torch.equal(again.tensors["w"], cut.tensors["w"])
 
 
-def test_the_attacker_knows_entries_that_were_zero_of_themselves(context: DefenseContext) -> None:
-    surrogate = TopK(keep=0.5).surrogate(ThreatModel(defense_algorithm=True), context)
+def test_the_attacker_knows_entries_that_were_zero_of_themselves() -> None:
+    surrogate = Stateless(TopK(keep=0.5)).surrogate()
     assert surrogate.visible is not None
     # Two entries could have been sent and one was: the others are zeros of the gradient.
     masks = surrogate.visible({"dead": torch.tensor([0.0, 0.0, 5.0, 0.0]), "full": torch.tensor([[1.0, 0.0]])})

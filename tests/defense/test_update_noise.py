@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.defense import DefenseContext, UpdateNoise
-from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 
 numbers = st.floats(-1e6, 1e6, width=32)
 layers = st.lists(st.lists(numbers, min_size=1, max_size=5), min_size=1, max_size=4)
@@ -99,9 +100,9 @@ def test_an_update_that_is_not_finite_does_not_pass_as_a_clipped_one() -> None:
     assert not found.isfinite().all()
 
 
-def test_the_attacker_gets_the_mechanism(context: DefenseContext) -> None:
+def test_the_attacker_gets_the_mechanism(context: DefenseContext, private: Images) -> None:
     defence = UpdateNoise(strength=0.5)
-    surrogate = defence.surrogate(ThreatModel(defense_algorithm=True), context)
+    surrogate = defence.prepare(private, context, None, client=0).surrogate()
     assert surrogate.data is None
     assert surrogate.visible is None
     assert surrogate.update is not None

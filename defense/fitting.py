@@ -1,0 +1,57 @@
+"""The plain training loop of every module that learns from public images: Adam under a cosine schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedveil.defense.seeded import seeded
+from fedveil.fl.data.images import Images
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def frozen(module: Module) -> Module:
+    """Put a module into evaluation mode, stop its gradients, and return it."""
+    return module.eval().requires_grad_(False)
+
+
+def fit(
+    build: Callable[[], Module],
+    images: Images,
+    loss: Callable[[Module, Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    device: torch.device,
+    stream: torch.Generator,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+) -> Module:
+    """Build a module and minimise ``loss(module, x, y)`` over batches that are drawn with replacement.
+
+    Args:
+        build: makes the module; its initial weights are drawn from ``stream`` too.
+        images: at least one.
+        loss: of x (b, C, H, W) in [0, 1] and labels y (b,), both on ``device``; a scalar.
+        steps: optimiser steps.
+        device: where to train.
+        stream: the only source of randomness.
+        batch_size: images per step.
+        learning_rate: at the start; it falls to 0 along half a cosine.
+
+    Returns:
+        The module on the CPU, frozen.
+    """
+    module = seeded(build, stream).to(device).train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for _ in range(steps):
+        x, y = images.batch(torch.randint(len(images), (batch_size,), generator=stream))
+        optimizer.zero_grad(set_to_none=True)
+        loss(module, x.to(device), y.to(device)).backward()
+        optimizer.step()
+        schedule.step()
+    return frozen(module.cpu())

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedveil.defense import (
+    Defense,
+    DefenseContext,
+    LatentNoise,
+    NoDefense,
+    PixelNoise,
+    PreparedDefense,
+    Stack,
+    Surrogate,
+    TopK,
+    TrainedOn,
+)
+from fedveil.defense.stack import PreparedStack
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import ClientUpdate
+
+
+def update(*values: float) -> ClientUpdate:
+    return ClientUpdate.gradient({"w": torch.tensor(values)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Defense[str]):
+    """x -> factor * x + offset in all four places; two of them do not commute."""
+
+    name: ClassVar[str] = "affine"
+    factor: float
+    offset: float
+    source: TrainedOn = TrainedOn.NOTHING
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        return self.source
+
+    def pretrain(self, context: DefenseContext) -> str:
+        return f"public of {self.factor}"
+
+    def prepare(self, private: Images, context: DefenseContext, public: str, *, client: int) -> PreparedDefense:
+        return PreparedAffine(self, f"{public}, client {client} of {len(private)}")
+
+
+@dataclass(frozen=True)
+class PreparedAffine(PreparedDefense):
+    settings: Affine
+    made_from: str
+
+    def _on(self, tensor: Tensor) -> Tensor:
+        return self.settings.factor * tensor + self.settings.offset
+
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        return self._on(x)
+
+    def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        return self._on(loss)
+
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        return replace(update, tensors={n: self._on(t) for n, t in update.tensors.items()})
+
+    def output(self, logits: Tensor) -> Tensor:
+        return self._on(logits)
+
+    def surrogate(self) -> Surrogate:
+        return Surrogate(data=lambda x, stream: self._on(x), update=self.update)
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"factor": self.settings.factor, f"offset {self.settings.offset}": self.settings.offset}
+
+
+FIRST, SECOND = Affine(factor=2, offset=0), Affine(factor=1, offset=3)
+
+
+Make = Callable[..., PreparedDefense]
+
+
+@pytest.fixture
+def make(context: DefenseContext, private: Images) -> Make:
+    """Prepare a stack of the given parts for client 4."""
+
+    def prepare(*parts: Defense[Any]) -> PreparedDefense:
+        stack = Stack(parts=parts)
+        return stack.prepare(private, context, stack.pretrain(context), client=4)
+
+    return prepare
+
+
+def test_a_stack_applies_its_parts_in_their_order(make: Make) -> None:
+    stack, one, stream = make(FIRST, SECOND), torch.tensor(1.0), torch.Generator()
+    # 2 * 1 + 3, where the other order gives 2 * (1 + 3).
+    assert stack.data(one, None, stream) == 5
+    assert stack.loss(one, nn.Identity(), one, one, one) == 5
+    assert stack.output(one) == 5
+    assert stack.update(update(1.0), stream).tensors["w"] == 5
+    assert make(SECOND, FIRST).data(one, None, stream) == 8
+
+
+def test_an_empty_stack_is_the_identity(make: Make) -> None:
+    x = torch.rand(2, 1, 4, 4)
+    empty = make()
+    assert empty.data(x, None, torch.Generator()) is x
+    assert empty.surrogate() == Surrogate()
+    assert empty.diagnostics() == {}
+    assert Stack().trained_on is TrainedOn.NOTHING
+
+
+def test_a_stack_prepares_each_part_with_what_that_part_learnt(make: Make) -> None:
+    stack = make(FIRST, SECOND)
+    assert isinstance(stack, PreparedStack)
+    assert [part.made_from for part in stack.parts if isinstance(part, PreparedAffine)] == [
+        "public of 2, client 4 of 80",
+        "public of 1, client 4 of 80",
+    ]
+
+
+def test_a_stack_takes_what_its_own_pretraining_returned(context: DefenseContext, private: Images) -> None:
+    stack = Stack(parts=(FIRST, SECOND))
+    with pytest.raises(ValueError, match="shorter"):
+        stack.prepare(private, context, ("public of 2",), client=0)
+
+
+def test_parts_with_and_without_modules_mix(make: Make, context: DefenseContext, private: Images) -> None:
+    latent = LatentNoise(public_steps=2)
+    stack = make(PixelNoise(strength=0.1), latent, TopK(keep=0.5))
+    x, alone = private.floats()[:3], latent.prepare(private, context, latent.pretrain(context), client=4)
+    own = torch.Generator().manual_seed(1)
+    noisy = PixelNoise(strength=0.1).data(x, None, own)
+    expected = alone.data(noisy, None, own)
+    assert torch.equal(stack.data(x, None, torch.Generator().manual_seed(1)), expected)
+    surrogate = stack.surrogate()
+    assert surrogate.data is not None
+    assert torch.equal(surrogate.data(x, torch.Generator().manual_seed(1)), expected)
+    assert stack.update(update(3.0, -4.0), torch.Generator()).tensors["w"].tolist() == [0, -4]
+    assert Stack(parts=(PixelNoise(), latent, TopK())).trained_on is TrainedOn.PUBLIC
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (("nothing", "public"), "public"),
+        (("client", "public"), "client"),
+        (("nothing", "nothing"), "nothing"),
+        (("public", "client", "nothing"), "client"),
+    ],
+)
+def test_a_stack_is_as_private_as_its_most_private_part(sources: tuple[str, ...], expected: str) -> None:
+    parts = tuple(replace(FIRST, source=TrainedOn(source)) for source in sources)
+    assert Stack(parts=parts).trained_on is TrainedOn(expected)
+
+
+def test_a_stacks_surrogate_composes_those_of_its_parts(make: Make) -> None:
+    surrogate = make(FIRST, NoDefense(), SECOND, TopK(keep=0.5)).surrogate()
+    assert surrogate.data is not None
+    assert surrogate.update is not None
+    assert surrogate.visible is not None
+    assert surrogate.data(torch.tensor(1.0), torch.Generator()) == 5
+    # (1, -5, 2, 0) becomes (5, -7, 7, 3), of which the larger half is kept.
+    sent = surrogate.update(update(1.0, -5.0, 2.0, 0.0), torch.Generator())
+    assert sent.tensors["w"].tolist() == [0, -7, 7, 0]
+    assert surrogate.visible(sent.tensors)["w"].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("shares", [(0.75, 0.5), (0.5, 0.75)])
+def test_a_stacks_surrogate_sees_what_all_parts_leave_visible(shares: tuple[float, float], make: Make) -> None:
+    stack = make(*(TopK(keep=share) for share in shares))
+    surrogate = stack.surrogate()
+    assert surrogate.visible is not None
+    sent = stack.update(update(4.0, 3.0, 2.0, 1.0), torch.Generator())
+    assert sent.tensors["w"].tolist() == [4, 3, 0, 0]
+    assert surrogate.visible(sent.tensors)["w"].tolist() == [1, 1, 0, 0]
+
+
+def test_a_stack_of_data_defences_leaves_updates_out_of_its_surrogate(make: Make) -> None:
+    surrogate = make(PixelNoise(), NoDefense()).surrogate()
+    assert surrogate.data is not None
+    assert surrogate.update is None
+    assert surrogate.visible is None
+
+
+def test_a_stack_reports_the_worst_of_a_shared_number(make: Make) -> None:
+    expected = {"factor": 2, "offset 0": 0, "offset 3": 3}
+    assert make(FIRST, SECOND).diagnostics() == expected
+    assert make(SECOND, FIRST).diagnostics() == expected
