@@ -112,6 +112,7 @@ class Defense(Generic[Public]):
     """
 
     name: ClassVar[str]
+    """The one that it is registered under."""
 
     @property
     def trained_on(self) -> TrainedOn:

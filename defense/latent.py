@@ -7,7 +7,7 @@ set out in `fedveil.defense.minimax` and in docs/method.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -94,8 +94,6 @@ class LatentPerturbation(Defense[LatentPublic]):
         client_steps: defender steps on the client's own, with ``scope: client``.
         public_steps: Adam steps for the public autoencoder and reference classifier.
     """
-
-    name: ClassVar[str] = "latent"
 
     strength: float = 1.0
     privacy_weight: float = 1.0

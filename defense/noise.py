@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from fedveil.fl.data.images import Images
 class NoDefense(Defense[None]):
     """The undefended client."""
 
-    name: ClassVar[str] = "none"
-
 
 @DEFENSES.register("pixel_noise")
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,6 @@ class PixelNoise(Defense[None]):
         strength: standard deviation in pixel units.
     """
 
-    name: ClassVar[str] = "pixel_noise"
     strength: float = 0.2
 
     def __post_init__(self) -> None:
@@ -78,7 +74,6 @@ class LatentNoise(Defense[Autoencoder]):
         public_steps: Adam steps on public images for the autoencoder.
     """
 
-    name: ClassVar[str] = "latent_noise"
     strength: float = 1.0
     public_steps: int = 500
 

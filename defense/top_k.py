@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ class TopK(Defense[None]):
         keep: share of the entries of each tensor that is sent, in (0, 1].
     """
 
-    name: ClassVar[str] = "top_k"
     keep: float = 0.1
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 
@@ -23,7 +22,6 @@ class UpdateNoise(Defense[None]):
         clip: L2 bound of the whole update.
     """
 
-    name: ClassVar[str] = "update_noise"
     strength: float = 0.01
     clip: float = 1.0
 

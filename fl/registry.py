@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Return a decorator that enters its argument under ``name``.
+        """Return a decorator that enters its argument under ``name``, which a class without a ``name`` of its own gets too.
 
         Raises:
             FedveilError: ``name`` is taken already.
@@ -36,6 +36,8 @@ class Registry(Generic[T]):
             if name in self._entries:
                 raise FedveilError(f"{self.what} {name!r} is registered twice")
             self._entries[name] = entry  # type: ignore[assignment]
+            if isinstance(entry, type) and "name" not in vars(entry):
+                entry.name = name  # type: ignore[attr-defined]
             return entry
 
         return enter

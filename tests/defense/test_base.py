@@ -4,7 +4,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -190,7 +190,6 @@ def test_no_defence_is_the_identity_and_gives_nothing_away(context: DefenseConte
 class Darken(Defense[None]):
     """All that a user has to write."""
 
-    name: ClassVar[str] = "darken"
     strength: float = 0.5
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
@@ -215,8 +214,6 @@ def test_a_defence_of_ones_own_needs_nothing_but_its_hook(context: DefenseContex
 @dataclass(frozen=True, kw_only=True)
 class Halving(Defense[None]):
     """The other three hooks."""
-
-    name: ClassVar[str] = "halving"
 
     def loss(self, loss: Tensor, model: object, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         return loss / 2

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +33,6 @@ def update(*values: float) -> ClientUpdate:
 class Affine(Defense[str]):
     """x -> factor * x + offset in all four places; two of them do not commute."""
 
-    name: ClassVar[str] = "affine"
     factor: float
     offset: float
     source: TrainedOn = TrainedOn.NOTHING
