@@ -223,7 +223,7 @@ def _check_bundles(workers: int, wanted: Mapping[str, float], bundles: Sequence[
         raise FedveilError(
             f"{_asked(workers, wanted)} do not fit: beside its driver's bundle the trial reserved"
             f" {_listed(bundles, wanted)}; missing {workers - sum(fitting)} bundle(s) of {amounts(wanted)};"
-            " reserve the trial's resources with orchestrator.cluster.placement_group"
+            " reserve the trial's resources with placement_group of fedveil.orchestrator.cluster.connection"
         )
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import ray
 import torch
@@ -23,8 +23,11 @@ from ray.exceptions import (
 )
 
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.executor import Slot
+from fedveil.fl.executor import Handle, Slot
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, first_line
+
+if TYPE_CHECKING:
+    from fedveil.orchestrator.config.plugins import Plugin
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -34,23 +37,27 @@ LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, Obje
 """What Ray raises where a worker, or the machine that held its result, is gone. The item can be run again."""
 
 MAX_CACHED = 32
-"""Shared values that a process keeps unpacked: a data set or two and the last rounds' weights, no more."""
+"""Broadcast values that a process keeps unpacked: a data set or two and the last rounds' weights, no more."""
 
 _unpacked: OrderedDict[str, Any] = OrderedDict()
 
 
-@dataclass(frozen=True)
-class RayHandle(Generic[T]):
-    """A value in Ray's object store. It may be put into items, however deep; copies of it are a few bytes."""
+class RayHandle(Handle[T]):
+    """A value in Ray's object store. It may be put into items, however deep; copies of it are a few bytes.
 
-    ref: Any
+    Args:
+        ref: Ray's reference to it.
+    """
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
 
     def get(self) -> T:
         """Return the value. A process unpacks it once, so treat it as read-only."""
         # The key does not keep the object alive: Ray frees it as soon as no handle is left.
-        key = self.ref.hex()
+        key = self._ref.hex()
         if key not in _unpacked:
-            _unpacked[key] = ray.get(self.ref)
+            _unpacked[key] = ray.get(self._ref)
         _unpacked.move_to_end(key)
         while len(_unpacked) > MAX_CACHED:
             _unpacked.popitem(last=False)
@@ -58,18 +65,29 @@ class RayHandle(Generic[T]):
 
 
 class SlotActor:
-    """The process behind one worker slot. It keeps models, overwritten by each client, and no other state."""
+    """The process behind one worker slot. It keeps models, overwritten by each client, and no other state.
 
-    def __init__(self, threads: int, gpu: bool) -> None:
+    Args:
+        threads: PyTorch's.
+        gpu: compute on CUDA where there is any.
+        plugins: installed before this process unpickles anything else: an item may hold objects of their classes.
+    """
+
+    def __init__(self, threads: int, gpu: bool, plugins: Sequence[Plugin]) -> None:
         torch.set_num_threads(threads)
         self._slot = Slot(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"))
+        if plugins:
+            from fedveil.orchestrator.config.plugins import install
+
+            install(plugins)
 
     def ready(self) -> None:
         """Return once the actor is there."""
 
-    def run(self, task: Callable[[Slot, Item], Result], item: Item) -> Result:
-        """Run the task on this slot."""
-        return task(self._slot, item)
+    def run(self, task: Callable[..., Result], item: Item, shared: Handle[tuple[object, ...]]) -> Result:
+        """Run the task on this slot, with the values behind ``shared`` and behind the handles among them."""
+        values = [value.get() if isinstance(value, Handle) else value for value in shared.get()]
+        return task(self._slot, item, *values)
 
 
 @dataclass(frozen=True)
@@ -121,10 +139,10 @@ class _Work(Generic[Item, Result]):
 
 
 class RayExecutor:
-    """A pool of worker slots, each a Ray actor that plays many clients in turn: a `fl.executor.Executor`.
+    """A pool of worker slots, each a Ray actor that plays many clients in turn: a `fedveil.fl.executor.Executor`.
 
-    Ray has to be connected (`orchestrator.cluster.connect`). Close the pool, or use it in a ``with`` block;
-    that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
+    Ray has to be connected (see `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with``
+    block; that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
 
     Args:
         workers: number of slots.
@@ -133,6 +151,7 @@ class RayExecutor:
             divides the GPU's time, not its memory.
         start_timeout: seconds within which a slot's actor has to start.
         max_retries: how often an item is run again after its worker died under it.
+        plugins: installed in each slot's process before it sees any task.
 
     Raises:
         FedveilError: the workers do not fit (said at once), or do not start in time.
@@ -146,6 +165,7 @@ class RayExecutor:
         gpus_per_worker: float = 0,
         start_timeout: float = 120,
         max_retries: int = 2,
+        plugins: Sequence[Plugin] = (),
     ) -> None:
         self.start_timeout = start_timeout
         self.max_retries = max_retries
@@ -154,7 +174,7 @@ class RayExecutor:
         self._remote = ray.remote(
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
         )(SlotActor)
-        self._arguments = (max(1, int(cpus_per_worker)), gpus_per_worker > 0)
+        self._arguments = (max(1, int(cpus_per_worker)), gpus_per_worker > 0, tuple(plugins))
         self._actors: dict[int, Any] = {}
         self._starting: dict[Any, _Start] = {}
         self._closed = False
@@ -168,16 +188,18 @@ class RayExecutor:
             raise
 
     def broadcast(self, value: T) -> RayHandle[T]:
-        """See `fl.executor.Executor.share`."""
+        """See `fedveil.fl.executor.Executor.broadcast`."""
         return RayHandle(ray.put(value))
 
     def map(
         self,
-        task: Callable[[Slot, Item], Result],
+        task: Callable[..., Result],
         items: Sequence[Item],
+        *,
+        shared: Sequence[object] = (),
         on_lost: Callable[[Item], None] | None = None,
     ) -> list[Result]:
-        """See `fl.executor.Executor.map`. A failure awaits what runs already, so the pool stays usable.
+        """See `fedveil.fl.executor.Executor.map`. A failure awaits what runs already, so the pool stays usable.
 
         Raises:
             FedveilError: an item's worker died under it too often, or a new worker did not start.
@@ -186,7 +208,7 @@ class RayExecutor:
             raise RuntimeError("this RayExecutor is closed")
         self._fill()
         work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
-        shared_task = ray.put(task)
+        sent_task, sent = ray.put(task), self.broadcast(tuple(shared))
         running: dict[Any, tuple[int, int]] = {}
         starting = {start.slot for start in self._starting.values()}
         free = deque(slot for slot in self._actors if slot not in starting)
@@ -194,7 +216,7 @@ class RayExecutor:
             while work.waiting and free:
                 index = work.waiting.popleft()
                 try:
-                    ref = self._actors[free[0]].run.remote(shared_task, items[index])
+                    ref = self._actors[free[0]].run.remote(sent_task, items[index], sent)
                 except Exception as error:  # the item cannot be pickled
                     work.fail(error)
                 else:

@@ -12,8 +12,6 @@ import ray
 from rich.console import Console
 from rich.markup import escape
 
-NAME = "fedveil-progress"
-
 
 class _Board:
     """A mailbox in the cluster; an actor's methods run one at a time."""

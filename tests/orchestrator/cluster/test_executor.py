@@ -14,10 +14,12 @@ import torch
 from ray import cloudpickle, tune
 from torch import nn
 
+from fedveil.defense import DEFENSES
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, SerialExecutor, Slot
 from fedveil.orchestrator.cluster.connection import check_fit, placement_group
 from fedveil.orchestrator.cluster.executor import MAX_CACHED, RayExecutor, _unpacked
+from fedveil.orchestrator.config.plugins import load_plugins
 
 # The workers cannot import a test module by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -161,34 +163,87 @@ def test_an_item_that_cannot_be_sent(pool: RayExecutor, tmp_path: Path) -> None:
     assert len(pids_of_both(pool, tmp_path / "still")) == 2
 
 
-@dataclass(frozen=True)
-class Shared:
-    """An item with a handle inside."""
-
-    weights: Handle[dict[str, torch.Tensor]]
-    factor: int
+Weights = dict[str, torch.Tensor]
 
 
-def scaled_sum(slot: Slot, item: Shared) -> float:
-    return item.factor * float(item.weights.get()["w"].sum())
+def scaled_sum(slot: Slot, factor: int, weights: Weights, offset: float) -> float:
+    return factor * float(weights["w"].sum()) + offset
+
+
+def nested_sum(slot: Slot, item: tuple[Handle[Weights], int]) -> float:
+    return scaled_sum(slot, item[1], item[0].get(), 0.0)
 
 
 def cached(slot: Slot, item: object) -> int:
     return len(_unpacked)
 
 
-def test_shared_values_arrive_nested_in_items(pool: RayExecutor) -> None:
+def test_tasks_get_the_shared_values_themselves(pool: RayExecutor) -> None:
     handle = pool.broadcast({"w": torch.arange(5.0)})
-    assert pool.map(scaled_sum, [Shared(handle, factor) for factor in range(4)]) == [0.0, 10.0, 20.0, 30.0]
+    assert pool.map(scaled_sum, range(4), shared=(handle, 0.5)) == [0.5, 10.5, 20.5, 30.5]
+    assert pool.map(scaled_sum, range(2), shared=({"w": torch.ones(3)}, 0.0)) == [0.0, 3.0]
+    assert pool.map(scaled_sum, range(2), shared=(Handle({"w": torch.ones(3)}), 0.0)) == [0.0, 3.0]
+
+
+def test_a_handle_may_lie_inside_an_item(pool: RayExecutor) -> None:
+    handle = pool.broadcast({"w": torch.arange(5.0)})
+    assert pool.map(nested_sum, [(handle, factor) for factor in range(4)]) == [0.0, 10.0, 20.0, 30.0]
     assert torch.equal(handle.get()["w"], torch.arange(5.0))
     assert handle.get() is handle.get()
 
 
+class Counted:
+    """A shared value that leaves a mark in a folder whenever it is pickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type[Counted], tuple[Path]]:
+        (self.folder / str(len(list(self.folder.iterdir())))).touch()
+        return Counted, (self.folder,)
+
+
+def marks(slot: Slot, item: int, shared: Counted) -> int:
+    return len(list(shared.folder.iterdir()))
+
+
+def test_a_shared_value_is_sent_once_per_call(pool: RayExecutor, tmp_path: Path) -> None:
+    assert pool.map(marks, range(6), shared=(Counted(tmp_path),)) == [1] * 6
+
+
 def test_old_shared_values_do_not_pile_up(pool: RayExecutor) -> None:
     for value in range(2 * MAX_CACHED):
-        handle = pool.broadcast({"w": torch.tensor([float(value)])})
-        assert pool.map(scaled_sum, [Shared(handle, 1)] * 2) == [float(value)] * 2
+        weights = {"w": torch.tensor([float(value)])}
+        assert pool.map(scaled_sum, [1, 1], shared=(weights, 0.0)) == [float(value)] * 2
     assert max(pool.map(cached, range(4))) <= MAX_CACHED
+
+
+PLUGIN = """
+from dataclasses import dataclass
+
+from fedveil.defense import DEFENSES
+from fedveil.defense.base import Defense
+
+
+@DEFENSES.register("darken_in_slots")
+@dataclass(frozen=True, kw_only=True)
+class Darken(Defense[None]):
+    strength: float = 0.5
+
+    def data(self, x, y, stream):
+        return self.strength * x
+"""
+
+
+def use(slot: Slot, item: int, defense: Any) -> float:
+    return float(defense.data(torch.tensor(float(item)), None, None))
+
+
+def test_slots_know_the_plugins_whose_objects_they_are_sent(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "darken.py").write_text(PLUGIN)
+    plugins = load_plugins(["./darken.py"], tmp_path)
+    with RayExecutor(1, cpus_per_worker=0.5, plugins=plugins) as executor:
+        assert executor.map(use, [1, 2], shared=(DEFENSES["darken_in_slots"](strength=0.25),)) == [0.25, 0.5]
 
 
 def test_what_cannot_fit_is_refused_at_once() -> None:
@@ -210,11 +265,10 @@ def test_a_slot_computes_on_its_own_share(pool: RayExecutor) -> None:
     assert pool.map(threads, [None]) == [("cpu", 1)]
 
 
-def train(slot: Slot, item: tuple[Handle[dict[str, torch.Tensor]], int]) -> dict[str, torch.Tensor]:
-    weights, seed = item
+def train(slot: Slot, seed: int, weights: Weights) -> Weights:
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).to(slot.device)
-    model.load_state_dict(weights.get())
+    model.load_state_dict(weights)
     parameters = dict(model.named_parameters())
     for _ in range(5):
         images = torch.rand(16, 1, 8, 8, generator=generator)
@@ -235,10 +289,10 @@ def test_training_gives_the_serial_executors_bits(pool: RayExecutor) -> None:
     torch.set_num_threads(1)
     try:
         serial = SerialExecutor()
-        expected = serial.map(train, [(serial.broadcast(weights), seed) for seed in range(3)])
+        expected = serial.map(train, range(3), shared=(weights,))
     finally:
         torch.set_num_threads(before)
-    got = pool.map(train, [(pool.broadcast(weights), seed) for seed in range(3)])
+    got = pool.map(train, range(3), shared=(weights,))
     for one, other in zip(expected, got, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
