@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from fedveil.attacks.base import ATTACKS
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import MODELS
 from fedveil.fl.strategies import Krum
 from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 from fedveil.orchestrator.config.explain import listed, shown
-from fedveil.orchestrator.config.schema import Experiment, ResourcesSection
+from fedveil.orchestrator.config.schema import DataSection, Experiment, ResourcesSection
 
 ENOUGH = 10_000
 """Clients from which on no share of them rounds to nothing."""
@@ -19,7 +18,13 @@ ENOUGH = 10_000
 
 def conflicts(experiment: Experiment) -> list[str]:
     """Return what is wrong with an experiment whose settings have all passed by themselves, one line each."""
-    lines = [*_federation(experiment), *_audit(experiment), *_resources(experiment.resources)]
+    lines = [
+        *_seeds(experiment),
+        *_data(experiment.data),
+        *_federation(experiment),
+        *_audit(experiment),
+        *_resources(experiment.resources),
+    ]
     if len(experiment.defense) > 1:
         lines += [
             f"defense.{index}: given 'none' in a list of {len(experiment.defense)}; 'none' is the undefended client, alone"
@@ -34,14 +39,8 @@ def conflicts(experiment: Experiment) -> list[str]:
 
 def idle(experiment: Experiment) -> list[str]:
     """Return the settings that are given although nothing reads them, one line each."""
-    audit, parts = experiment.audit, experiment.defense
+    parts = experiment.defense
     lines = []
-    if audit.inverse and not any(ATTACKS[name].adaptive for name in audit.attacks):
-        adaptive = [name for name in ATTACKS if ATTACKS[name].adaptive]
-        lines.append(
-            f"audit.inverse: given {shown(audit.inverse)}; only adaptive attacks use it, and audit.attacks names none of:"
-            f" {listed(adaptive)}"
-        )
     for index, part in enumerate(parts):
         if part.get("scope") == "public" and "client_steps" in part:
             where = "defense" if len(parts) == 1 else f"defense.{index}"
@@ -50,6 +49,30 @@ def idle(experiment: Experiment) -> list[str]:
                 " the clients: leave it out, or set scope to client"
             )
     return lines
+
+
+def _seeds(experiment: Experiment) -> list[str]:
+    seeds, search = experiment.seeds, experiment.search
+    lines = []
+    if seeds and "seed" in experiment.model_fields_set:
+        lines.append(
+            f"seed: given {experiment.seed} beside seeds {seeds}; one of the two ('seeds: []' is none of them)"
+        )
+    if len(set(seeds)) < len(seeds):
+        lines.append(f"seeds: given {seeds}; each seed once")
+    if seeds and search is not None and search.scheduler == "asha":
+        lines.append(
+            "seeds: asha compares trials after each round, and a setting with several seeds has its results only when the"
+            " last of them is done; give one seed, or set search.scheduler to none"
+        )
+    return lines
+
+
+def _data(data: DataSection) -> list[str]:
+    public, auxiliary = data.public_fraction, data.auxiliary_fraction
+    rule = "together they have to be below 1, to leave images to the clients"
+    given = f"data.auxiliary_fraction: given {auxiliary} beside data.public_fraction {public}"
+    return [f"{given}; {rule}"] if public + auxiliary >= 1 else []
 
 
 def _federation(experiment: Experiment) -> list[str]:
@@ -72,11 +95,11 @@ def _federation(experiment: Experiment) -> list[str]:
             strategy.centre(torch.zeros(min(fl.cohort_size, ENOUGH)))
         except FedveilError as error:
             lines.append(f"fl.strategy: {error} (fl.clients, fl.cohort)")
-    shares = min(fl.client_chunks, fl.cohort_size)
-    if workers > shares:
+    chunks = min(fl.client_chunks, fl.cohort_size)
+    if workers > chunks:
         lines.append(
-            f"resources.workers: given {workers}; a round is cut into {shares} share(s) (fl.client_chunks, clients per round),"
-            f" more workers would idle; allowed: 1 to {shares}"
+            f"resources.workers: given {workers}; a round is cut into {chunks} piece(s) (fl.client_chunks, clients per"
+            f" round), more workers would idle; allowed: 1 to {chunks}"
         )
     return lines
 
@@ -99,8 +122,6 @@ def _audit(experiment: Experiment) -> list[str]:
         )
     if audit.clients is not None and audit.clients > fl.clients:
         lines.append(f"audit.clients: given {audit.clients}; allowed: 1 to {fl.clients} (fl.clients)")
-    if len(set(audit.attacks)) != len(audit.attacks):
-        lines.append(f"audit.attacks: given {audit.attacks}; each attack once")
     return lines
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.inverse import InverseTraining
-from fedveil.attacks.inverting_gradients import InvertingGradients
-from fedveil.defense.base import DEFENSES
+from fedveil.attacks import ATTACKS
+from fedveil.defense import DEFENSES
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.models import MODELS
 from fedveil.fl.partition import PARTITIONS
@@ -23,10 +20,12 @@ from fedveil.fl.strategies import STRATEGIES
 from fedveil.orchestrator.config.combinations import conflicts, idle
 from fedveil.orchestrator.config.explain import explain, listed, shown
 from fedveil.orchestrator.config.options import build, normalise, schema_of
+from fedveil.orchestrator.config.plugins import load_plugins
 from fedveil.orchestrator.config.schema import SECTIONS, Experiment, SearchSection
-from fedveil.orchestrator.config.space import check_space, corners, grid_points, unreported
+from fedveil.orchestrator.config.space import check_space, corners, grid_points
 from fedveil.orchestrator.config.uri import uri_fault
-from fedveil.orchestrator.config.yaml import fault, parse
+from fedveil.orchestrator.config.yaml import YAMLError, fault, parse
+from fedveil.orchestrator.metrics import objectives
 
 Raw = dict[str, Any]
 
@@ -42,12 +41,15 @@ class ConfigError(FedveilError):
         return "\n".join(self.lines)
 
 
-def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Experiment, Raw]:
-    """Read and check an experiment file.
+def load_experiment(
+    source: Path | str | Mapping[str, Any], overrides: Iterable[str] = (), plugins: Sequence[str] = ()
+) -> tuple[Experiment, Raw]:
+    """Read and check an experiment, after importing its plug-ins (`plugins.loaded` has them for other processes).
 
     Args:
-        path: a YAML file.
+        source: a YAML file, or what would stand in it.
         overrides: ``a.b=value`` each, the value in YAML.
+        plugins: more of them than the file names, for the working folder.
 
     Returns:
         The experiment, and the raw mapping behind it with the overrides applied, for a sweep to vary.
@@ -55,20 +57,38 @@ def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Ex
     Raises:
         ConfigError: anything in it is wrong; all mistakes are listed.
     """
-    raw = _read(Path(path))
+    if isinstance(source, Mapping):
+        raw, folder = copy.deepcopy(dict(source)), Path()
+    else:
+        raw, folder = _read(Path(source)), Path(source).parent
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not all(part.strip() for part in key.split(".")):
             raise ConfigError([f"--set {override}: expected KEY=VALUE, for example --set fl.rounds=5"])
         try:
             set_key(raw, key.strip(), parse(text))
-        except yaml.YAMLError as error:
+        except YAMLError as error:
             raise ConfigError([f"--set {override}: the value is not YAML ({fault(error)[0]})"]) from None
+    _import_plugins(raw, folder, plugins)
     experiment = check(raw)
     lines = [*_recording(experiment), *_idle(raw, experiment)]
     if lines:
         raise ConfigError(lines)
     return experiment, raw
+
+
+def _import_plugins(raw: Raw, folder: Path, more: Sequence[str]) -> None:
+    """Import the plug-ins of ``raw`` and ``more``, and name them all in ``raw``. Of a wrong list `check` complains."""
+    given = raw.get("plugins", [])
+    if not (isinstance(given, list) and all(isinstance(spec, str) for spec in given)):
+        return
+    for key, specs, base in (("plugins", given, folder), ("--plugin", more, Path())):
+        try:
+            load_plugins(specs, base)
+        except FedveilError as error:
+            raise ConfigError([f"{key}: {error}"]) from error
+    if more:
+        raw["plugins"] = [*given, *more]
 
 
 def _recording(experiment: Experiment) -> list[str]:
@@ -85,7 +105,7 @@ def _read(path: Path) -> Raw:
         raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: is not UTF-8 text"]) from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         reason, where = fault(error)
         raise ConfigError([f"{path}{where}: is not YAML that fedveil reads ({reason})"]) from None
     if not isinstance(raw, dict):
@@ -103,8 +123,8 @@ def set_key(raw: Raw, key: str, value: Any) -> None:
     """Set a dotted key in place. ``defense.strength`` reaches into a single defence; sections are made as needed.
 
     Keys and values for a whole section (``fl``, ``audit``, ...) are merged into it: what they do not name stays. All
-    else is replaced, ``defense``, ``fl.strategy``, ``data.partition``, ``audit.inversion`` and ``audit.inverse`` too,
-    whose options belong to what they name. What follows ``search.space.`` is one key, dots and all.
+    else is replaced, ``defense``, ``fl.strategy``, ``data.partition`` and ``audit.attacks`` too, whose options belong to
+    what they name. What follows ``search.space.`` is one key, dots and all.
 
     Raises:
         ConfigError: the key leads through something that is not a section.
@@ -124,7 +144,8 @@ def set_key(raw: Raw, key: str, value: Any) -> None:
         if parts[:depth] in SHORT_FORMS:
             below = normalise(below, SHORT_FORMS[parts[:depth]])
         if not isinstance(below, dict):
-            raise ConfigError([f"{key}: {'.'.join(parts[:depth])!r} is a value, not a section"])
+            kind = "a list; override it as a whole" if isinstance(below, list) else "a value, not a section"
+            raise ConfigError([f"{key}: {'.'.join(parts[:depth])!r} is {kind}"])
         # A copy: an alias may have put the same mapping in two places, and only this one is meant.
         here[part] = here = dict(below)
     before = here.get(parts[-1])
@@ -170,10 +191,13 @@ def _check_variants(raw: Raw, experiment: Experiment) -> list[str]:
         except ConfigError as error:
             lines += [f"{where}: {line}" for line in error.lines]
             continue
+        attacks = varied.audit.attack_labels()
+        known = objectives(attacks)
         lines += [
-            f"{where}: audit.attacks: given {shown(varied.audit.attacks)}; search.objectives has {name!r}, which these"
-            " attacks do not report"
-            for name in unreported(experiment.search.objectives, varied.audit.attacks)
+            f"{where}: audit.attacks: given {listed(attacks[1:])}; search.objectives has {name!r}, which these attacks do"
+            " not report"
+            for name in experiment.search.objectives
+            if name not in known
         ]
     return lines
 
@@ -226,11 +250,8 @@ def _free_form(experiment: Experiment) -> list[str]:
         lines += _named(where, DEFENSES, part)
     lines += _named("fl.strategy", STRATEGIES, fl.strategy)
     lines += _named("data.partition", PARTITIONS, data.partition, key="kind")
-    lines += _options("audit.inversion", InvertingGradients, audit.inversion)
-    lines += _options("audit.inverse", InverseTraining, audit.inverse)
-    for name in audit.attacks:
-        if name not in ATTACKS:
-            lines.append(f"audit.attacks: given {name!r}; allowed: {listed(ATTACKS)}")
+    for index, attack in enumerate(audit.attacks):
+        lines += _named(f"audit.attacks.{index}", ATTACKS, attack)
     if experiment.model.name not in MODELS:
         lines.append(f"model.name: given {experiment.model.name!r}; allowed: {listed(MODELS)}")
     return lines

@@ -1,45 +1,93 @@
 """Settings of the form ``{name: NAME, option: value, ...}`` for everything that a registry holds.
 
-The options are the fields of the registered dataclass, so a new defence or strategy brings its own and nothing is written
-twice.
+The options are the fields of the registered dataclass, so a new defence or attack brings its own and nothing is written
+twice. A field that is a dataclass itself is a section of its own: ``{name: adaptive, inverse: {steps: 800}}``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticSchemaGenerationError, create_model
 
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.registry import Registry
 
 T = TypeVar("T")
 
 
+class _Options(BaseModel):
+    """The options of one registered dataclass, as they are written down."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+    _describes: ClassVar[type[Any]]
+
+
 def options_of(cls: type[Any]) -> dict[str, Any]:
-    """Return the option names of a registered dataclass with their defaults."""
-    return {f.name: f.default for f in _fields(cls)}
+    """Return the option names of a registered dataclass with their defaults; `dataclasses.MISSING` where there is none."""
+    return {f.name: _default(f) for f in _fields(cls)}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
+    # Its own: one that is only inherited knows the parent's fields and none of the class's.
+    if "__dataclass_fields__" not in vars(cls):
+        raise FedveilError(
+            f"class {cls.__name__} is no dataclass; decorate it with @dataclass(frozen=True, kw_only=True)"
+        )
     return [f for f in dataclasses.fields(cls) if f.init and f.repr]
 
 
-def schema_of(cls: type[Any]) -> type[BaseModel]:
-    """Return the pydantic model of a registered dataclass's options."""
-    hints = get_type_hints(cls)
-    fields: dict[str, Any] = {}
-    for f in _fields(cls):
-        default = f.default if f.default is not dataclasses.MISSING else ...
-        if f.default_factory is not dataclasses.MISSING:
-            default = f.default_factory()
-        fields[f.name] = (hints[f.name], default)
-    model: type[BaseModel] = create_model(
-        cls.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields
-    )
+def types_of(cls: type[Any]) -> dict[str, Any]:
+    """Return the types of a registered dataclass's options.
+
+    Raises:
+        FedveilError: an annotation names what its module does not hold.
+    """
+    fields = _fields(cls)
+    try:
+        hints = get_type_hints(cls)
+    except NameError as error:
+        raise FedveilError(f"class {cls.__name__}: a type cannot be read ({error})") from None
+    return {f.name: hints[f.name] for f in fields}
+
+
+def schema_of(cls: type[Any]) -> type[_Options]:
+    """Return the pydantic model of a registered dataclass's options.
+
+    Raises:
+        FedveilError: it is no dataclass, or a field's type is none that can be checked.
+    """
+    hints, defaults = types_of(cls), options_of(cls)
+    fields: dict[str, Any] = {
+        name: (_as_written(hint), ... if defaults[name] is dataclasses.MISSING else defaults[name])
+        for name, hint in hints.items()
+    }
+    try:
+        model: type[_Options] = create_model(cls.__name__, __base__=_Options, **fields)
+    except PydanticSchemaGenerationError as error:
+        raise FedveilError(f"class {cls.__name__}: {str(error).splitlines()[0]}") from None
+    model._describes = cls
     return model
+
+
+def _as_written(hint: Any) -> Any:
+    """Return the type that an experiment file has for a field: sections for dataclasses, lists for tuples."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return schema_of(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_as_written, get_args(hint)))]  # noqa: UP007 - of a computed tuple
+    if hint is tuple or get_origin(hint) is tuple:
+        return Annotated[hint, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+    return hint
 
 
 def build(cls: type[T], options: Mapping[str, Any]) -> T:
@@ -47,10 +95,22 @@ def build(cls: type[T], options: Mapping[str, Any]) -> T:
 
     Raises:
         pydantic.ValidationError: an option is unknown, lacking or of the wrong type.
-        FedveilError: a value that the class itself refuses.
+        SettingError: a value that the class itself refuses; its key is a dotted path where it is in a nested section.
+        FedveilError: see `schema_of`.
     """
-    checked = schema_of(cls).model_validate(dict(options))
-    return cls(**{f.name: getattr(checked, f.name) for f in _fields(cls)})
+    made: T = _made(schema_of(cls).model_validate(dict(options)))
+    return made
+
+
+def _made(options: _Options) -> Any:
+    values = {name: getattr(options, name) for name in type(options).model_fields}
+    for name, value in values.items():
+        if isinstance(value, _Options):
+            try:
+                values[name] = _made(value)
+            except SettingError as error:
+                raise SettingError(type(options).__name__, f"{name}.{error.key}", error.value, error.rule) from None
+    return options._describes(**values)
 
 
 def normalise(value: Any, key: str = "name") -> Any:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from fedveil.attacks.base import ATTACKS, Attack
-from fedveil.attacks.inverse import InverseTraining
-from fedveil.attacks.inverting_gradients import InvertingGradients
-from fedveil.defense.base import DEFENSES, Defense, Stack
+from fedveil.attacks import ATTACKS, Attack
+from fedveil.attacks.base import attack_labels
+from fedveil.attacks.scoring.summary import BASELINE_ATTACK
+from fedveil.defense import DEFENSES, Defense, Stack
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.partition import PARTITIONS, Partition
 from fedveil.fl.strategies import STRATEGIES, Strategy
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
-from fedveil.orchestrator.config.options import build, build_named, normalise
+from fedveil.orchestrator.config.options import build_named, normalise
 from fedveil.orchestrator.config.uri import uri_fault
 from fedveil.orchestrator.tracking import ImagePolicy
 
 MOST = 1_000_000_000
 """Above any count that makes sense, and well inside what the libraries below take."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 RoundName = Literal["middle", "last"]
 USUAL_ROUNDS: tuple[int | RoundName, ...] = (0, 1, "middle", "last")
@@ -90,14 +99,18 @@ class DataSection(Section):
         name: see ``fedveil data list``; also ``npz:PATH`` and ``folder:PATH``.
         size: pixels per side; None for the source's default.
         limit: at most so many training images (and test images), for quick runs.
-        public_fraction: share of train that belongs to no client.
+        pool: train, validation and test images are pooled and split anew, where the data set's own splits differ.
+        public_fraction: share of train that server and clients train on together; it belongs to no client.
+        auxiliary_fraction: share of train that belongs to the attacker and to the judge of reconstructions alone.
         partition: ``iid``, ``{kind: dirichlet, alpha: 0.5}`` or ``{kind: shards, classes_per_client: 2}``.
     """
 
     name: str = "mni152"
     size: int | None = Field(default=None, ge=8, le=512)
     limit: int | None = Field(default=None, ge=10, le=MOST)
-    public_fraction: float = Field(default=0.2, gt=0, lt=1)
+    pool: bool = False
+    public_fraction: float = Field(default=0.05, gt=0, lt=1)
+    auxiliary_fraction: float = Field(default=0.2, gt=0, lt=1)
     partition: Annotated[dict[str, Any], _named("kind")] = Field(default={"kind": "iid"})
 
     def build_partition(self) -> Partition:
@@ -109,9 +122,9 @@ class ModelSection(Section):
     """Which classifier the federation trains.
 
     Attributes:
-        name: ``lenet``, ``convnet``, ``resnet18`` or ``resnet20``.
+        name: see ``fedveil list models``.
         norm: ``none``, ``group`` or ``batch``; None for the model's own default.
-        width: channels of the first setup; None for the model's own default.
+        width: channels of the first layer; None for the model's own default.
     """
 
     name: str = "convnet"
@@ -169,9 +182,9 @@ class AuditSection(Section):
         batch_size: images behind one audited update.
         local_steps: the client's steps on that batch; 1 sends the gradient.
         labels: ``known`` to the attacker, or ``recovered`` by iDLG (single images only).
-        attacks: by name, run in this order; the floor always runs.
-        inversion: settings of Inverting Gradients, for all attacks that invert.
-        inverse: settings of the learnt inverse, for all attacks that undo a defence.
+        attacks: names, or ``{name: NAME, option: value}``, run in this order; the baseline, which sees no update, runs
+            always. Of two with one name the second is called ``NAME_2``.
+        balanced: victims are drawn evenly over the classes.
         gallery: images among which a victim has to be found; never fewer than the victims.
     """
 
@@ -181,24 +194,20 @@ class AuditSection(Section):
     batch_size: Count = 1
     local_steps: Count = 1
     labels: Literal["known", "recovered"] = "known"
-    attacks: list[str] = Field(default=["inverting_gradients", "adaptive"])
-    inversion: dict[str, Any] = Field(default={})
-    inverse: dict[str, Any] = Field(default={})
+    attacks: list[Annotated[dict[str, Any], _named("name")]] = Field(
+        default=[{"name": "inverting_gradients"}, {"name": "adaptive"}]
+    )
+    balanced: bool = True
     gallery: Count = 1000
 
-    def build_inversion(self) -> InvertingGradients:
-        """Make the gradient inversion."""
-        return build(InvertingGradients, self.inversion)
-
-    def build_inverse(self) -> InverseTraining:
-        """Make the inverse's training settings."""
-        return build(InverseTraining, self.inverse)
-
     def build_attacks(self) -> list[Attack]:
-        """Make the attacks, the floor first."""
-        names = [name for name in self.attacks if name != "baseline"]
-        inversion = self.build_inversion()
-        return [ATTACKS[name].configured(inversion) for name in ["baseline", *names]]
+        """Make the attacks, the baseline first."""
+        others = [setting for setting in self.attacks if setting["name"] != BASELINE_ATTACK]
+        return [build_named(ATTACKS, setting) for setting in ({"name": BASELINE_ATTACK}, *others)]
+
+    def attack_labels(self) -> list[str]:
+        """Return what the attacks are called in the results, the baseline first."""
+        return attack_labels(self.build_attacks())
 
     def round_numbers(self, rounds: int) -> list[int]:
         """Return the audited rounds, ascending, each once."""
@@ -263,10 +272,22 @@ class SearchSection(Section):
 
 
 class Experiment(Section):
-    """An experiment file: one trial, or a sweep if it has a ``search`` section."""
+    """An experiment file: one trial, or a sweep if it has a ``search`` section.
+
+    Attributes:
+        experiment: its name, in MLflow and below ``runs/``.
+        plugins: modules, or Python files (``./my_attack.py``), that register defences, attacks, models, data sets or
+            strategies; they are imported before anything else in this file is read.
+        seed: of all randomness.
+        seeds: in the place of ``seed``: every trial is repeated with each of them; empty for one trial with ``seed``.
+        data, model, fl, audit, tracking, resources, search: see there.
+        defense: a name, ``{name: NAME, option: value}``, or a list of these, which are applied in their order.
+    """
 
     experiment: Annotated[str, AfterValidator(_experiment_name)]
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    plugins: list[str] = Field(default=[])
+    seed: Seed = 0
+    seeds: list[Seed] = Field(default=[])
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     fl: FLSection = FLSection()
@@ -276,7 +297,13 @@ class Experiment(Section):
     resources: ResourcesSection = ResourcesSection()
     search: SearchSection | None = None
 
-    def build_defense(self) -> Defense:
+    @model_serializer(mode="wrap")
+    def _one_of_seed_and_seeds(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        del written["seed" if self.seeds else "seeds"]
+        return written
+
+    def build_defense(self) -> Defense[Any]:
         """Make the defence; several compose in their order."""
         parts = tuple(build_named(DEFENSES, part) for part in self.defense)
         return parts[0] if len(parts) == 1 else Stack(parts=parts)

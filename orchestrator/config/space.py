@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS
+from fedveil.orchestrator import metrics
 from fedveil.orchestrator.config.explain import listed, shown
 from fedveil.orchestrator.config.schema import Experiment, SearchSection
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
-SCHEDULED = ("fl/accuracy", "fl/loss")
-"""Metrics that exist after every round, so that a scheduler can compare trials by them."""
 FIXED = {
     "experiment": "names the sweep",
+    "plugins": "they are imported once, before any trial",
+    "seeds": "all trials are repeated with the same, so that they compare",
     "data": "one sweep, one data set: errors on two data sets do not compare",
     "data.name": "one sweep, one data set: errors on two data sets do not compare",
+    "data.pool": "one sweep, one data set: errors on two data sets do not compare",
     "tracking": "a sweep has one record",
     "resources": "all trials of a sweep have the same",
     "search": "describes the sweep itself",
@@ -36,11 +37,13 @@ def check_space(experiment: Experiment) -> list[str]:
         lines += [f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
-    for name in unreported(search.objectives, experiment.audit.attacks):
-        known = [m for m in _metrics(experiment.audit.attacks) if not m.startswith("attack/")]
-        lines.append(
-            f"search.objectives: given {name!r}; allowed: {listed(known)}, attack/NAME/METRIC of audit.attacks"
-        )
+    known = metrics.objectives(experiment.audit.attack_labels())
+    common = [name for name in known if not name.startswith("attack/")]
+    lines += [
+        f"search.objectives: given {name!r}; allowed: {listed(common)}, attack/NAME/METRIC of audit.attacks"
+        for name in search.objectives
+        if name not in known
+    ]
     return [*lines, *_check_drawing(search)]
 
 
@@ -58,34 +61,14 @@ def _check_drawing(search: SearchSection) -> list[str]:
             lines.append(
                 f"search.scheduler: asha stops trials by one objective, search.objectives has {len(search.objectives)}"
             )
-        elif next(iter(search.objectives)) not in SCHEDULED:
+        elif next(iter(search.objectives)) not in metrics.EVERY_ROUND:
             lines.append(
                 f"search.scheduler: asha needs an objective that every round has; given"
-                f" {next(iter(search.objectives))!r}, allowed: {', '.join(SCHEDULED)}"
+                f" {next(iter(search.objectives))!r}, allowed: {', '.join(metrics.EVERY_ROUND)}"
             )
     if search.searcher == "grid" and search.samples > 1:
         lines.append(f"search.samples: given {search.samples}; the grid searcher runs each point once, allowed: 1")
     return lines
-
-
-def unreported(objectives: Iterable[str], attacks: Sequence[str]) -> list[str]:
-    """Return the objectives that a trial with these attacks does not report."""
-    metrics = _metrics(attacks)
-    return [name for name in objectives if name not in metrics]
-
-
-def _metrics(attacks: Sequence[str]) -> list[str]:
-    """Return the metrics that each trial reports."""
-    others = [name for name in attacks if name != BASELINE_ATTACK]
-    headlines = [metric.name for metric in METRICS if metric.headline and others]
-    constants = ["chance_accuracy", "trained_mse", "baseline_mse"]
-    return [
-        *(f"utility/{name}" for name in ("accuracy", "val_accuracy", "auc", "clean_accuracy")),
-        *(f"privacy/{name}" for name in (*headlines, *constants)),
-        *(f"attack/{attack}/{metric.name}" for attack in (BASELINE_ATTACK, *others) for metric in METRICS),
-        *(f"cost/{name}" for name in ("train_seconds", "attack_seconds", "update_bytes")),
-        *SCHEDULED,
-    ]
 
 
 def _check_keys(overrides: Mapping[str, Any]) -> list[str]:

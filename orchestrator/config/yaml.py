@@ -1,92 +1,67 @@
-"""YAML as it is meant: a key twice is an error, ``1e-3`` is a number, ``yes`` is a word and ``010`` is ten.
-
-PyYAML follows YAML 1.1, which keeps the last of two equal keys without a word and reads those three as text, true and
-eight. Scalars are resolved here by the core schema of YAML 1.2.
-"""
+"""YAML 1.2, in which a key twice is an error, ``1e-3`` a number, ``yes`` a word and ``010`` ten. No tag runs code."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import io
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
+
+__all__ = ["YAMLError", "dump", "fault", "parse"]
 
 
-class _Loader(yaml.SafeLoader):
-    pass
+class _Constructor(SafeConstructor):
+    """Says where it stands if a value does not fit its type: ``!!bool maybe``, or more digits than Python reads."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise ConstructorError(None, None, "this value does not fit its type", node.start_mark) from None
+
+    def construct_number(self, node: Any) -> Any:
+        """Return a number; one with ``_`` between its digits is text, as in YAML's core schema."""
+        if "_" in node.value:
+            return self.construct_yaml_str(node)
+        integer = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
 
 
-_Loader.yaml_implicit_resolvers = {}
+for _kind in ("timestamp", "value"):  # nothing in an experiment is a date, and "=" is a word
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_yaml_str)
+for _kind in ("int", "float"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_number)
 
 
 def parse(text: str) -> Any:
     """Return what a YAML document says, as plain values.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a mapping has a key twice.
+        YAMLError: it is not YAML, or a mapping has a key twice.
     """
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return reader.load(text)
     except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
-    except (LookupError, TypeError, ValueError, AttributeError):
-        # PyYAML's constructors for tags such as !!bool take it for granted that the value fits.
-        raise yaml.YAMLError("a tag does not fit its value") from None
+        raise YAMLError("nested too deeply") from None
 
 
-def fault(error: yaml.YAMLError) -> tuple[str, str]:
+def dump(value: Any) -> str:
+    """Return plain values as YAML that `parse` reads back, keys in their order."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment] - typed by its default, None
+    text = io.StringIO()
+    writer.dump(value, text)
+    return text.getvalue().removesuffix("...\n")
+
+
+def fault(error: YAMLError) -> tuple[str, str]:
     """Return what is wrong, and ``, line N`` where that is known."""
-    mark = getattr(error, "problem_mark", None)
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or "bad syntax"
-    return str(reason), f", line {mark.line + 1}" if mark else ""
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        # Merged keys ("<<") may be overridden, that is what they are for.
-        if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
-            if key_node.value in seen:
-                problem = f"the key {key_node.value!r} stands here twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-def _construct_map(loader: _Loader, node: yaml.MappingNode) -> Any:
-    mapping: dict[Any, Any] = {}
-    yield mapping  # first, so that an alias inside can refer to it
-    mapping.update(_construct_mapping(loader, node))
-
-
-def _numeric(convert: Callable[[str], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
-    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
-        try:
-            return convert(str(loader.construct_scalar(node)))
-        except ValueError:
-            problem = "this is not a number, or too long for one"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
-
-    return construct
-
-
-def _float(text: str) -> float:
-    return float(re.sub(r"\.(inf|nan)$", r"\1", text, flags=re.IGNORECASE))
-
-
-for _kind, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})\Z"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
-_Loader.add_constructor("tag:yaml.org,2002:int", _numeric(int))
-_Loader.add_constructor("tag:yaml.org,2002:float", _numeric(_float))
+    # Of a key that stands twice both values are quoted, however long they are.
+    return str(reason).partition(" with value")[0], f", line {mark.line + 1}" if isinstance(mark, StringMark) else ""
