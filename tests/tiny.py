@@ -22,19 +22,24 @@ def write_bars(path: Path, train: int = 90, test: int = 30) -> Path:
     return path
 
 
+TINY_INVERSE = {"steps": 3, "batch_size": 8, "width": 8}
+
+
 def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
     """Return a raw experiment on such a file; ``sections`` are merged in, one level deep."""
+    inverse = {"steps": 3, "batch_size": 8, "width": 8}
     raw: dict[str, Any] = {
         "experiment": "tiny",
-        "data": {"name": f"npz:{data}"},
+        "data": {"name": f"npz:{data}", "public_fraction": 0.1, "auxiliary_fraction": 0.2},
         "model": {"name": "convnet", "width": 4},
         "fl": {"clients": 3, "rounds": 2, "batch_size": 8, "learning_rate": 0.1},
         "audit": {
             "rounds": [0, "last"],
             "victims": 4,
-            "attacks": ["inverting_gradients", "adaptive_modules"],
-            "inversion": {"steps": 3},
-            "inverse": {"steps": 3, "batch_size": 8, "width": 8},
+            "attacks": [
+                {"name": "inverting_gradients", "steps": 3},
+                {"name": "adaptive_modules", "steps": 3, "inverse": inverse},
+            ],
             "gallery": 20,
         },
         "tracking": {"images": "grid"},
