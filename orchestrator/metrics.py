@@ -7,21 +7,17 @@ several of one name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS
+from fedveil.attacks.figures import mse_text
+from fedveil.attacks.scoring import BASELINE_ATTACK, METRICS
 
 Direction = Literal["max", "min"]
 
 _PLACEHOLDER = re.compile(r"<\w+>")
 _FILLING = r"[A-Za-z0-9_.-]+"
-
-
-def mse_text(error: float) -> str:
-    """Four decimals; one significant digit where those would read as an exact copy, and a plain 0 for one."""
-    return f"{error:.4f}" if error >= 5e-5 else f"{error:.0e}" if error > 0 else "0"
 
 
 def fits(name: str, template: str) -> bool:
@@ -158,9 +154,3 @@ def objectives(attacks: Sequence[str]) -> list[str]:
             continue
         names += [known.name.replace("<attack>", label) for label in labels] if "<" in known.name else [known.name]
     return names
-
-
-def unknown(names: Iterable[str], metrics: Iterable[Metric]) -> list[str]:
-    """Return those of ``names`` that none of ``metrics`` stands for."""
-    templates = [known.name for known in metrics]
-    return [name for name in names if not any(fits(name, template) for template in templates)]

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedveil.orchestrator.report.figures import draw_rows
+from fedveil.attacks.figures import draw_rows, save
+from fedveil.orchestrator.report.pareto import competing
 from fedveil.orchestrator.report.rows import TrialRow
-from fedveil.orchestrator.report.style import save
 
 MARGIN = 0.05
 """Accuracy that a defence may cost against the best trial and still be shown at its most private."""
 
 
 def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Return one comparable trial per defence: the most private one that keeps accuracy, or else the most accurate one."""
-    shown = [row for row in rows if row.comparable and {"utility/accuracy", "privacy/mse"} <= row.metrics.keys()]
+    """Return a trial per defence: of its most private setting that keeps accuracy, or else of its most accurate one.
+
+    Of a setting under several seeds the first trial is taken.
+    """
+    shown = competing(rows)
     if not shown:
         return []
     needed = max(row.metrics["utility/accuracy"] for row in shown) - MARGIN
@@ -26,15 +29,11 @@ def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
         own = [row for row in shown if row.defense == defense]
         keeping = [row for row in own if row.metrics["utility/accuracy"] >= needed]
         if keeping:
-            chosen.append(max(keeping, key=lambda row: row.metrics["privacy/mse"]))
+            best = max(keeping, key=lambda row: row.metrics["privacy/mse"])
         else:
-            chosen.append(max(own, key=lambda row: row.metrics["utility/accuracy"]))
+            best = max(own, key=lambda row: row.metrics["utility/accuracy"])
+        chosen.append(best.members[0])
     return chosen
-
-
-def leakiest_attack(row: TrialRow, names: Sequence[str]) -> str:
-    """Return which of the attacks ``names`` came nearest to the originals in this trial."""
-    return min(names, key=lambda name: row.metrics[f"attack/{name}/mse"])
 
 
 def comparison_figure(

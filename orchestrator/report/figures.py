@@ -1,8 +1,8 @@
-"""The two pictures of a sweep: the trade-off of all trials, and what an attacker rebuilds."""
+"""The trade-off of a sweep's settings as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -10,17 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
+from matplotlib.transforms import Bbox
 
-from fedveil.attacks.scoring.metrics import mse
+from fedveil.attacks.figures import FAINT, INK, MUTED, new_figure, save
 from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.labels import place_labels
-from fedveil.orchestrator.report.numbers import mse_text
-from fedveil.orchestrator.report.pareto import TRADE_OFF, pareto_front
+from fedveil.orchestrator.report.pareto import TRADE_OFF, front_of
 from fedveil.orchestrator.report.rows import TrialRow
-from fedveil.orchestrator.report.style import FAINT, INK, MUTED, for_text, looks, new_figure, save
-
-_ORIGINAL = "original"
+from fedveil.orchestrator.report.style import for_text, looks
 
 _Point = tuple[float, float]
 
@@ -28,10 +26,11 @@ _Point = tuple[float, float]
 def pareto_figure(
     rows: Sequence[TrialRow], path: Path, *, title: str = "Accuracy against reconstruction error"
 ) -> None:
-    """Draw accuracy against worst-case reconstruction MSE, a point per finished trial, to ``path``.
+    """Draw accuracy against worst-case reconstruction MSE, a point per setting, to ``path``.
 
-    Up and to the right is better. Trials that may not compete (no adaptive attack, collapsed) are hollow. The
-    number at a point is the defence's strength.
+    Up and to the right is better. Settings that may not compete (no adaptive attack, collapsed) are hollow. The
+    number at a point is the defence's strength. Whiskers are 95 % intervals: of the MSE over victims, and of the
+    accuracy over seeds where there are several.
 
     Raises:
         FedveilError: no finished trial holds both numbers.
@@ -41,7 +40,7 @@ def pareto_figure(
 
 def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
     """Return the figure that `pareto_figure` writes."""
-    shown = [row for row in rows if row.finished and TRADE_OFF.keys() <= row.metrics.keys()]
+    shown = [group for group in group_seeds(rows) if TRADE_OFF.keys() <= group.metrics.keys()]
     if not shown:
         raise FedveilError("figure: no finished trial holds both utility/accuracy and privacy/mse")
     figure = new_figure(9.2, 5.6)
@@ -53,19 +52,21 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
         x, y = zip(*map(_point, mine), strict=True)
         faces = [look.color if row.comparable else "white" for row in mine]
         axes.scatter(x, y, 62, faces, marker=look.marker, edgecolors=look.color, linewidths=1.4, zorder=4)
+        _draw_whiskers(axes, mine, look.color)
         # the legend's own point, so that a defence whose first trial is hollow has a full one
         axes.scatter([], [], 62, look.color, marker=look.marker, label=name)
-    _draw_front(axes, pareto_front([row for row in shown if row.comparable], TRADE_OFF))
+    _draw_front(axes, front_of(rows))
     _set_limits(axes, shown)
-    _draw_floor(axes, shown)
+    _draw_baseline(axes, shown)
     axes.set_xlabel("test accuracy", color=INK, fontsize=11)
     axes.set_ylabel("reconstruction MSE, worst case over attacks", color=INK, fontsize=11)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    across = " and, across, over seeds" if any(len(row.members) > 1 for row in shown) else ""
     axes.set_title(title, loc="left", color=INK, fontsize=14, fontweight="bold", pad=26)
     axes.text(
         0,
         1.025,
-        "up and right is better; numbers are perturbation strengths",
+        "up and right is better; numbers are strengths, whiskers 95 % intervals over victims" + across,
         transform=axes.transAxes,
         color=MUTED,
         fontsize=10,
@@ -81,81 +82,34 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
         [f"{row.strength:.2g}" for row in labelled],
         size=9,
         colors=[for_text(look_of[row.defense].color) for row in labelled],
-    )
-    return figure
-
-
-def reconstruction_figure(
-    path: Path,
-    originals: Tensor,
-    trained: Tensor,
-    reconstructions: Mapping[str, Tensor],
-    captions: Sequence[str] | None = None,
-) -> None:
-    """Draw the rows original / what the client trained on / one per attack, and write them to ``path``.
-
-    Columns are victims. Below each image but the original stands its MSE to the original.
-
-    Args:
-        path: where to write; the suffix gives the format.
-        originals: (n, C, H, W) in [0, 1], C is 1 or 3.
-        trained: (n, C, H, W) in [0, 1], what the client trained on, in the originals' order.
-        reconstructions: by attack name, (n, C, H, W) in [0, 1], already matched to the originals.
-        captions: one per victim, written above its column.
-
-    Raises:
-        FedveilError: the shapes differ, or images leave [0, 1].
-    """
-    save(draw_reconstructions(originals, trained, reconstructions, captions), path)
-
-
-def draw_reconstructions(
-    originals: Tensor, trained: Tensor, reconstructions: Mapping[str, Tensor], captions: Sequence[str] | None
-) -> Figure:
-    """Return the figure that `reconstruction_figure` writes."""
-    rows = {"what the client\ntrained on": trained}
-    rows |= {f"attack:\n{name.replace('_', ' ')}": images for name, images in reconstructions.items()}
-    return draw_rows(originals, rows, captions)
-
-
-def draw_rows(originals: Tensor, others: Mapping[str, Tensor], captions: Sequence[str] | None) -> Figure:
-    """Return a figure with the originals in its first row and one row per entry of ``others``, by title.
-
-    Args:
-        originals: (n, C, H, W) in [0, 1].
-        others: (n, C, H, W) in [0, 1] each; every image gets its MSE to the original.
-        captions: one per column.
-    """
-    rows = {_ORIGINAL: originals, **others}
-    # inches: one image with its caption, and margins that hold the titles
-    cell, below = 1.25, 0.24
-    left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())
-    top = 0.35 if captions else 0.15
-    width, height = left + cell * len(originals) + 0.15, (cell + below) * len(rows) + top + 0.1
-    figure = new_figure(width, height)
-    grid = figure.subplots(len(rows), len(originals), squeeze=False)
-    for (title, images), line in zip(rows.items(), grid, strict=True):
-        errors = mse(images, originals).tolist()
-        for image, error, axes in zip(images, errors, line, strict=True):
-            _show(axes, image)
-            if title != _ORIGINAL:
-                axes.set_xlabel(f"MSE {mse_text(error)}", fontsize=9, color=MUTED, labelpad=3)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10.5, color=INK, labelpad=8)
-    for caption, axes in zip(captions or (), grid[0], strict=captions is not None):
-        axes.set_title(caption, fontsize=9.5, color=INK, pad=5)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - 0.15 / width,
-        top=1 - top / height,
-        bottom=(below + 0.1) / height,
-        wspace=0.06,
-        hspace=below / cell,
+        lines=[box for row in shown for box in _whisker_boxes(row)],
     )
     return figure
 
 
 def _point(row: TrialRow) -> _Point:
-    return row.metrics["utility/accuracy"], row.metrics["privacy/mse"]
+    accuracy, error = (row.metrics[name] for name in TRADE_OFF)
+    return accuracy, error
+
+
+def _ends(row: TrialGroup, name: str) -> tuple[float, float]:
+    """The ends of the whisker, both at the point where there is none."""
+    return row.interval(name) or (row.metrics[name], row.metrics[name])
+
+
+def _draw_whiskers(axes: Axes, rows: Sequence[TrialGroup], color: str) -> None:
+    points = np.array([_point(row) for row in rows])
+    ends = np.array([[_ends(row, name) for name in TRADE_OFF] for row in rows])
+    x, y = np.abs(ends - points[:, :, None]).transpose(1, 2, 0)
+    axes.errorbar(
+        points[:, 0], points[:, 1], y, x, fmt="none", ecolor=color, elinewidth=1.2, capsize=2.5, alpha=0.6, zorder=3
+    )
+
+
+def _whisker_boxes(row: TrialGroup) -> list[Bbox]:
+    x, y = _point(row)
+    (left, right), (low, high) = (_ends(row, name) for name in TRADE_OFF)
+    return [Bbox.from_extents(left, y, right, y), Bbox.from_extents(x, low, x, high)]
 
 
 def _draw_front(axes: Axes, front: Sequence[TrialRow]) -> None:
@@ -166,26 +120,27 @@ def _draw_front(axes: Axes, front: Sequence[TrialRow]) -> None:
     axes.step(x, y, where="pre", color=MUTED, linewidth=1.3, zorder=2, label="Pareto front")
 
 
-def _set_limits(axes: Axes, rows: Sequence[TrialRow]) -> None:
-    x, y = zip(*map(_point, rows), strict=True)
+def _set_limits(axes: Axes, rows: Sequence[TrialGroup]) -> None:
+    x = [end for row in rows for end in _ends(row, "utility/accuracy")]
+    y = [end for row in rows for end in _ends(row, "privacy/mse")]
     margin = 0.08 * max(max(x) - min(x), 0.05)
     axes.set_xlim(min(x) - margin, max(x) + margin)
-    top = max([*y, *_floors(rows), 1e-6])
+    top = max([*y, *_baselines(rows), 1e-6])
     axes.set_ylim(-0.03 * top, 1.12 * top)
 
 
-def _floors(rows: Sequence[TrialRow]) -> list[float]:
+def _baselines(rows: Sequence[TrialGroup]) -> list[float]:
     return [row.metrics["privacy/baseline_mse"] for row in rows if "privacy/baseline_mse" in row.metrics]
 
 
-def _draw_floor(axes: Axes, rows: Sequence[TrialRow]) -> None:
-    floors = _floors(rows)
-    if not floors:
+def _draw_baseline(axes: Axes, rows: Sequence[TrialGroup]) -> None:
+    baselines = _baselines(rows)
+    if not baselines:
         return
-    axes.axhline(fmean(floors), color=INK, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1)
+    axes.axhline(fmean(baselines), color=INK, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1)
     axes.annotate(
         "an attacker without the update (class mean)",
-        (0, fmean(floors)),
+        (0, fmean(baselines)),
         xycoords=axes.get_yaxis_transform(),
         xytext=(6, 4),
         textcoords="offset points",
@@ -200,16 +155,3 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(colors=MUTED, labelsize=10)
     axes.grid(color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(
-        np.moveaxis(image.detach().cpu().numpy(), 0, -1),
-        cmap="gray",
-        vmin=0.0,
-        vmax=1.0,
-        interpolation="nearest",
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color(FAINT)

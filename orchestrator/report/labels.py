@@ -28,12 +28,14 @@ def place_labels(
     *,
     size: float,
     colors: Sequence[ColorType],
+    lines: Sequence[Bbox] = (),
 ) -> list[Annotation]:
     """Write ``texts[i]`` beside ``points[i]`` (data coordinates) and return the annotations.
 
     Greedy: each label takes the place around its point, near ones first, that covers nothing placed so far
     and stays inside the axes; failing that, the one that covers least. A label that stands
-    off has a thin line to its point. Set the limits and the layout before.
+    off has a thin line to its point. Set the limits and the layout before. ``lines`` (data coordinates, without width)
+    are to be left free as the points are.
     """
     if not points:
         return []
@@ -44,6 +46,7 @@ def place_labels(
     inside = axes.get_window_extent(renderer)
     centres = [(float(x), float(y)) for x, y in axes.transData.transform(points)]
     taken = [_box(centre, (0.0, 0.0), 2 * _POINT_RADIUS * pixel, 2 * _POINT_RADIUS * pixel) for centre in centres]
+    taken += [_widened(axes.transData.transform_bbox(line), pixel) for line in lines]
     placed = []
     for point, centre, text, color in zip(points, centres, texts, colors, strict=True):
         label = axes.annotate(
@@ -68,6 +71,10 @@ def place_labels(
             label.arrow_patch.set_visible(math.hypot(*best) > _LEADER_FROM)
         placed.append(label)
     return placed
+
+
+def _widened(box: Bbox, by: float) -> Bbox:
+    return Bbox.from_extents(box.x0 - by, box.y0 - by, box.x1 + by, box.y1 + by)
 
 
 def _sign(x: float) -> int:

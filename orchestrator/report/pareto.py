@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TypeVar
 
 from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.metrics import Direction
+from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.rows import TrialRow
-
-Direction = Literal["max", "min"]
 
 TRADE_OFF: Mapping[str, Direction] = {"utility/accuracy": "max", "privacy/mse": "max"}
 """Accuracy against the worst-case reconstruction error: the plane of the tables and figures."""
 
+Row = TypeVar("Row", bound=TrialRow)
 _SIGNS: Mapping[Direction, float] = {"max": 1.0, "min": -1.0}
 
 
-def pareto_front(rows: Sequence[TrialRow], objectives: Mapping[str, Direction]) -> list[TrialRow]:
+def competing(rows: Sequence[TrialRow]) -> list[TrialGroup]:
+    """Return the settings that may be on the front: comparable under each seed, with both numbers of `TRADE_OFF`."""
+    return [group for group in group_seeds(rows) if group.comparable and TRADE_OFF.keys() <= group.metrics.keys()]
+
+
+def front_of(rows: Sequence[TrialRow]) -> list[TrialGroup]:
+    """Return the settings that no other beats in `TRADE_OFF`: the one front of screen, figure and MLflow."""
+    return pareto_front(competing(rows), TRADE_OFF)
+
+
+def pareto_front(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> list[Row]:
     """Return the rows that no other row beats, in their order.
 
     A row beats another if it is at least as good in all objectives and better in one; equal rows stay.
-    Rows that lack an objective are left out. Filter with `TrialRow.comparable` first.
+    Rows that lack an objective are left out.
     """
     scored = [(row, _scores(row, objectives)) for row in rows if objectives.keys() <= row.metrics.keys()]
     return [row for row, mine in scored if not any(_beats(theirs, mine) for _, theirs in scored)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+from fedveil.attacks.scoring import BASELINE_ATTACK
+from fedveil.orchestrator.metrics import fits, metric
 
 FINISHED = "FINISHED"
 """The status that MLflow gives to a run that ended well."""
@@ -61,9 +64,9 @@ class TrialRow:
         """
         if "attack/trained_images/mse" in self.metrics:
             return False
-        floor = self.metrics.get("privacy/baseline_mse")
+        guess = self.metrics.get("privacy/baseline_mse")
         missed = self.metrics.get("attack/inverting_gradients/mse_to_perturbed")
-        return floor is not None and missed is not None and missed > floor
+        return guess is not None and missed is not None and missed > guess
 
     @property
     def comparable(self) -> bool:
@@ -71,9 +74,26 @@ class TrialRow:
         return self.finished and self.complete and not self.collapsed
 
     def score(self, name: str) -> float:
-        """Return a metric for ranking: beyond the guess without an update (``privacy/baseline_mse``) no MSE counts for more."""
+        """Return a metric for ranking: beyond the guess without an update (``privacy/baseline_mse``) no MSE counts more."""
         value = self.metrics[name]
         return min(value, self.metrics.get("privacy/baseline_mse", value)) if name.endswith("/mse") else value
+
+    def headline_attack(self, score: str = "mse", *, among: Collection[str] | None = None) -> str | None:
+        """Return the label of the attack behind ``privacy/<score>``: the leakiest; None where none has that score.
+
+        Args:
+            score: a score per attack, for example ``attacker_accuracy``.
+            among: labels to choose from; None for all but the attack without an update.
+        """
+        scores = {name.split("/")[1]: v for name, v in self.metrics.items() if fits(name, f"attack/<attack>/{score}")}
+        labels = scores.keys() - {BASELINE_ATTACK} if among is None else scores.keys() & set(among)
+        leakiest = min if metric(f"privacy/{score}").better == "max" else max
+        return leakiest(sorted(labels), key=scores.__getitem__, default=None)
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the ends of a metric's 95 % interval over victims, or None where they were not recorded."""
+        low, high = self.metrics.get(f"{name}_low"), self.metrics.get(f"{name}_high")
+        return None if low is None or high is None else (low, high)
 
     def number(self, param: str) -> float | None:
         """Return a parameter as a number, or None where it is absent or no number."""

@@ -1,18 +1,21 @@
-"""The table of trials on the screen."""
+"""The table of trials on the screen: a line per setting."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
-from fedveil.orchestrator.report.numbers import mse_text
-from fedveil.orchestrator.report.pareto import TRADE_OFF, pareto_front
+from fedveil.orchestrator.metrics import metric
+from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
+from fedveil.orchestrator.report.matched import Records, matched_line
+from fedveil.orchestrator.report.pareto import front_of
 from fedveil.orchestrator.report.rows import TrialRow
 
 _ABSENT = "–"
@@ -21,15 +24,9 @@ _MEANINGS = {
     _PARETO: "Pareto optimal",
     _INCOMPLETE: "incomplete: no adaptive attack ran, so this is no worst case",
     _COLLAPSED: "collapsed: the perturbed images no longer carry the task",
-    _WEAK: "weak attack: not even what the client trained on was rebuilt; give audit.inversion more steps",
+    _WEAK: "weak attack: not even what the client trained on was rebuilt; give inverting_gradients more steps",
 }
-_HOW_TO_READ = (
-    "Privacy is the worst case over the attacks. MSE: higher is more private, 0 is an exact copy; 'perfect' "
-    "is what a flawless inversion would reach, 'guess' what an attacker without the update does: beyond it "
-    "nothing more is gained. Attacker accuracy stands beside (chance)."
-)
-
-Cell = Callable[[TrialRow], str]
+Cell = Callable[[TrialGroup], str]
 
 
 @dataclass(frozen=True)
@@ -38,21 +35,41 @@ class _Column:
 
     Attributes:
         title: its heading, on two lines.
-        cell: the text of one trial.
+        cell: the text of one setting.
         rank: columns with a larger one are left out first where the console is narrow.
+        wide: the text where there is room for all columns; None for the same.
+        note: how to read it.
     """
 
     title: str
     cell: Cell
     rank: int
+    wide: Cell | None = None
+    note: Callable[[Sequence[TrialGroup]], str] = lambda rows: ""
 
 
-def _metric(name: str, text: Callable[[float], str]) -> Cell:
-    return lambda row: text(row.metrics[name]) if name in row.metrics else _ABSENT
+def _text(name: str) -> Cell:
+    write = metric(name).write
+    return lambda row: write(row.metrics[name]) if name in row.metrics else _ABSENT
+
+
+def _metric(name: str, rank: int, note: str = "") -> _Column:
+    """A column of numbers with their intervals, as far as there are any."""
+    text, write = _text(name), metric(name).write
+
+    def cell(row: TrialGroup) -> str:
+        ends = row.interval(name)
+        return text(row) + (f" ±{write(max(row.metrics[name] - ends[0], ends[1] - row.metrics[name]))}" if ends else "")
+
+    def wide(row: TrialGroup) -> str:
+        ends = row.interval(name)
+        return text(row) + (f" [{write(ends[0])}, {write(ends[1])}]" if ends else "")
+
+    return _Column(metric(name).title, cell, rank, wide, lambda rows: note)
 
 
 def _param(name: str) -> Cell:
-    def cell(row: TrialRow) -> str:
+    def cell(row: TrialGroup) -> str:
         number = row.number(name)
         return _ABSENT if number is None else f"{number:.3g}"
 
@@ -62,123 +79,142 @@ def _param(name: str) -> Cell:
 def _with(first: Cell, second: Cell, form: str) -> Cell:
     """Both in one cell, unless both are absent."""
 
-    def cell(row: TrialRow) -> str:
+    def cell(row: TrialGroup) -> str:
         texts = first(row), second(row)
         return _ABSENT if texts == (_ABSENT, _ABSENT) else form.format(*texts)
 
     return cell
 
 
-def _seconds(row: TrialRow) -> str:
+def _seconds(row: TrialGroup) -> str:
     names = ("cost/train_seconds", "cost/attack_seconds")
     spent = [row.metrics[name] for name in names if name in row.metrics]
     return f"{sum(spent):.0f}" if spent else _ABSENT
 
 
-_ATTACKER = _with(
-    _metric("privacy/attacker_accuracy", "{:.2f}".format),
-    _metric("privacy/chance_accuracy", "{:.2f}".format),
-    "{} ({})",
-)
-_BOUNDS = _with(_metric("privacy/trained_mse", mse_text), _metric("privacy/baseline_mse", mse_text), "{} / {}")
+def _seeds(row: TrialGroup) -> str:
+    return str(len(row.members)) if len(row.members) > 1 else _ABSENT
+
+
+def _about_attackers(rows: Sequence[TrialGroup]) -> str:
+    judged = [m["privacy/judge_accuracy"] for m in (row.metrics for row in rows) if "privacy/judge_accuracy" in m]
+    judge = f"right on {fmean(judged):.2f} of untouched originals" if judged else "trained on untouched images"
+    return (
+        f"Attacker accuracy: how often a judge of classes ({judge}) reads the true one, beside (chance: 1 / classes); "
+        f"{_ABSENT} where the judge is not clearly above chance or the attack inferred no class."
+    )
+
+
+_ATTACKER = _with(_text("privacy/attacker_accuracy"), _text("privacy/chance_accuracy"), "{} ({})")
+_BOUNDS = _with(_text("privacy/trained_mse"), _text("privacy/baseline_mse"), "{} / {}")
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
+_ABOUT_BOUNDS = (
+    "'perfect' is what a flawless inversion would reach, 'guess' what an attacker without the update does: beyond it "
+    "nothing more is gained."
+)
 
 _COLUMNS = (
-    _Column("strength\n", _param("defense.strength"), 2),
-    _Column("weights\npriv. / util.", _WEIGHTS, 5),
-    _Column("accuracy\n", _metric("utility/accuracy", "{:.3f}".format), 0),
-    _Column("on clean\nimages", _metric("utility/clean_accuracy", "{:.3f}".format), 4),
-    _Column("worst-case\nMSE", _metric("privacy/mse", mse_text), 0),
-    _Column("PSNR\ndB", _metric("privacy/psnr", "{:.1f}".format), 3),
-    _Column("SSIM\n", _metric("privacy/ssim", "{:.2f}".format), 3),
-    _Column("attacker\naccuracy", _ATTACKER, 1),
-    _Column("identi-\nfied", _metric("privacy/identification_rate", "{:.2f}".format), 4),
-    _Column("MSE\nperfect / guess", _BOUNDS, 2),
-    _Column("seconds\n", _seconds, 6),
+    _Column("strength\n", _param("defense.strength"), 4),
+    _Column("weights\npriv. / util.", _WEIGHTS, 7),
+    _Column("seeds\n", _seeds, 2),
+    _metric("utility/accuracy", 0),
+    _metric("utility/clean_accuracy", 6),
+    _metric(
+        "privacy/mse", 0, "Privacy is the worst case over the attacks. MSE: higher is more private, 0 is an exact copy."
+    ),
+    _metric("privacy/psnr", 5),
+    _metric("privacy/ssim", 5),
+    _Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
+    _metric("privacy/identification_rate", 6),
+    _Column("MSE\nperfect / guess", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
+    _Column("seconds\n", _seconds, 8),
 )
 
 
 class TrialTable:
-    """A ``rich`` renderable: finished trials with their marks, then those that failed with their errors.
+    """A ``rich`` renderable: settings of finished trials with their marks, then the trials that failed with their errors.
 
-    Columns of lesser interest are left out where the console is too narrow for all.
+    Trials that differ in their seed only are one line, see `group_seeds`. Columns of lesser interest are left out where
+    the console is too narrow for all, and so are columns without any number.
 
     Args:
         rows: the trials of one sweep, in any order; they are shown by defence and strength.
+        records: of the trials by name, for the interval at matched accuracy; see `matched_line`.
     """
 
-    def __init__(self, rows: Sequence[TrialRow]) -> None:
+    def __init__(self, rows: Sequence[TrialRow], records: Records | None = None) -> None:
         self._rows = sorted(rows, key=lambda row: (row.defense, row.strength or 0.0, row.name))
-        self._front = {id(row) for row in pareto_front([r for r in rows if r.comparable], TRADE_OFF)}
+        self._groups = group_seeds(self._rows)
+        self._front = front_of(self._rows)
+        self._matched = matched_line(rows, records)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, what its marks mean, and one line for each trial that did not finish."""
-        finished = [row for row in self._rows if row.finished]
-        if finished:
-            yield self._fitting_table(finished, console, options)
-            shown = {mark for row in finished for mark in self._marks(row)}
+        if self._groups:
+            table, columns = self._fitting_table(console, options)
+            yield table
+            shown = {mark for row in self._groups for mark in self._marks(row)}
             for mark, meaning in _MEANINGS.items():
                 if mark in shown:
                     yield Text(f" {mark} {meaning}", style="dim")
-            yield Text(f" {_HOW_TO_READ}", style="dim")
-            matched = matched_line([row for row in finished if row.comparable])
-            if matched:
-                yield Text(f" {matched}")
+            notes = [*(column.note(self._groups) for column in columns), self._intervals(), self._attacks()]
+            yield Text(" " + " ".join(filter(None, notes)), style="dim")
+            if self._matched:
+                yield Text(f" {self._matched}")
         for row in self._rows:
             if not row.finished:
                 yield _unfinished(row)
 
-    def _fitting_table(self, rows: Sequence[TrialRow], console: Console, options: ConsoleOptions) -> Table:
-        for rank in range(max(column.rank for column in _COLUMNS), 0, -1):
-            table = self._table(rows, [column for column in _COLUMNS if column.rank <= rank])
-            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
-                return table
-        return self._table(rows, [column for column in _COLUMNS if column.rank == 0])
+    def _intervals(self) -> str:
+        over = {"privacy/mse": "victims for an MSE", "utility/accuracy": "seeds for an accuracy"}
+        shown = [what for name, what in over.items() if any(row.interval(name) for row in self._groups)]
+        return f"The 95 % intervals (± or [ ]) are over {' and over '.join(shown)}." if shown else ""
 
-    def _table(self, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
+    def _attacks(self) -> str:
+        """Name the attacks behind the headline."""
+        defenses: dict[str, dict[str, None]] = defaultdict(dict)
+        for row in self._groups:
+            attack = row.headline_attack()
+            if attack is not None:
+                defenses[attack][row.defense] = None
+        named = "; ".join(f"{attack} ({', '.join(those)})" for attack, those in defenses.items())
+        return f"Worst-case MSE by {named}." if named else ""
+
+    def _fitting_table(self, console: Console, options: ConsoleOptions) -> tuple[Table, list[_Column]]:
+        columns = [column for column in _COLUMNS if any(column.cell(row) != _ABSENT for row in self._groups)]
+        most = max(column.rank for column in _COLUMNS)
+        for rank, wide in [(most, True), *((rank, False) for rank in range(most, -1, -1))]:
+            kept = [column for column in columns if column.rank <= rank]
+            table = self._table(kept, wide=wide)
+            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
+                break
+        return table, kept
+
+    def _table(self, columns: Sequence[_Column], *, wide: bool) -> Table:
+        leading = [_Column("trial\n", lambda row: row.name, 0)]
+        if not all(row.name.startswith(row.defense) for row in self._groups):
+            leading.append(_Column("defence\n", lambda row: row.defense, 0))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("", no_wrap=True)
-        table.add_column("trial\n")
-        table.add_column("defence\n")
+        for column in leading:
+            table.add_column(column.title)
         for column in columns:
             table.add_column(column.title, justify="right", no_wrap=True)
-        for row in rows:
-            cells = [self._marks(row), row.name, row.defense, *(column.cell(row) for column in columns)]
-            style = "bold green" if id(row) in self._front else ("" if row.comparable else "dim")
+        for row in self._groups:
+            texts = [column.wide(row) if wide and column.wide else column.cell(row) for column in (*leading, *columns)]
+            style = "bold green" if row in self._front else ("" if row.comparable else "dim")
             # Text, because rich would read "[...]" in a name as markup
-            table.add_row(*map(Text, cells), style=style)
+            table.add_row(*map(Text, [self._marks(row), *texts]), style=style)
         return table
 
-    def _marks(self, row: TrialRow) -> str:
+    def _marks(self, row: TrialGroup) -> str:
         marks = {
-            _PARETO: id(row) in self._front,
+            _PARETO: row in self._front,
             _INCOMPLETE: not row.complete,
             _COLLAPSED: row.collapsed,
             _WEAK: row.weakly_attacked,
         }
         return "".join(mark for mark, applies in marks.items() if applies)
-
-
-def matched_line(rows: Sequence[TrialRow]) -> str:
-    """Compare defences at one accuracy: the highest that every defence with several trials reaches.
-
-    Empty where fewer than two defences have trials on both sides of it.
-    """
-    curves: dict[str, list[TradeOff]] = {}
-    for row in rows:
-        if TRADE_OFF.keys() <= row.metrics.keys():
-            point = TradeOff(row.metrics["utility/accuracy"], row.score("privacy/mse"))
-            curves.setdefault(row.defense, []).append(point)
-    curves = {defense: curve for defense, curve in curves.items() if len(curve) > 1}
-    if not curves:
-        return ""
-    accuracy = min(max(point.accuracy for point in curve) for curve in curves.values())
-    found = {defense: mse_at_accuracy(curve, accuracy) for defense, curve in curves.items()}
-    known = {defense: error for defense, error in found.items() if error is not None}
-    if len(known) < 2:
-        return ""
-    ranked = sorted(known.items(), key=lambda item: -item[1])
-    return f"At accuracy {accuracy:.3f} the MSE is " + ", ".join(f"{mse_text(e)} for {name}" for name, e in ranked)
 
 
 def _unfinished(row: TrialRow) -> Text:

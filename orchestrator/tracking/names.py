@@ -1,10 +1,11 @@
-"""The names that MLflow, reports and tests share. A name that stands here nowhere is a programming error."""
+"""Tags, limits and names of pictures in MLflow. A name that is on no list is a programming error."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+
+from fedveil.orchestrator.metrics import fits
 
 MAX_KEY = 250
 """Characters in the name of a metric, param or tag."""
@@ -29,62 +30,35 @@ NOT_FINITE = "not_finite/"
 """Prefix of the tag that says where a metric was NaN or infinite, and so was left out."""
 
 
-@dataclass(frozen=True)
-class NameList:
-    """The names allowed in one place: exact ones and patterns that match the whole name.
-
-    >>> NameList("curve", ("fl/loss",), (r"swept/.+",)).check(["fl/loss", "swept/a"])
-    """
-
-    what: str
-    exact: tuple[str, ...]
-    patterns: tuple[str, ...] = ()
-
-    def check(self, names: Iterable[str]) -> None:
-        """Refuse any name that is not on the list.
-
-        Raises:
-            ValueError: a name is not allowed, or longer than MLflow takes.
-        """
-        for name in names:
-            if name not in self.exact and not any(re.fullmatch(pattern, name) for pattern in self.patterns):
-                allowed = ", ".join([*self.exact, *self.patterns])
-                raise ValueError(f"{self.what} {name!r} has no place in the record; allowed: {allowed}")
-            if len(name) > MAX_KEY:
-                raise ValueError(f"{self.what} {name[:40]!r}... is longer than {MAX_KEY} characters")
-
-
 SWEPT = "swept/"
 """Prefix of the metric that repeats a swept number, because MLflow keeps params as text."""
 
-FINAL_METRICS = NameList(
-    "final metric",
-    (
-        "utility/accuracy",
-        "utility/val_accuracy",
-        "utility/val_accuracy",
-        "utility/auc",
-        "utility/clean_accuracy",
-        "privacy/mse",
-        "privacy/psnr",
-        "privacy/ssim",
-        "privacy/lpips",
-        "privacy/attacker_accuracy",
-        "privacy/identification_rate",
-        "privacy/chance_accuracy",
-        "privacy/trained_mse",
-        "privacy/baseline_mse",
-        "privacy/complete",
-        "cost/train_seconds",
-        "cost/attack_seconds",
-        "cost/update_bytes",
-    ),
-    (r"swept/[A-Za-z0-9_.]+", r"attack/[a-z0-9_]+/[a-z0-9_]+", r"defense/[a-z0-9_]+"),
-)
-CURVES = NameList("curve", ("fl/accuracy", "fl/loss", "fl/failed_clients"))
-SUMMARY_METRICS = NameList("summary metric", (), (r"sweep/[a-z0-9_]+",))
-
 RECONSTRUCTION_GRID = "grid/reconstruction"
 """Rows original / what the client trained on / reconstruction; the saved view shows it for all trials."""
-IMAGES = NameList("image", (RECONSTRUCTION_GRID,), (r"grid/[a-z0-9_]+", r"victim/[a-z0-9_]+"))
-KEYS = NameList("param or tag", (), (r"[A-Za-z0-9_.\-/]+",))
+IMAGES = ("grid/<figure>", "victim/<picture>")
+
+
+def check_names(what: str, names: Iterable[str], allowed: Sequence[str]) -> None:
+    """Refuse any name that no template in ``allowed`` fits, see `fedveil.orchestrator.metrics.fits`.
+
+    >>> check_names("curve", ["fl/loss", "swept/a"], ["fl/loss", "swept/<key>"])
+
+    Raises:
+        ValueError: a name is not allowed, or longer than MLflow takes.
+    """
+    for name in names:
+        if not any(fits(name, template) for template in allowed):
+            raise ValueError(f"{what} {name!r} has no place in the record; allowed: {', '.join(allowed)}")
+        if len(name) > MAX_KEY:
+            raise ValueError(f"{what} {name[:40]!r}... is longer than {MAX_KEY} characters")
+
+
+def check_keys(names: Iterable[str]) -> None:
+    """Refuse names of params and tags that MLflow does not take.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in names:
+        if not re.fullmatch(rf"[\w.\-/]{{1,{MAX_KEY}}}", name, re.ASCII):
+            raise ValueError(f"param or tag {name!r}: allowed are letters, digits and _.-/, at most {MAX_KEY}")

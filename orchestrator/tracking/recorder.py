@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
-
-import yaml
+from typing import Self
 
 from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.names import (
     ERROR_TAG,
-    KEYS,
     KIND_TAG,
     MAX_PARAM,
     MAX_TAG,
     NOT_FINITE,
     STOPPED_TAG,
     TRACEBACK_TAG,
+    check_keys,
 )
 from fedveil.orchestrator.tracking.operations import Artifact, Close, Open, Operation, Params, Points, RunStatus, Tags
 from fedveil.orchestrator.tracking.settings import TrackingSettings, without_passwords
@@ -33,11 +30,6 @@ from fedveil.orchestrator.tracking.spool import PENDING, Spool
 
 _log = logging.getLogger(__name__)
 _ERROR_LINE = 500
-
-_WRITERS: dict[str, Callable[[Any], str]] = {
-    ".json": lambda value: json.dumps(value, indent=2, default=str) + "\n",
-    ".yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
-}
 
 
 def now() -> int:
@@ -79,7 +71,7 @@ class RunRecorder:
         tags: Mapping[str, str],
         run_id: str | None,
     ) -> None:
-        KEYS.check([*params, *tags])
+        check_keys([*params, *tags])
         self.settings = settings
         self._spool = Spool(settings.spool_folder)
         self._closed = False
@@ -141,20 +133,24 @@ class RunRecorder:
         """Record plain data (dicts, lists, text, numbers) as the artifact ``name``: ``config/trial.yaml``.
 
         Raises:
-            ValueError: ``name`` ends neither in ``.json`` nor in ``.yaml``.
+            ValueError: ``name`` does not end in ``.yaml``.
         """
+        from fedveil.orchestrator.config.yaml import (
+            dump,
+        )  # the configuration's settings of tracking import this package
+
         target = PurePosixPath(name)
-        if target.suffix not in _WRITERS:
-            raise ValueError(f"{name!r} has no writer; allowed endings: {', '.join(_WRITERS)}")
-        text = _WRITERS[target.suffix](value)
+        if target.suffix != ".yaml":
+            raise ValueError(f"{name!r}: allowed ending: .yaml")
+        text = dump(value)
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / target.name
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
             self.log_file(path, None if target.parent == PurePosixPath() else str(target.parent))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; long values are cut."""
-        KEYS.check(tags)
+        check_keys(tags)
         self._record(Tags({key: cut(value, MAX_TAG) for key, value in tags.items()}))
 
     def fail(self, error: BaseException) -> None:

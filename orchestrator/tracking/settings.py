@@ -19,7 +19,7 @@ class ImagePolicy(StrEnum):
     GRID = "grid"
     """Only ``grid/*``: figures of a few victims side by side."""
     ALL = "all"
-    """Grids, and each victim's own images as ``victim/*``."""
+    """Grids, and each victim's own images: ``victim/<number>_<what>``."""
 
     def allows(self, key: str) -> bool:
         """Whether the picture ``key`` may leave."""

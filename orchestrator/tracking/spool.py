@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import uuid
@@ -10,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fedveil.orchestrator.tracking.operations import Close, Open, Operation
 
 PENDING = "pending-"
 """What a run is called until the server has given it an id: this and its token."""
+_PRIVATE = 0o600
+"""Who may read a lock: its owner, as with all that lies beside it."""
 
 
 class Journal:
     """What one run has to say, line by line; any process of this machine may deliver it.
 
-    Lines are only ever appended, by the one process that plays the run. The folder holds ``journal.jsonl``,
+    Lines are only ever appended, by the one process whose run it is. The folder holds ``journal.jsonl``,
     ``acked`` (how many lines were delivered), ``run_id`` (once known), ``rejected.jsonl`` (what the server
     refused for good) and ``files/``. Only the owner may read it: artifacts may be images of people.
     """
@@ -110,14 +113,18 @@ class Journal:
 
     @contextmanager
     def delivering(self) -> Iterator[bool]:
-        """Hold the right to deliver this journal; yields False where another process has it."""
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        """Hold the right to deliver this journal; yields False where another process has it, or has delivered it all."""
+        lock = FileLock(self.folder / "lock", timeout=0, mode=_PRIVATE)
+        mine = self.folder.exists()  # a lock would bring back the folder that another process swept up
+        try:
+            if mine:
+                lock.acquire()
+        except Timeout:
+            mine = False
+        try:
+            yield mine
+        finally:
+            lock.release()
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name
@@ -178,6 +185,5 @@ class Spool:
     def _changing(self) -> Iterator[None]:
         """Folders come and go only under this lock: none is deleted while a resumed run takes it up."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".lock", mode=_PRIVATE):
             yield

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedveil.orchestrator.metrics import SUMMARY
 from fedveil.orchestrator.tracking.delivery import Replayed, replay
-from fedveil.orchestrator.tracking.names import SUMMARY_METRICS
+from fedveil.orchestrator.tracking.names import check_names
 from fedveil.orchestrator.tracking.operations import CloseChildren, DescribeExperiment, RunStatus
 from fedveil.orchestrator.tracking.recorder import RunRecorder, now
 from fedveil.orchestrator.tracking.settings import TrackingSettings
@@ -59,15 +60,15 @@ class SweepTracker(RunRecorder):
         """Record what came out of the sweep.
 
         Args:
-            metrics: ``sweep/...``.
-            files: without images of victims: tables, the Pareto figure.
+            metrics: by names in `metrics.SUMMARY`.
+            files: without images of victims: the Pareto figure.
             pictures: with images of several victims; recorded if the settings let ``grid/*`` out.
 
         Raises:
-            ValueError: a name does not begin with ``sweep/``.
+            ValueError: a name is not one of `metrics.SUMMARY`.
             FileNotFoundError: a file is missing.
         """
-        SUMMARY_METRICS.check(metrics)
+        check_names("summary metric", metrics, [metric.name for metric in SUMMARY])
         self._points(metrics, step=0)
         for path in (*files, *(path for path in pictures if self.settings.images.allows(f"grid/{path.stem}"))):
             self.log_file(path, "summary")

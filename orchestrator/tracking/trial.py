@@ -9,10 +9,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from fedveil.orchestrator.metrics import CURVES, FINAL
 from fedveil.orchestrator.tracking.images import as_picture, save_as_mlflow_image
-from fedveil.orchestrator.tracking.names import CURVES, FINAL_METRICS, IMAGES, SWEPT
+from fedveil.orchestrator.tracking.names import IMAGES, SWEPT, check_names
 from fedveil.orchestrator.tracking.recorder import RunRecorder
 from fedveil.orchestrator.tracking.settings import TrackingSettings
+
+_FINAL = [metric.name for metric in FINAL]
+_CURVES = [metric.name for metric in CURVES]
 
 
 class TrialTracker(RunRecorder):
@@ -45,7 +49,7 @@ class TrialTracker(RunRecorder):
             for key, value in varied.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        FINAL_METRICS.check(numbers)
+        check_names("final metric", numbers, _FINAL)
         super().__init__(
             settings,
             kind="trial",
@@ -61,18 +65,18 @@ class TrialTracker(RunRecorder):
         """Record one point of some curves at round ``step``; a point that the run has at that step stays.
 
         Raises:
-            ValueError: a name is not one of `CURVES`.
+            ValueError: a name is not one of `metrics.CURVES`.
         """
-        CURVES.check(values)
+        check_names("curve", values, _CURVES)
         self._points(values, step)
 
     def log_final(self, values: Mapping[str, float]) -> None:
         """Record final scalars, each once per trial. A NaN or infinite one is left out, and a tag says so.
 
         Raises:
-            ValueError: a name is not one of `FINAL_METRICS`.
+            ValueError: a name is not one of `metrics.FINAL`.
         """
-        FINAL_METRICS.check(values)
+        check_names("final metric", values, _FINAL)
         self._points(values, step=0)
 
     def log_image(self, image: Path | NDArray[np.generic], key: str, step: int) -> None:
@@ -86,7 +90,7 @@ class TrialTracker(RunRecorder):
         Raises:
             ValueError: the key or the array is not allowed.
         """
-        IMAGES.check([key])
+        check_names("image", [key], IMAGES)
         picture = as_picture(image)
         if not self.settings.images.allows(key):
             return

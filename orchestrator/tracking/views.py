@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedveil.orchestrator.metrics import metric
 from fedveil.orchestrator.tracking.names import KIND_TAG, RECONSTRUCTION_GRID, SWEPT
 
 VIEW_ID = "fedveil"
@@ -25,18 +26,28 @@ _SECTION = "fedveil-trade-off"
 _UTILITY = "utility/accuracy"
 _PRIVACY = "privacy/mse"
 _COLUMNS = (_UTILITY, _PRIVACY, "privacy/attacker_accuracy", "privacy/identification_rate")
+_EXPLAINED = (
+    _UTILITY,
+    _PRIVACY,
+    "privacy/mse_low",
+    "privacy/mse_high",
+    "privacy/trained_mse",
+    "privacy/baseline_mse",
+    "privacy/attacker_accuracy",
+    "privacy/chance_accuracy",
+    "privacy/judge_accuracy",
+)
+_BETTER = {"max": " Higher is better.", "min": " Lower is better.", None: ""}
 
 _NOTE = """\
 Each trial is federated training under one defence, then attacks on the updates that the clients really sent.
 Runs nest: a sweep, and below it its trials. **[Open the trade-off view]({link})**
 
-* `utility/accuracy`: test accuracy of the federated model. Higher is better.
-* `privacy/mse`: error of the best reconstruction that any attack made, against the original. Higher is
-  better. It lies between 0 (the image leaked) and about `privacy/baseline_mse` (an attacker who saw no update
-  does as well); `privacy/trained_mse` is the error of a perfect inversion.
-* `privacy/attacker_accuracy`: how often a classifier reads the true class in the reconstruction; compare with
-  `privacy/chance_accuracy`. Lower is better.
-* `fl/*` are curves over rounds, all else is one number per trial. `swept/*` repeats swept params as numbers.
+{metrics}
+
+`privacy/mse` lies between 0 (the image leaked) and about `privacy/baseline_mse` (it does as well that saw no update);
+no attack comes below `privacy/trained_mse` by inverting alone. `fl/*` are curves over rounds, all else is one number per
+trial. `attack/<attack>/*` are the numbers of one attack, `swept/*` repeats swept params as numbers.
 """
 
 
@@ -68,7 +79,7 @@ def sweep_note(swept: Sequence[SweptKey], objectives: Mapping[str, str]) -> str:
     aim = f"Objectives: {goals}.\n\n" if goals else ""
     return (
         f"{table}{aim}The trials are this run's children. A good trial has high `{_UTILITY}` and high "
-        f"`{_PRIVACY}`; `summary/` holds the table of trials and the Pareto figure.\n"
+        f"`{_PRIVACY}`; trials that differ in their seed only belong together. `summary/` holds the Pareto figure.\n"
     )
 
 
@@ -80,13 +91,18 @@ def experiment_tags(
     A description that someone has written stays. Our view is replaced when another sweep varies other things.
     """
     wanted = {
-        NOTE_TAG: present.get(NOTE_TAG) or _NOTE.format(link=view_path(experiment_id).removeprefix("/")),
+        NOTE_TAG: present.get(NOTE_TAG) or _experiment_note(experiment_id),
         KIND_OF_EXPERIMENT_TAG: "custom_model_development",
         VIEW_TAG: _envelope(view_state(swept, image_step=image_step), present.get(VIEW_TAG)),
     }
     return {
         key: value for key, value in wanted.items() if value != present.get(key) and len(value) <= MAX_EXPERIMENT_TAG
     }
+
+
+def _experiment_note(experiment_id: str) -> str:
+    lines = [f"* `{name}`: {metric(name).meaning}.{_BETTER[metric(name).better]}" for name in _EXPLAINED]
+    return _NOTE.format(link=view_path(experiment_id).removeprefix("/"), metrics="\n".join(lines))
 
 
 def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, object]:

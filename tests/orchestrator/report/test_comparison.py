@@ -9,7 +9,7 @@ from PIL import Image
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import torch_stream
 from fedveil.orchestrator.report import TrialRow
-from fedveil.orchestrator.report.comparison import MARGIN, comparison_figure, leakiest_attack, representatives
+from fedveil.orchestrator.report.comparison import MARGIN, comparison_figure, representatives
 
 
 def trial(
@@ -34,9 +34,13 @@ def test_each_defence_is_represented_at_its_most_private_that_keeps_accuracy() -
     assert representatives(rows[-2:]) == []
 
 
-def test_the_leakiest_attack_comes_nearest_to_the_originals() -> None:
-    row = trial("a", "none", 0.9, 0.01, **{"attack/x/mse": 0.03, "attack/y/mse": 0.01, "attack/z/mse": 0.005})
-    assert leakiest_attack(row, ["x", "y"]) == "y"
+def test_of_a_setting_under_several_seeds_the_first_trial_is_shown() -> None:
+    rows = [
+        TrialRow(f"{name}-seed{seed}", "FINISHED", {"seed": seed}, trial("", "", accuracy, error + seed / 1000).metrics)
+        for name, accuracy, error in (("a", 0.9, 0.001), ("b", 0.9, 0.01))
+        for seed in (0, 1)
+    ]
+    assert [row.name for row in representatives(rows)] == ["b-seed0"]
 
 
 def test_the_figure_has_a_row_for_the_originals_and_two_per_defence(tmp_path: Path) -> None:

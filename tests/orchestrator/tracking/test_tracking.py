@@ -86,6 +86,9 @@ def test_a_sweep_and_its_trial_are_recorded_under_the_shared_names(settings: Tra
     config = Path(client.download_artifacts(tracker.run_id, "config/trial.yaml"))
     assert config.read_text() == "defense:\n  name: latent\n"
     assert "loguniform 0.1 to 4" in parent.data.tags["mlflow.note.content"]
+    note = experiment_of(client, settings.experiment).tags[NOTE_TAG]
+    assert "* `utility/accuracy`: test accuracy of the federated model. Higher is better." in note
+    assert {"`privacy/trained_mse`", "`privacy/baseline_mse`"} <= set(note.replace(":", " ").split())
     assert not [path for path in settings.spool_folder.iterdir() if path.is_dir()]
 
 
@@ -190,7 +193,7 @@ def test_images_leave_only_as_far_as_the_policy_lets_them(
     with trial(replace(settings, images=policy)) as tracker:
         for _ in range(2):  # the second time replaces the first
             tracker.log_image(np.full((8, 12, 3), 0.5), "grid/reconstruction", 4)
-        tracker.log_image(np.zeros((8, 8), dtype=np.uint8), "victim/v3", 4)
+        tracker.log_image(np.zeros((8, 8), dtype=np.uint8), "victim/3_adaptive_2", 4)
     files = sorted(file.path for file in client.list_artifacts(tracker.run_id, "images"))
     assert {Path(file).name.split("~")[0] for file in files} == sent
     assert len(files) == 2 * len(sent)
@@ -311,7 +314,7 @@ def test_a_run_that_the_store_has_lost_is_made_anew(settings: TrackingSettings) 
         (lambda tracker: tracker.log_image(np.zeros((4, 4)), "face", 0), "face"),
         (lambda tracker: tracker.set_tags({"a tag?": "x"}), "a tag?"),
         (lambda tracker: tracker.log_dict({}, "a.pickle"), "a.pickle"),
-        (lambda tracker: tracker.log_dict({}, "../a.json"), "below the run's artifacts"),
+        (lambda tracker: tracker.log_dict({}, "../a.yaml"), "below the run's artifacts"),
     ],
     ids=["curve", "final", "attack", "image", "tag", "dict", "folder"],
 )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,14 +36,14 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
     return found
 
 
-def play(tracker: TrialTracker, rounds: range) -> None:
+def log_rounds(tracker: TrialTracker, rounds: range) -> None:
     for step in rounds:
         tracker.log_curve({"fl/accuracy": step / 8, "fl/loss": 1.0 - step / 8}, step)
 
 
 def end(tracker: TrialTracker) -> None:
     tracker.log_image(np.zeros((4, 4, 3)), "grid/reconstruction", 3)
-    tracker.log_dict({"seed": 0}, "config/trial.json")
+    tracker.log_dict({"seed": 0}, "config/trial.yaml")
     tracker.log_final({"utility/accuracy": 0.75, "privacy/mse": 0.25})
     tracker.finish()
 
@@ -85,18 +86,18 @@ def test_a_server_that_is_away_at_the_start_in_the_middle_and_at_the_end_loses_a
     where = TrackingSettings(experiment="e", uri=server.uri, spool=tmp_path / "spool", retry_seconds=0.0)
     sweep = SweepTracker(where, name="sweep")
     disturbed = open_trial(where, sweep.run_id)
-    play(disturbed, range(2))
+    log_rounds(disturbed, range(2))
     assert disturbed.run_id.startswith("pending-")
     server.start()
     assert sweep.deliver().waiting == 0
-    play(disturbed, range(2, 3))
+    log_rounds(disturbed, range(2, 3))
     client = MlflowClient(server.uri)
     assert client.get_metric_history(disturbed.run_id, "fl/loss")[-1].step == 2
     undisturbed = open_trial(where, sweep.run_id)
-    play(undisturbed, range(4))
+    log_rounds(undisturbed, range(4))
     end(undisturbed)
     server.stop()
-    play(disturbed, range(3, 4))
+    log_rounds(disturbed, range(3, 4))
     end(disturbed)
     sweep.summary({"sweep/trials": 2})
     sweep.close(RunStatus.FINISHED)
@@ -156,7 +157,7 @@ def spools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 def whole_life(where: TrackingSettings) -> None:
     with SweepTracker(where, name="sweep") as sweep:
         trial = open_trial(where, sweep.run_id)
-        play(trial, range(3))
+        log_rounds(trial, range(3))
         end(trial)
 
 
@@ -189,8 +190,8 @@ def test_a_crash_between_sending_and_noting_it_repeats_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "acknowledge", crash)
-        play(tracker, range(1))
-    play(tracker, range(1, 3))
+        log_rounds(tracker, range(1))
+    log_rounds(tracker, range(1, 3))
     assert replay(tmp_path).waiting == 0
     client = MlflowClient(store)
     history = client.get_metric_history(tracker.run_id, "fl/accuracy")
@@ -201,7 +202,7 @@ def test_a_spool_that_cannot_be_written_stops_no_training(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     where = TrackingSettings(experiment="e", uri="http://127.0.0.1:9", spool=tmp_path / "file")
     with SweepTracker(where, name="sweep") as sweep, open_trial(where, sweep.run_id) as trial:
-        play(trial, range(2))
+        log_rounds(trial, range(2))
         end(trial)
 
 
@@ -263,6 +264,15 @@ def test_only_one_process_at_a_time_delivers_a_journal(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with journal.delivering() as again:
         assert again
+    assert (journal.folder / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_another_process_delivered_and_deleted_is_not_brought_back(tmp_path: Path) -> None:
+    journal = Spool(tmp_path).start(opening("t", None, 1))
+    rmtree(journal.folder)
+    with journal.delivering() as mine:
+        assert not mine
+    assert not journal.folder.exists()
 
 
 def test_the_spool_is_for_its_owner_only(tmp_path: Path) -> None:
