@@ -27,7 +27,6 @@ TINY_INVERSE = {"steps": 3, "batch_size": 8, "width": 8}
 
 def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
     """Return a raw experiment on such a file; ``sections`` are merged in, one level deep."""
-    inverse = {"steps": 3, "batch_size": 8, "width": 8}
     raw: dict[str, Any] = {
         "experiment": "tiny",
         "data": {"name": f"npz:{data}", "public_fraction": 0.1, "auxiliary_fraction": 0.2},
@@ -38,7 +37,7 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
             "victims": 4,
             "attacks": [
                 {"name": "inverting_gradients", "steps": 3},
-                {"name": "adaptive_modules", "steps": 3, "inverse": inverse},
+                {"name": "adaptive_modules", "steps": 3, "inverse": TINY_INVERSE},
             ],
             "gallery": 20,
         },
@@ -51,3 +50,33 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
 
 
 TINY_LATENT = {"name": "latent", "steps": 2, "client_steps": 1, "public_steps": 2}
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+import torch
+
+import fedveil as fv
+
+
+@fv.register_defense("darken")
+@dataclass(frozen=True, kw_only=True)
+class Darken(fv.Defense):
+    strength: float = 0.5
+
+    def data(self, x, y, stream):
+        return self.strength * x
+
+
+@fv.register_attack("grey")
+@dataclass(frozen=True, kw_only=True)
+class Grey(fv.Attack):
+    """Answers with one grey, whatever it sees."""
+
+    level: float = 0.5
+
+    def run(self, observations, knowledge, earlier):
+        grey = torch.full((1, *knowledge.model.image_shape), self.level)
+        return [fv.Reconstruction(grey, o.labels, loss=0.0) for o in observations]
+'''
+"""A user's own file."""

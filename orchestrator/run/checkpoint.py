@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedveil.attacks.audit import Picture
+from fedveil.attacks.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
 
 FILE = "trial.pt"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The first victims as a person would look at them, in the victims' order, each (n, C, H, W) in [0, 1].
+
+    Attributes:
+        originals: as in the data set.
+        trained: what the client trained on.
+        reconstructions: by attack, matched to the originals.
+    """
+
+    originals: Tensor
+    trained: Tensor
+    reconstructions: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, report: AuditReport) -> Pictures | None:
+        """Return those of an audit; None where it kept none."""
+        if report.originals is None or report.trained is None:
+            return None
+        return cls(report.originals, report.trained, dict(report.reconstructions))
+
+    def save(self, path: Path) -> None:
+        """Write them to ``path``."""
+        torch.save(self.plain(), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Pictures:
+        """Read what `save` wrote."""
+        return cls(**torch.load(path, weights_only=True))
+
+    def plain(self) -> dict[str, Any]:
+        """Return tensors in plain mappings."""
+        return {
+            "originals": self.originals,
+            "trained": self.trained,
+            "reconstructions": dict(self.reconstructions),
+        }
 
 
 @dataclass(frozen=True)
@@ -25,48 +65,84 @@ class Progress:
     Attributes:
         state: of the server, before round ``state.round``.
         records: of the audits so far.
-        pictures: of the latest audit.
-        audited: rounds whose audit is done.
-        run_id: of the MLflow run, so that a resumed trial goes on in the same one.
-        train_seconds: spent on rounds and preparation.
-        attack_seconds: spent on audits.
-        update_bytes: mean bytes per client and round, summed over rounds.
+        pictures: of the first audit.
     """
 
     state: ServerState
     records: tuple[PrivacyRecord, ...] = ()
-    pictures: tuple[Picture, ...] = ()
-    audited: tuple[int, ...] = ()
+    pictures: Pictures | None = None
+
+    def after_audit(self, report: AuditReport) -> Progress:
+        """Return this progress with an audit's records, and its pictures if it is the first."""
+        return replace(self, records=(*self.records, *report.records), pictures=self.pictures or Pictures.of(report))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of a setting's trials, which play its seeds in turn.
+
+    Attributes:
+        finished: final metrics of the seeds that are done, in their order.
+        progress: of the seed that runs; None between two seeds.
+        run_id: of that seed's MLflow run, so that a resumed trial goes on in the same one.
+        costs: of that seed so far, ``cost/<name>`` each.
+    """
+
+    finished: tuple[Mapping[str, float], ...] = ()
+    progress: Progress | None = None
     run_id: str | None = None
-    train_seconds: float = 0.0
-    attack_seconds: float = 0.0
-    update_bytes: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
-def save(progress: Progress, folder: Path) -> None:
-    """Write ``progress`` into ``folder``."""
-    plain: dict[str, Any] = {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)}
-    plain["state"] = {
-        "round": progress.state.round,
-        "weights": dict(progress.state.weights),
-        "optimizer": dict(progress.state.optimizer),
+def save(saved: Saved, folder: Path) -> None:
+    """Write ``saved`` into ``folder``."""
+    plain = {
+        "finished": [dict(metrics) for metrics in saved.finished],
+        "progress": None if saved.progress is None else _progress_to_plain(saved.progress),
+        "run_id": saved.run_id,
+        "costs": dict(saved.costs),
     }
-    plain["records"] = [record_to_plain(record) for record in progress.records]
-    plain["pictures"] = [
-        {"victim": p.victim, "original": p.original, "trained": p.trained, "rebuilt": dict(p.rebuilt)}
-        for p in progress.pictures
-    ]
     torch.save(plain, folder / FILE)
 
 
-def load(folder: Path) -> Progress:
+def load(folder: Path) -> Saved:
     """Read what `save` wrote."""
     plain: dict[str, Any] = torch.load(folder / FILE, weights_only=True)
-    plain["state"] = ServerState(**plain["state"])
-    plain["records"] = tuple(record_from_plain(record) for record in plain["records"])
-    plain["pictures"] = tuple(Picture(**picture) for picture in plain["pictures"])
-    plain["audited"] = tuple(plain["audited"])
-    return Progress(**plain)
+    progress = plain["progress"]
+    return Saved(
+        finished=tuple(plain["finished"]),
+        progress=None if progress is None else _progress_from_plain(progress),
+        run_id=plain["run_id"],
+        costs=plain["costs"],
+    )
+
+
+def _progress_to_plain(progress: Progress) -> dict[str, Any]:
+    state = progress.state
+    return {
+        "state": {"round": state.round, "weights": dict(state.weights), "optimizer": dict(state.optimizer)},
+        "records": [record_to_plain(record) for record in progress.records],
+        "pictures": None if progress.pictures is None else progress.pictures.plain(),
+    }
+
+
+def _progress_from_plain(plain: Mapping[str, Any]) -> Progress:
+    pictures = plain["pictures"]
+    return Progress(
+        state=ServerState(**plain["state"]),
+        records=tuple(record_from_plain(record) for record in plain["records"]),
+        pictures=None if pictures is None else Pictures(**pictures),
+    )
+
+
+def save_records(records: tuple[PrivacyRecord, ...], path: Path) -> None:
+    """Write records as JSON."""
+    path.write_text(json.dumps([record_to_plain(record) for record in records]) + "\n", encoding="utf-8")
+
+
+def load_records(path: Path) -> tuple[PrivacyRecord, ...]:
+    """Read what `save_records` wrote."""
+    return tuple(record_from_plain(plain) for plain in json.loads(path.read_text(encoding="utf-8")))
 
 
 def record_to_plain(record: PrivacyRecord) -> dict[str, Any]:
@@ -77,14 +153,3 @@ def record_to_plain(record: PrivacyRecord) -> dict[str, Any]:
 def record_from_plain(plain: Mapping[str, Any]) -> PrivacyRecord:
     """Return the record that `record_to_plain` was given."""
     return PrivacyRecord(**{**plain, "threat_model": ThreatModel(**plain["threat_model"])})
-
-
-def tensors_of(pictures: tuple[Picture, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Stack pictures into originals, trained-on images and reconstructions by attack, (n, C, H, W) each."""
-    ordered = sorted(pictures, key=lambda p: p.victim)
-    names = list(ordered[0].rebuilt)
-    return (
-        torch.stack([p.original for p in ordered]),
-        torch.stack([p.trained for p in ordered]),
-        {name: torch.stack([p.rebuilt[name] for p in ordered]) for name in names},
-    )

@@ -1,4 +1,4 @@
-"""Names of trials: what tells them apart, short enough for a table and fit for a folder."""
+"""Names and parameters of trials: what tells them apart, short enough for a table and fit for a folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,30 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from fedveil.defense import Stack
+from fedveil.orchestrator.config import Experiment
+
 Option = tuple[str, str]
 """(a defence's name, one of its options)."""
+
+
+def params_of(experiment: Experiment) -> dict[str, str | float]:
+    """Return the flat parameters that MLflow and reports share; a stack has those of its first part that has them."""
+    params: dict[str, str | float] = {
+        "data.name": experiment.data.name,
+        "model.name": experiment.model.name,
+        "defense.name": "+".join(str(part["name"]) for part in experiment.defense),
+        "fl.clients": experiment.fl.clients,
+        "fl.rounds": experiment.fl.rounds,
+        "seed": experiment.seed,
+    }
+    defense = experiment.build_defense()
+    parts = defense.parts if isinstance(defense, Stack) else (defense,)
+    for key in ("strength", "privacy_weight", "utility_weight"):
+        values = [getattr(part, key) for part in parts if hasattr(part, key)]
+        if values:
+            params[f"defense.{key}"] = float(values[0])
+    return params
 
 
 def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) -> str:

@@ -8,8 +8,35 @@ from pathlib import Path
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import Experiment
-from fedveil.orchestrator.run.trial import TrialPaths
 from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """Where a trial writes.
+
+    Attributes:
+        folder: its results.
+        cache: modules trained on public images alone, shared by all trials of this machine.
+    """
+
+    folder: Path
+    cache: Path
+
+    @property
+    def records(self) -> Path:
+        """Its privacy records, JSON."""
+        return self.folder / "privacy_records.json"
+
+    @property
+    def pictures(self) -> Path:
+        """Its first victims' images, tensors."""
+        return self.folder / "pictures.pt"
+
+    @property
+    def grid(self) -> Path:
+        """The same as a figure."""
+        return self.folder / "reconstruction.png"
 
 
 @dataclass(frozen=True)
@@ -24,7 +51,7 @@ class ExperimentPaths:
 
     @classmethod
     def of(cls, experiment: Experiment) -> ExperimentPaths:
-        """Return the places of an experiment below the working folder."""
+        """Return the paths of an experiment below the working folder."""
         return cls(Path("runs").absolute() / experiment.experiment)
 
     @property
@@ -43,25 +70,25 @@ class ExperimentPaths:
         return self.root / "sweep.json"
 
     def trial(self, name: str) -> TrialPaths:
-        """Return the places of a trial."""
+        """Return the paths of a trial."""
         return TrialPaths(folder=self.root / "trials" / name, cache=self.cache)
 
     def new_trial(self, name: str) -> tuple[str, TrialPaths]:
-        """Make the folder of another trial; return its name, ``name-2`` and so on where others have it, and places."""
+        """Make the folder of another trial; return its name, ``name-2`` and so on where others have it, and paths."""
         number = 1
         while True:
             numbered = name if number == 1 else f"{name}-{number}"
-            files = self.trial(numbered)
+            paths = self.trial(numbered)
             try:
-                files.folder.mkdir(parents=True)
+                paths.folder.mkdir(parents=True)
             except FileExistsError:
                 number += 1
             else:
-                return numbered, files
+                return numbered, paths
 
 
 def tracking_settings(
-    experiment: Experiment, files: ExperimentPaths, *, published: bool, deliver: bool
+    experiment: Experiment, paths: ExperimentPaths, *, published: bool, deliver: bool
 ) -> TrackingSettings:
     """Return where this experiment is recorded; call it in the user's folder.
 
@@ -76,7 +103,7 @@ def tracking_settings(
             " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
         )
     return TrackingSettings(
-        experiment=experiment.experiment, uri=uri, spool=files.root / "spool", images=images, deliver=deliver
+        experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images, deliver=deliver
     )
 
 

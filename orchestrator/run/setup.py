@@ -1,91 +1,67 @@
-"""Setting the setup: from an experiment to images on clients, with every mistake found before Ray starts."""
+"""The setup of a trial: from an experiment to images on clients, with every mistake found before Ray starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from fedveil.attacks.audit import Target, choose_targets
+import torch
+
 from fedveil.attacks.scoring import Gallery
-from fedveil.fl.data import ImageData, Images, load_data, split_public
+from fedveil.attacks.victims import VictimBatch, draw_victims
+from fedveil.fl.data import ImageData, Images, load_data, split_train
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.seeding import torch_stream
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.space import corners
+from fedveil.orchestrator.run.seeds import one_per_seed
 
 SMALLEST = 11
 """Pixels a side that SSIM needs."""
+JUDGED = 500
+"""Private images on which the judge of classes is judged itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """Who holds which images. A pure function of the experiment, and the same for every defence.
 
     Attributes:
         data: as loaded.
-        public: carved off train; belongs to no client.
+        public: carved off train; belongs to no client, and clients and server may learn from it.
+        auxiliary: carved off train; belongs to the attacker and the judge of classes alone.
         validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
             validation images, or the public ones where it has none.
         shards: the clients' private images, by client number.
         model: the classifier.
-        targets: the victim batches of every audit.
+        victims: the victim batches of every audit.
         gallery: the images among which victims have to be found.
+        untouched: a sample of private images that the judge's accuracy is measured on.
     """
 
     data: ImageData
     public: Images
+    auxiliary: Images
     validation: Images
     shards: tuple[Images, ...]
     model: ModelSpec
-    targets: tuple[Target, ...]
+    victims: tuple[VictimBatch, ...]
     gallery: Gallery
-
-
-def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> None:
-    """Set the setup of a sweep's file and of each variant that its search can make, so that no trial fails for it later.
-
-    Args:
-        experiment: with a ``search`` section.
-        raw: the mapping behind it.
-
-    Raises:
-        FedveilError: as for `make_setup`; the line says which variant.
-    """
-    make_setup(experiment)
-    seen = {_settings(experiment)}
-    search = experiment.search
-    if search is None:
-        return
-    base = {key: value for key, value in raw.items() if key != "search"}
-    variants = [(f"search.panel.{at}", overrides) for at, overrides in enumerate(search.panel)]
-    variants += [("search.space", overrides) for overrides in corners(search.space)]
-    for where, overrides in variants:
-        variant = check(with_overrides(base, overrides))
-        if _settings(variant) in seen:
-            continue
-        seen.add(_settings(variant))
-        try:
-            make_setup(variant)
-        except FedveilError as error:
-            raise FedveilError(f"{where}: {error}") from error
-
-
-def _settings(experiment: Experiment) -> str:
-    """What the setup depends on."""
-    audit = experiment.audit
-    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.seed)
-    return repr((*dealt, audit.victims, audit.batch_size, audit.clients, audit.gallery))
+    untouched: Images
 
 
 def make_setup(experiment: Experiment) -> Setup:
-    """Load, carve and deal the images, and choose the victims.
+    """Load, split and deal the images, and draw the victims. The images are loaded once per process.
 
     Raises:
         FedveilError: the data, the model or the audit do not fit each other.
     """
-    settings, audit = experiment.data, experiment.audit
-    data = load_data(settings.name, size=settings.size, limit=settings.limit, seed=experiment.seed)
+    settings, audit, seed = experiment.data, experiment.audit, experiment.seed
+    drawn = settings.limit is not None or settings.pool
+    data = _loaded(settings.name, settings.size, settings.limit, settings.pool, seed if drawn else 0)
     if len(data.test) == 0:
         raise FedveilError(f"data {settings.name!r} has no test images, so utility cannot be measured")
     sides = data.train.shape[1:]
@@ -94,18 +70,86 @@ def make_setup(experiment: Experiment) -> Setup:
             f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least {SMALLEST}x{SMALLEST} are needed to score"
             " reconstructions (SSIM's window)"
         )
-    public, private = split_public(data.train, settings.public_fraction, experiment.seed)
-    parts = settings.build_partition().split(private.labels, experiment.fl.clients, experiment.seed)
-    shards = tuple(private.take(part) for part in parts)
+    split = split_train(
+        data.train,
+        public_fraction=settings.public_fraction,
+        auxiliary_fraction=settings.auxiliary_fraction,
+        seed=seed,
+    )
+    parts = settings.build_partition().split(split.private.labels, experiment.fl.clients, seed)
+    shards = tuple(split.private.take(part) for part in parts)
     model = experiment.model.spec(data.train.shape, len(data.classes))
     build_model(model)
-    targets, gallery = choose_targets(
+    victims, gallery = draw_victims(
         shards,
         victims=audit.victims,
         batch_size=audit.batch_size,
         clients=audit.clients or experiment.fl.clients,
         gallery=audit.gallery,
-        seed=experiment.seed,
+        seed=seed,
+        balanced=audit.balanced,
     )
-    validation = data.val if len(data.val) else public
-    return Setup(data, public, validation, shards, model, targets, gallery)
+    order = torch.randperm(len(split.private), generator=torch_stream(seed, "untouched"))
+    return Setup(
+        data=data,
+        public=split.public,
+        auxiliary=split.auxiliary,
+        validation=data.val if len(data.val) else split.public,
+        shards=shards,
+        model=model,
+        victims=victims,
+        gallery=gallery,
+        untouched=split.private.take(order[:JUDGED]),
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, size: int | None, limit: int | None, pool: bool, seed: int) -> ImageData:
+    return load_data(name, size=size, limit=limit, pool=pool, seed=seed)
+
+
+def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> Setup:
+    """Make the setup of an experiment, of each of its seeds and of each variant that its search can make.
+
+    So no trial fails for it later.
+
+    Args:
+        experiment: perhaps with a ``search`` section.
+        raw: the mapping behind it.
+
+    Returns:
+        That of the experiment itself, under its first seed.
+
+    Raises:
+        FedveilError: as for `make_setup`; the line says which variant.
+    """
+    first, *others = one_per_seed(experiment)
+    setup = make_setup(first)
+    seen = {_settings(first)}
+    for where, variant in [("seeds", other) for other in others] + list(_variants(experiment, raw)):
+        for one in one_per_seed(variant):
+            if _settings(one) in seen:
+                continue
+            seen.add(_settings(one))
+            try:
+                make_setup(one)
+            except FedveilError as error:
+                raise FedveilError(f"{where}: {error}") from error
+    return setup
+
+
+def _variants(experiment: Experiment, raw: Mapping[str, Any]) -> Sequence[tuple[str, Experiment]]:
+    search = experiment.search
+    if search is None:
+        return []
+    base = {key: value for key, value in raw.items() if key != "search"}
+    varied = [(f"search.panel.{at}", overrides) for at, overrides in enumerate(search.panel)]
+    varied += [("search.space", overrides) for overrides in corners(search.space)]
+    return [(where, check(with_overrides(base, overrides))) for where, overrides in varied]
+
+
+def _settings(experiment: Experiment) -> str:
+    """What the setup depends on."""
+    audit = experiment.audit
+    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.seed)
+    return repr((*dealt, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))

@@ -1,49 +1,57 @@
-"""One trial without Tune: what ``fedveil run`` does."""
+"""One setting without Tune, under each of its seeds: what ``fedveil run`` does."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
 
+from fedveil.fl.executor import Executor
 from fedveil.orchestrator.cluster.executor import RayExecutor
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.run.callbacks import Costs, Speech
+from fedveil.orchestrator.run.names import params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
-from fedveil.orchestrator.run.setup import make_setup
-from fedveil.orchestrator.run.trial import Trial, params_of
-from fedveil.orchestrator.tracking import TrialTracker, replay, without_passwords
+from fedveil.orchestrator.run.recording import Files, Tracking
+from fedveil.orchestrator.run.results import RunResult
+from fedveil.orchestrator.run.seeds import one_per_seed
+from fedveil.orchestrator.run.setup import Setup, make_setup
+from fedveil.orchestrator.run.trial import Trial
+from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay, without_passwords
 
 
-def run_single(experiment: Experiment, console: Console) -> TrialRow:
-    """Run the experiment's one trial on the connected Ray cluster.
+def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunResult:
+    """Run the experiment's trial, or one for each seed, on the connected Ray cluster with this process's plug-ins.
 
     Records that earlier runs could not deliver are delivered first.
 
+    Args:
+        experiment: without a ``search`` section.
+        setup: its images under its first seed.
+        console: for progress.
+
     Raises:
-        FedveilError: the trial does not fit the cluster.
+        FedveilError: the trial does not fit the cluster, or its training diverged.
     """
-    files = ExperimentPaths.of(experiment)
-    setup = make_setup(experiment)
-    tracking = tracking_settings(experiment, files, published=setup.data.published, deliver=True)
-    params = params_of(experiment)
+    paths = ExperimentPaths.of(experiment)
+    tracking = tracking_settings(experiment, paths, published=setup.data.published, deliver=True)
     resources = experiment.resources
     console.print(
         f"{resources.workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True
     )
     replay(tracking.spool_folder)
+    rows = []
     try:
         with RayExecutor(
             resources.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
+            plugins=loaded(),
         ) as executor:
-            name, places = files.new_trial(f"{params['defense.name']}-seed{experiment.seed}")
-
-            def say(text: str) -> None:
-                console.print(f"[bold]{escape(name)}[/bold]  {escape(text)}", soft_wrap=True)
-
-            with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
-                final = Trial(experiment, executor, places, say).run(tracker)
+            for number, one in enumerate(one_per_seed(experiment)):
+                own = setup if number == 0 else make_setup(one)
+                rows.append(_run_seed(one, own, executor, paths, tracking, console))
     finally:
         waiting = replay(tracking.spool_folder).waiting
         if waiting:
@@ -52,4 +60,29 @@ def run_single(experiment: Experiment, console: Console) -> TrialRow:
                 f" for the next run or sweep of {escape(experiment.experiment)}",
                 soft_wrap=True,
             )
-    return TrialRow(name, "FINISHED", params, final)
+    return RunResult(experiment.experiment, tuple(rows), paths.root)
+
+
+def _run_seed(
+    experiment: Experiment,
+    setup: Setup,
+    executor: Executor,
+    paths: ExperimentPaths,
+    tracking: TrackingSettings,
+    console: Console,
+) -> TrialRow:
+    params = params_of(experiment)
+    name, own = paths.new_trial(f"{params['defense.name']}-seed{experiment.seed}")
+
+    def say(text: str) -> None:
+        console.print(f"[bold]{escape(name)}[/bold]  {escape(text)}", soft_wrap=True)
+
+    with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
+        callbacks = [
+            Costs(experiment.fl.rounds),
+            Speech(say, experiment, setup),
+            Files(own, experiment, setup),
+            Tracking(tracker, own, experiment),
+        ]
+        result = Trial(experiment, setup, executor, cache=own.cache, callbacks=callbacks).run()
+    return TrialRow(name, "FINISHED", params, result.metrics)

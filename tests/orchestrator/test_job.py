@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 from servers import MlflowServer, free_port
+from tiny import PLUGIN
 
 ROOT = Path(__file__).parents[2]
 RAY_TEMPORARY = Path("/tmp/ray")
@@ -26,10 +27,9 @@ CUT_DOWN = [
     "fl.rounds=2",
     "fl.clients=2",
     "audit.victims=4",
-    "audit.inversion.steps=3",
-    "audit.inverse={steps: 3, batch_size: 8, width: 8}",
+    "audit.attacks=[{name: adaptive, steps: 3, inverse: {steps: 3, batch_size: 8, width: 8}}, {name: grey, level: 0.25}]",
     "resources.cpus_per_worker=0.5",
-    "search.panel=[{defense: none}, {defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}]",
+    "search.panel=[{defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}, {defense: darken}]",
 ]
 
 
@@ -74,10 +74,21 @@ def _answers(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_ray_job_submit_runs_a_sweep_into_an_mlflow_server(head: str, mlflow_server: MlflowServer) -> None:
+def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
+    head: str, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
     variables = {"MLFLOW_TRACKING_URI": mlflow_server.uri, "PATH": environment["PATH"]}
-    entry = [sys.executable, "-m", "orchestrator", "sweep", "tune_configs/demo.yaml"]
+    entry = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "sweep",
+        "tune_configs/demo.yaml",
+        "--plugin",
+        str(tmp_path / "mine.py"),
+    ]
     for override in [*CUT_DOWN, "experiment=by-job"]:
         entry += ["--set", override]
     command = [RAY, "job", "submit", "--address", head, "--working-dir", "."]
@@ -103,5 +114,5 @@ def test_ray_job_submit_runs_a_sweep_into_an_mlflow_server(head: str, mlflow_ser
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3
     trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert {run.data.params["defense.name"] for run in trials} == {"none", "latent"}
-    assert all("privacy/mse" in run.data.metrics for run in trials)
+    assert {run.data.params["defense.name"] for run in trials} == {"latent", "darken"}
+    assert all({"privacy/mse", "attack/grey/mse"} <= run.data.metrics.keys() for run in trials)

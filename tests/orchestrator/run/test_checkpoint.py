@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedveil.attacks.audit import Picture
+from fedveil.attacks.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
 from fedveil.orchestrator.run import checkpoint
-from fedveil.orchestrator.run.checkpoint import Progress, record_from_plain, record_to_plain, tensors_of
+from fedveil.orchestrator.run.checkpoint import Pictures, Progress, Saved, load_records, save_records
 
 RECORD = PrivacyRecord(
     attack="adaptive",
@@ -35,9 +35,9 @@ RECORD = PrivacyRecord(
 )
 
 
-def picture(victim: int) -> Picture:
-    images = torch.rand((4, 1, 6, 6), generator=torch.Generator().manual_seed(victim))
-    return Picture(victim, images[0], images[1], {"baseline": images[2], "adaptive": images[3]})
+def pictures() -> Pictures:
+    images = torch.rand((4, 2, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    return Pictures(images[0], images[1], {"baseline": images[2], "adaptive": images[3]})
 
 
 def progress() -> Progress:
@@ -50,13 +50,8 @@ def progress() -> Progress:
     }
     return Progress(
         state=ServerState(round=2, weights=weights, optimizer={"m.head.weight": torch.ones(3, 4) / 3}),
-        records=(RECORD, replace(RECORD, victim=6, mse=1 / 3)),
-        pictures=(picture(1), picture(0)),
-        audited=(0, 1),
-        run_id="abc",
-        train_seconds=1.5,
-        attack_seconds=0.1,
-        update_bytes=1234.5,
+        records=(RECORD, replace(RECORD, victim=6, mse=1 / 3, baseline_mse=None, attacker_label=None, identified=None)),
+        pictures=pictures(),
     )
 
 
@@ -66,9 +61,12 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     before = progress()
-    checkpoint.save(before, tmp_path)
-    after = checkpoint.load(tmp_path)
+    checkpoint.save(Saved(({"privacy/mse": 0.1},), before, "abc", {"cost/train_seconds": 1.5}), tmp_path)
+    saved = checkpoint.load(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]
+    assert (saved.finished, saved.run_id, saved.costs) == (({"privacy/mse": 0.1},), "abc", {"cost/train_seconds": 1.5})
+    after = saved.progress
+    assert after is not None
     for old, new in (
         (before.state.weights, after.state.weights),
         (before.state.optimizer, after.state.optimizer),
@@ -77,19 +75,31 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(bits(old[name]) == bits(new[name]) for name in old)
     assert after.state.round == 2
     assert after.records == before.records
-    for p, q in zip(before.pictures, after.pictures, strict=True):
-        assert (p.victim, list(p.rebuilt)) == (q.victim, list(q.rebuilt))
-        assert bits(p.original) == bits(q.original)
-        assert bits(p.trained) == bits(q.trained)
-        assert all(bits(p.rebuilt[name]) == bits(q.rebuilt[name]) for name in p.rebuilt)
-    rest = ("audited", "run_id", "train_seconds", "attack_seconds", "update_bytes")
-    assert [getattr(after, name) for name in rest] == [(0, 1), "abc", 1.5, 0.1, 1234.5]
+    assert after.pictures is not None
+    same_pictures(after.pictures, pictures())
 
 
-def test_the_first_checkpoint_of_a_trial_has_no_audit(tmp_path: Path) -> None:
-    checkpoint.save(Progress(state=ServerState(round=0, weights={"w": torch.zeros(1)})), tmp_path)
-    after = checkpoint.load(tmp_path)
-    assert (after.records, after.pictures, after.audited, after.run_id) == ((), (), (), None)
+def same_pictures(one: Pictures, other: Pictures) -> None:
+    assert bits(one.originals) == bits(other.originals)
+    assert bits(one.trained) == bits(other.trained)
+    assert list(one.reconstructions) == list(other.reconstructions)
+    assert all(bits(one.reconstructions[name]) == bits(other.reconstructions[name]) for name in one.reconstructions)
+
+
+@pytest.mark.parametrize("before", [None, Progress(ServerState(round=0, weights={}))])
+def test_a_checkpoint_between_two_seeds_and_one_before_the_first_audit(before: Progress | None, tmp_path: Path) -> None:
+    checkpoint.save(Saved(({"a": 1.0}, {"a": 2.0}), before), tmp_path)
+    assert checkpoint.load(tmp_path) == Saved(({"a": 1.0}, {"a": 2.0}), before)
+
+
+def test_the_pictures_of_the_first_audit_are_kept_and_the_records_of_all() -> None:
+    images = pictures()
+    first = AuditReport((RECORD,), images.reconstructions, images.originals, images.trained, victims=(0, 1))
+    second = AuditReport((replace(RECORD, round=2),), {}, images.trained, images.originals, victims=(0, 1))
+    after = Progress(ServerState(round=0, weights={})).after_audit(first).after_audit(second)
+    assert [record.round for record in after.records] == [1, 2]
+    assert after.pictures is not None
+    same_pictures(after.pictures, images)
 
 
 class Booby:
@@ -105,16 +115,13 @@ def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "stolen").exists()
 
 
-def test_records_survive_json() -> None:
-    text = json.dumps(record_to_plain(RECORD))
-    assert record_from_plain(json.loads(text)) == RECORD
-    assert json.loads(text)["threat_model"]["auxiliary_data"] is True
+def test_records_survive_json(tmp_path: Path) -> None:
+    records = progress().records
+    save_records(records, tmp_path / "records.json")
+    assert load_records(tmp_path / "records.json") == records
+    assert json.loads((tmp_path / "records.json").read_text())[0]["threat_model"]["auxiliary_data"] is True
 
 
-def test_pictures_are_stacked_by_victim() -> None:
-    originals, trained, rebuilt = tensors_of((picture(1), picture(0)))
-    assert originals.shape == trained.shape == (2, 1, 6, 6)
-    assert torch.equal(originals[0], picture(0).original)
-    assert torch.equal(trained[1], picture(1).trained)
-    assert list(rebuilt) == ["baseline", "adaptive"]
-    assert torch.equal(rebuilt["adaptive"][0], picture(0).rebuilt["adaptive"])
+def test_pictures_survive_a_file(tmp_path: Path) -> None:
+    pictures().save(tmp_path / "pictures.pt")
+    same_pictures(Pictures.load(tmp_path / "pictures.pt"), pictures())

@@ -27,7 +27,7 @@ def test_an_option_that_all_entries_of_a_defence_share_is_left_out() -> None:
         "latent_strength=1",
         "latent_strength=2",
         "pixel_noise_strength=0.1",
-        "latent_noise_foundation_steps=9",
+        "latent_noise_public_steps=9",
         "latent_noise",
     ]
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.fl.data import Images
+from fedveil.fl.data import Images, load_data
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
-from fedveil.orchestrator.report import TrialRow
-from fedveil.orchestrator.run.outcome import summarise_sweep
+from fedveil.orchestrator.run import setup as setup_module
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
-from fedveil.orchestrator.run.setup import Setup, make_setup
+from fedveil.orchestrator.run.seeds import one_per_seed
+from fedveil.orchestrator.run.setup import Setup, check_setups, make_setup
 from fedveil.orchestrator.tracking import ImagePolicy
 
 
@@ -30,7 +30,7 @@ def npz(tmp_path: Path) -> Path:
     return file
 
 
-def staged(npz: Path, **sections: Any) -> Setup:
+def made(npz: Path, **sections: Any) -> Setup:
     data = {"name": f"npz:{npz}", **sections.pop("data", {})}
     audit = {"victims": 8, "clients": 2, "gallery": 30, **sections.pop("audit", {})}
     fl = {"clients": 4, **sections.pop("fl", {})}
@@ -42,22 +42,24 @@ def keys(images: Images) -> list[bytes]:
 
 
 def test_each_training_image_has_one_owner(npz: Path) -> None:
-    setup = staged(npz)
-    everyone = [setup.public, *setup.shards]
+    setup = made(npz)
+    everyone = [setup.public, setup.auxiliary, *setup.shards]
     owned = [key for images in everyone for key in keys(images)]
     assert len(owned) == len(set(owned)) == 120
     assert set(owned) == set(keys(setup.data.train))
-    assert len(setup.public) == 24
-    assert [len(shard) for shard in setup.shards] == [24, 24, 24, 24]
+    assert (len(setup.public), len(setup.auxiliary)) == (6, 24)
+    assert [len(shard) for shard in setup.shards] == [23, 23, 22, 22]
+    private = {key for shard in setup.shards for key in keys(shard)}
+    assert set(keys(setup.untouched)) == private
     assert not set(owned) & set(keys(setup.data.test))
 
 
 def test_settings_are_chosen_on_images_that_are_not_tested_on(npz: Path, tmp_path: Path) -> None:
-    setup = staged(npz)
+    setup = made(npz)
     assert keys(setup.validation) == keys(setup.data.val)
     with np.load(npz) as arrays:
         np.savez(tmp_path / "no_val.npz", **{key: arrays[key] for key in arrays if not key.startswith("val_")})
-    without = staged(tmp_path / "no_val.npz")
+    without = made(tmp_path / "no_val.npz")
     assert keys(without.validation) == keys(without.public)
 
 
@@ -66,28 +68,64 @@ def test_images_too_small_to_score_are_refused_before_the_work(tmp_path: Path) -
     splits = {f"{split}_images": images for split in ("train", "val", "test")}
     np.savez(tmp_path / "small.npz", **splits, **{f"{s}_labels": np.arange(60) % 2 for s in ("train", "val", "test")})
     with pytest.raises(FedveilError, match=r"images of 12x10 px; at least 11x11 are needed"):
-        staged(tmp_path / "small.npz")
+        made(tmp_path / "small.npz")
 
 
 def test_victims_are_private_images_and_stand_in_the_gallery(npz: Path) -> None:
-    setup = staged(npz, audit={"batch_size": 2})
-    assert [target.client for target in setup.targets] == [0, 1, 0, 1]
-    assert [v for target in setup.targets for v in target.victims] == list(range(8))
+    setup = made(npz, audit={"batch_size": 2})
+    assert sorted(batch.client for batch in setup.victims) == [0, 0, 1, 1]
+    assert [victim for batch in setup.victims for victim in batch.victims] == list(range(8))
+    assert sum(int(batch.labels.sum()) for batch in setup.victims) == 4
     assert len(setup.gallery.pixels) == 30
-    for target in setup.targets:
-        for index, place in zip(target.indices, target.gallery, strict=True):
-            assert torch.equal(setup.gallery.pixels[place], setup.shards[target.client].pixels[index])
+    for batch in setup.victims:
+        assert set(keys(batch.images)) <= set(keys(setup.shards[batch.client]))
+        assert torch.equal(setup.gallery.pixels[batch.gallery_index], batch.images.pixels)
 
 
-def test_the_stage_depends_on_the_seed_and_not_on_the_defence(npz: Path) -> None:
-    one = staged(npz)
-    same = staged(npz, defense="pixel_noise", fl={"rounds": 3, "strategy": "median"}, model={"name": "lenet"})
-    other = staged(npz, seed=1)
-    assert one.targets == same.targets
+def test_the_setup_depends_on_the_seed_and_not_on_the_defence(npz: Path) -> None:
+    one = made(npz)
+    same = made(npz, defense="pixel_noise", fl={"rounds": 3, "strategy": "median"}, model={"name": "lenet"})
+    other = made(npz, seed=1)
+
+    def victims(setup: Setup) -> list[bytes]:
+        return [key for batch in setup.victims for key in keys(batch.images)]
+
+    assert victims(one) == victims(same)
     assert torch.equal(one.gallery.pixels, same.gallery.pixels)
     assert [keys(shard) for shard in one.shards] == [keys(shard) for shard in same.shards]
     assert keys(one.public) != keys(other.public)
-    assert one.targets != other.targets
+    assert victims(one) != victims(other)
+
+
+def test_a_process_loads_its_images_once(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        setup_module, "load_data", lambda *a, seed, **o: asked.append(seed) or load_data(*a, seed=seed, **o)
+    )
+    setup_module._loaded.cache_clear()
+    raw = {"experiment": "x", "data": {"name": f"npz:{npz}"}, "audit": {"victims": 8}, "seeds": [3, 4]}
+    search = {"panel": [{"defense": "none"}, {"fl.clients": 3}], "space": {"audit.victims": {"choice": [4, 8]}}}
+    experiment = check({**raw, "search": search})
+    setup = check_setups(experiment, {**raw, "search": search})
+    assert asked == [0]
+    assert keys(setup.public) == keys(make_setup(one_per_seed(experiment)[0]).public)
+    assert asked == [0]
+    make_setup(check({**raw, "data": {"name": f"npz:{npz}", "limit": 60}, "seeds": [3]}))
+    make_setup(one_per_seed(check({**raw, "data": {"name": f"npz:{npz}", "limit": 60}}))[1])
+    assert asked == [0, 0, 4]  # which images are left depends on the seed
+
+
+def test_a_variant_that_does_not_fit_is_named_before_the_sweep(npz: Path) -> None:
+    raw = {
+        "experiment": "x",
+        "data": {"name": f"npz:{npz}"},
+        "audit": {"victims": 8, "clients": 1},
+        "fl": {"clients": 2},
+    }
+    search = {"panel": [{"defense": "none"}, {"audit.victims": 64}]}
+    experiment = check({**raw, "search": search})
+    with pytest.raises(FedveilError, match=r"search\.panel\.1: audit\.victims: 64 in batches of 1"):
+        check_setups(experiment, {**raw, "search": search})
 
 
 @pytest.mark.parametrize(
@@ -98,18 +136,18 @@ def test_the_stage_depends_on_the_seed_and_not_on_the_defence(npz: Path) -> None
         ({"data": {"name": "nothing"}}, r"unknown data set 'nothing'; allowed: .*mni152.*npz:PATH"),
         ({"data": {"name": "npz:"}}, "unknown data set 'npz:'"),
         ({"data": {"name": "mni152", "size": 20}}, "mni152: size 20 is not available; allowed: 28 to 64"),
-        ({"fl": {"clients": 100}}, "partition: 100 clients for 96 examples; allowed: 1 to 96"),
-        ({"fl": {"clients": 10**9}}, "partition: 1000000000 clients for 96 examples"),
+        ({"fl": {"clients": 100}}, "partition: 100 clients for 90 examples; allowed: 1 to 90"),
+        ({"fl": {"clients": 10**9}}, "partition: 1000000000 clients for 90 examples"),
         (
             {"audit": {"victims": 64}},
-            r"audit\.victims: 64 in batches of 1; the 2 audited client\(s\) have images for 48",
+            r"audit\.victims: 64 in batches of 1; the 2 audited client\(s\) have images for 46",
         ),
         ({"model": {"name": "resnet20", "width": 16}, "data": {"size": 8}}, "size 8"),
     ],
 )
 def test_what_does_not_fit_is_one_line(npz: Path, sections: dict[str, Any], said: str) -> None:
     with pytest.raises(FedveilError, match=said) as refusal:
-        staged(npz, **sections)
+        made(npz, **sections)
     assert "\n" not in str(refusal.value)
 
 
@@ -144,36 +182,3 @@ def test_images_of_people_stay_here_unless_asked_for(published: bool, asked: str
     experiment = check({"experiment": "x", "tracking": {"images": asked, "uri": "http://server"}})
     settings = tracking_settings(experiment, ExperimentPaths(Path("/r/x")), published=published, deliver=True)
     assert settings.images is policy
-
-
-def row(name: str, accuracy: float, mse: float, status: str = "FINISHED", **extra: float) -> TrialRow:
-    metrics = {"utility/accuracy": accuracy, "privacy/mse": mse, "privacy/complete": 1.0, **extra}
-    return TrialRow(name, status, {"defense.name": "latent"}, metrics)
-
-
-def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
-    rows = [row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.7, 0.015), TrialRow("d", "FAILED", error="boom")]
-    outcome = summarise_sweep("x", rows, {"utility/accuracy": "max", "privacy/mse": "max"}, tmp_path)
-    assert [r.name for r in outcome.front] == ["a", "b"]  # b beats c in both
-    assert outcome.metrics == {
-        "sweep/trials": 4.0,
-        "sweep/failed": 1.0,
-        "sweep/pareto_front": 2.0,
-        "sweep/hypervolume": pytest.approx(0.9 * 0.01 + 0.8 * 0.01),
-    }
-    assert outcome.failed == 1
-    assert outcome.files == (tmp_path / "pareto.png",)
-    assert outcome.files[0].read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:
-    rows = [row("a", 0.9, 0.01), row("b", 0.95, 0.02, **{"defense/collapsed": 1.0})]
-    rows.append(row("c", 0.95, 0.02, **{"privacy/complete": 0.0}))
-    outcome = summarise_sweep("x", rows, {"utility/accuracy": "max", "privacy/mse": "max"}, tmp_path)
-    assert [r.name for r in outcome.front] == ["a"]
-
-
-def test_a_sweep_of_failures_draws_nothing(tmp_path: Path) -> None:
-    rows = [TrialRow("d", "FAILED", error="boom")]
-    outcome = summarise_sweep("x", rows, {"utility/accuracy": "max"}, tmp_path)
-    assert (outcome.front, outcome.files, list(tmp_path.iterdir())) == ((), (), [])

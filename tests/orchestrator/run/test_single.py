@@ -1,31 +1,37 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from tiny import tiny_experiment, write_bars
 
+from fedveil.fl.rounds import ServerState
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import single
+from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
+from fedveil.orchestrator.run.checkpoint import Progress
+from fedveil.orchestrator.run.setup import check_setups
 from fedveil.orchestrator.run.single import run_single
-from fedveil.orchestrator.run.trial import TrialPaths
-from fedveil.orchestrator.tracking import TrialTracker
 
 
 class _Idle:
-    """A trial that only records a number."""
+    """A trial that only has a number to tell."""
 
-    def __init__(self, experiment: object, executor: object, files: TrialPaths, say: object) -> None:
-        assert files.folder.is_dir()
+    def __init__(self, *arguments: object, cache: Path, callbacks: Sequence[TrialCallback]) -> None:
+        self.callbacks = callbacks
 
-    def run(self, tracker: TrialTracker) -> dict[str, float]:
-        tracker.log_final({"privacy/mse": 0.25})
-        return {"privacy/mse": 0.25}
+    def run(self) -> TrialResult:
+        result = TrialResult(Progress(ServerState(round=2, weights={})), {"privacy/mse": 0.25})
+        for callback in self.callbacks:
+            callback.on_final(result)
+        return result
 
 
 @pytest.fixture
@@ -37,18 +43,31 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return tiny_experiment(write_bars(tmp_path / "bars.npz"))
 
 
-def run(raw: dict[str, Any], **sections: Any) -> tuple[str, str]:
-    """Return the trial's name and what was printed."""
+def run(raw: dict[str, Any], **sections: Any) -> tuple[list[str], str]:
+    """Return the trials' names and what was printed."""
     screen = io.StringIO()
-    row = run_single(check({**raw, **sections}), Console(file=screen, width=300))
-    return row.name, screen.getvalue()
+    experiment = check({**raw, **sections})
+    result = run_single(experiment, check_setups(experiment, {**raw, **sections}), Console(file=screen, width=300))
+    return [row.name for row in result.rows], screen.getvalue()
 
 
 def test_a_second_run_has_a_folder_and_an_mlflow_run_of_its_own(raw: dict[str, Any], tmp_path: Path) -> None:
     names = [run(raw)[0] for _ in range(2)]
-    assert names == ["none-seed0", "none-seed0-2"]
-    assert sorted(path.name for path in (tmp_path / "runs/tiny/trials").iterdir()) == names
-    assert [row.name for row in rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")] == names
+    assert names == [["none-seed0"], ["none-seed0-2"]]
+    assert sorted(path.name for path in (tmp_path / "runs/tiny/trials").iterdir()) == ["none-seed0", "none-seed0-2"]
+    recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
+    assert [row.name for row in recorded] == ["none-seed0", "none-seed0-2"]
+
+
+def test_each_seed_has_a_folder_and_an_mlflow_run_of_its_own(raw: dict[str, Any], tmp_path: Path) -> None:
+    names, _ = run(raw, seeds=[3, 1])
+    assert names == ["none-seed3", "none-seed1"]
+    for name in names:
+        written = yaml.safe_load((tmp_path / "runs/tiny/trials" / name / "experiment.yaml").read_text())
+        assert f"none-seed{written['seed']}" == name
+        assert "seeds" not in written
+    recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
+    assert {row.name: row.params["seed"] for row in recorded} == {"none-seed3": 3, "none-seed1": 1}
 
 
 def test_records_that_wait_are_named_and_delivered_by_the_next_run(

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import shutil
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,28 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from rich.console import Console
-from tiny import TINY_LATENT, tiny_experiment, write_bars
+from tiny import PLUGIN, TINY_LATENT, tiny_experiment, write_bars
 
-from fedveil.fl.errors import FedveilError
-from fedveil.fl.executor import SerialExecutor
-from fedveil.orchestrator import checkpoint, cli
+from fedveil.fl.executor import Executor, SerialExecutor
+from fedveil.fl.rounds import RoundReport
+from fedveil.orchestrator import cli
 from fedveil.orchestrator.cluster.executor import RayExecutor
 from fedveil.orchestrator.config import check, with_overrides
 from fedveil.orchestrator.config.space import corners
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
-from fedveil.orchestrator.run.names import trial_name
-from fedveil.orchestrator.run.outcome import SweepOutcome
-from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
-from fedveil.orchestrator.run.sweep import run_sweep
-from fedveil.orchestrator.run.trial import Trial, params_of
-from fedveil.orchestrator.tracking import TrialTracker
+from fedveil.orchestrator.run import api, checkpoint
+from fedveil.orchestrator.run import sweep as sweep_module
+from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
+from fedveil.orchestrator.run.checkpoint import Progress, Saved
+from fedveil.orchestrator.run.results import SweepResult
+from fedveil.orchestrator.run.setup import make_setup
+from fedveil.orchestrator.run.trainable import rows_of
+from fedveil.orchestrator.run.trial import Trial
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 CONTROLS = [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}]
+OWN = {"defense": {"name": "darken", "strength": 0.25}, "audit.victims": 2}
 
 
 @pytest.fixture(scope="module")
@@ -39,52 +42,54 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bars(tmp_path_factory.mktemp("data") / "bars.npz")
 
 
-def sweep(raw: dict[str, Any]) -> tuple[SweepOutcome, str]:
-    screen = io.StringIO()
-    outcome = run_sweep(check(raw), raw, Console(file=screen, width=200))
-    return outcome, screen.getvalue()
+Swept = tuple[SweepResult, str, Path]
 
 
 @pytest.fixture(scope="module")
-def swept(bars: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepOutcome, str, Path]:
-    """A sweep with a panel, a two-objective Optuna search, and one trial that fails (FedAdam cannot be had of 1e30)."""
+def swept(bars: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A panel, a two-objective Optuna search, one trial that fails (FedAvg diverges at 1e30), a user's defence and attack."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("sweep")
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         shutil.copy(bars, folder / "here.npz")
+        (folder / "mine.py").write_text(PLUGIN)
         raw = tiny_experiment(
             Path("here.npz"),
             defense=TINY_LATENT,
             search={
-                "panel": [*CONTROLS, {"defense": "none", "fl.learning_rate": 1e30}],
+                "panel": [*CONTROLS, {"defense": "none", "fl.learning_rate": 1e30}, OWN],
                 "space": {"defense.strength": {"loguniform": [0.5, 2.0]}},
                 "samples": 2,
                 "searcher": "optuna",
             },
         )
-        outcome, screen = sweep(raw)
-    return outcome, screen, folder
+        raw["audit"]["attacks"].append({"name": "grey", "level": 0.25})
+        screen = io.StringIO()
+        result = api.sweep(raw, plugins=["./mine.py"], console=Console(file=screen, width=200))
+    return result, screen.getvalue(), folder
 
 
-def test_a_sweep_runs_panel_and_search_and_names_its_trials(swept: tuple[SweepOutcome, str, Path]) -> None:
+def test_a_sweep_runs_panel_and_search_and_names_its_trials(swept: Swept) -> None:
     outcome, screen, _ = swept
     rows = {row.name: row for row in outcome.rows}
-    assert len(rows) == 5
-    assert {"none", "pixel_noise_strength=0.3", "none_learning_rate=1e+30"} < set(rows)
+    assert len(rows) == 6
+    assert {"none", "pixel_noise_strength=0.3", "none_learning_rate=1e+30", "darken_strength=0.25_victims=2"} < set(
+        rows
+    )
     assert sum(row.defense == "latent" for row in rows.values()) == 2
     assert all(0.5 <= row.strength <= 2 for row in rows.values() if row.defense == "latent" and row.strength)
     for words in ("preparing", "audit of round 0", "round 2/2", "done: accuracy"):
         assert words in screen
     finished = [row for row in rows.values() if row.finished]
-    assert len(finished) == 4
+    assert len(finished) == 5
     for row in finished:
         assert {"utility/accuracy", "utility/auc", "utility/clean_accuracy", "privacy/mse"} < set(row.metrics)
         assert all(math.isfinite(value) for value in row.metrics.values())
 
 
 def test_the_record_has_a_parent_and_children_with_status_names_and_artifacts(
-    swept: tuple[SweepOutcome, str, Path],
+    swept: Swept,
 ) -> None:
     _, _, folder = swept
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -94,13 +99,13 @@ def test_the_record_has_a_parent_and_children_with_status_names_and_artifacts(
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["sweep/trials"] == 5
+    assert parent.data.metrics["sweep/trials"] == 6
     assert parent.data.metrics["sweep/failed"] == 1
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
     broken = children.pop("none_learning_rate=1e+30")
     assert broken.info.status == "FAILED"
     assert "the training loss is" in broken.data.tags["error"]
-    assert len(children) == 4
+    assert len(children) == 5
     for run in children.values():
         assert run.info.status == "FINISHED"
         assert run.data.params["data.name"] == "npz:here.npz"
@@ -112,109 +117,125 @@ def test_the_record_has_a_parent_and_children_with_status_names_and_artifacts(
             assert run.data.metrics["swept/defense.strength"] == float(run.data.params["defense.strength"])
 
 
-def test_headline_is_the_worst_case_over_attacks_and_rounds(swept: tuple[SweepOutcome, str, Path]) -> None:
-    outcome, _, folder = swept
-    for row in outcome.rows:
+def test_headline_is_the_worst_case_over_attacks_and_rounds(swept: Swept) -> None:
+    result, _, _ = swept
+    for row in result.rows:
         if not row.finished:
             continue
-        records = json.loads((folder / f"runs/tiny/trials/{row.name}/privacy_records.json").read_text())
-        attacks = {r["attack"] for r in records}
-        assert attacks == {"baseline", "inverting_gradients", "adaptive_modules"}
-        assert {r["round"] for r in records} == {0, 1}
+        records = result.records[row.name]
+        attacks = {r.attack for r in records}
+        assert attacks == {"baseline", "inverting_gradients", "adaptive_modules", "grey"}
+        assert {r.round for r in records} == {0, 1}
         means = [
-            sum(r["mse"] for r in group) / len(group)
+            sum(r.mse for r in group) / len(group)
             for attack in attacks - {"baseline"}
             for number in (0, 1)
-            if (group := [r for r in records if r["attack"] == attack and r["round"] == number])
+            if (group := [r for r in records if r.attack == attack and r.round == number])
         ]
         assert row.metrics["privacy/mse"] == pytest.approx(min(means))
 
 
-def test_victims_are_the_same_for_every_defence(swept: tuple[SweepOutcome, str, Path]) -> None:
-    _, _, folder = swept
+def test_a_users_own_defence_and_attack_work_in_trials_and_workers(swept: Swept) -> None:
+    result, _, _ = swept
+    records = result.records["darken_strength=0.25_victims=2"]
+    # What the client trained on is a quarter of the original: the error is 9/16 of its mean square.
+    darkened = {r.victim: r.trained_mse for r in records}
+    undefended = {r.victim: r for r in result.records["none"] if r.attack == "grey" and r.round == 0}
+    assert darkened.keys() == {0, 1}
+    for record in records:
+        if record.attack == "grey":
+            # (x - 1/4)^2 = x^2 - x/2 + 1/16, whatever the defence.
+            assert record.mse == pytest.approx(undefended[record.victim].mse)
+        assert record.trained_mse is not None
+        assert 0.01 < record.trained_mse < 9 / 16
+
+
+def test_victims_are_the_same_for_every_defence(swept: Swept) -> None:
+    result, _, _ = swept
     victims = {
         tuple(
-            (r["victim"], r["client"], r["label"], round(r["baseline_mse"], 7))
-            for r in json.loads(path.read_text())
-            if r["attack"] == "baseline" and r["round"] == 0
+            (r.victim, r.client, r.label, round(r.baseline_mse or 0.0, 7))
+            for r in records
+            if r.attack == "baseline" and r.round == 0
         )
-        for path in folder.glob("runs/tiny/trials/*/privacy_records.json")
+        for name, records in result.records.items()
+        if "victims=2" not in name
     }
     assert len(victims) == 1
 
 
-def test_pictures_and_the_pareto_figure_are_drawn(swept: tuple[SweepOutcome, str, Path]) -> None:
+def test_pictures_and_the_pareto_figure_are_drawn(swept: Swept) -> None:
     outcome, _, folder = swept
     assert [path.name for path in outcome.files] == ["pareto.png", "comparison.png"]
     assert outcome.files[0].stat().st_size > 5000
-    assert len(list(folder.glob("runs/tiny/trials/*/reconstruction.png"))) == 4
+    assert len(list(folder.glob("runs/tiny/trials/*/reconstruction.png"))) == 5
 
 
-def run_here(raw: dict[str, Any], executor: Any, name: str) -> tuple[dict[str, float], checkpoint.Progress]:
-    experiment = check(raw)
-    files = ExperimentPaths.of(experiment)
-    tracking = replace(tracking_settings(experiment, files, published=True, deliver=False), experiment=name)
-    seen: list[checkpoint.Progress] = []
-    files = replace(files, root=files.root.with_name(name))
-    with TrialTracker(tracking, parent_run_id=None, name=name, params=params_of(experiment)) as tracker:
-        final = Trial(experiment, executor, files.trial("t"), lambda text: None).run(
-            tracker, on_round=lambda progress, metrics: seen.append(progress)
-        )
-    return final, seen[-1]
+class Kept(TrialCallback):
+    """Keeps what a checkpoint after each round would hold."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.running: list[Mapping[str, float]] = []
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        self.progress.append(progress)
+        self.running.append(running)
 
 
-def test_serial_and_ray_give_the_same_bits(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    raw = tiny_experiment(bars, defense=TINY_LATENT, model={"name": "resnet20", "width": 4, "norm": "batch"})
+def play(raw: dict[str, Any], executor: Executor, resumed: Progress | None = None) -> tuple[TrialResult, Kept]:
+    experiment, kept = check(raw), Kept()
+    result = Trial(experiment, make_setup(experiment), executor, callbacks=[kept]).run(resumed)
+    return result, kept
+
+
+def same_weights(one: Progress, other: Progress) -> bool:
+    ours, theirs = one.state.weights, other.state.weights
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as a worker slot has, since sums depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        serial, alone = run_here(raw, SerialExecutor(), "serial")
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_serial_and_ray_give_the_same_bits(bars: Path, one_thread: None) -> None:
+    raw = tiny_experiment(bars, defense=TINY_LATENT, model={"name": "resnet20", "width": 4, "norm": "batch"})
+    serial, alone = play(raw, SerialExecutor())
     with RayExecutor(2, cpus_per_worker=0.5) as pool:
-        ray_final, together = run_here(raw, pool, "ray")
-    assert alone.state.weights.keys() == together.state.weights.keys()
-    for name, weights in alone.state.weights.items():
-        assert torch.equal(weights, together.state.weights[name]), name
-    for name in ("utility/accuracy", "utility/auc", "fl/loss", "privacy/mse"):
-        assert serial.get(name) == ray_final.get(name)
+        ray_result, together = play(raw, pool)
+    assert same_weights(alone.progress[-1], together.progress[-1])
+    assert alone.running == together.running
+    for name in ("utility/accuracy", "utility/auc", "privacy/mse"):
+        assert serial.metrics[name] == ray_result.metrics[name]
 
 
-def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(
-    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    experiment = check(tiny_experiment(bars, fl={"rounds": 3}))
-    files = ExperimentPaths.of(experiment)
-    tracking = tracking_settings(experiment, files, published=True, deliver=False)
-    kept: list[checkpoint.Progress] = []
-
-    def run(resumed: checkpoint.Progress | None) -> dict[str, float]:
-        with TrialTracker(tracking, parent_run_id=None, name="t", params={}) as tracker:
-            trial = Trial(experiment, SerialExecutor(), files.trial("t"), lambda text: None)
-            return trial.run(tracker, resumed=resumed, on_round=lambda progress, metrics: kept.append(progress))
-
-    whole = run(None)
-    checkpoint.save(kept[0], tmp_path)
-    again = run(checkpoint.load(tmp_path))
-    same = {key: value for key, value in whole.items() if not key.startswith("cost/")}
-    assert same == {key: again[key] for key in same}
+def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_path: Path) -> None:
+    raw = tiny_experiment(bars, fl={"rounds": 3})
+    whole, kept = play(raw, SerialExecutor())
+    checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
+    again, _ = play(raw, SerialExecutor(), checkpoint.load(tmp_path).progress)
+    assert same_weights(whole.progress, again.progress)
+    assert whole.progress.records == again.progress.records
+    assert whole.metrics == again.metrics
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml")), ids=lambda p: p.stem
+    "path", sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_every_shipped_sweep_runs(path: Path, bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     """The file's first control, and its learnt defence at a corner of its space, cut down to a tiny data set."""
-    monkeypatch.chdir(tmp_path)
     raw = yaml.safe_load(path.read_text())
     check({**raw, "data": {**raw["data"], "name": f"npz:{bars}"}})
     tiny = tiny_experiment(bars)
-    smaller = {key: tiny["audit"][key] for key in ("victims", "inversion", "inverse")}
+    smaller = {key: tiny["audit"][key] for key in ("victims", "attacks")}
     cut = {
         **{key: value for key, value in raw.items() if key != "search"},
-        "data": {**raw["data"], "name": f"npz:{bars}", "size": None, "limit": None},
+        "data": {**raw["data"], **tiny["data"], "size": None, "limit": None},
         "model": {**raw["model"], "width": 4},
         "fl": {**raw["fl"], "clients": 3, "rounds": 2, "local_epochs": 1, "batch_size": 8},
         "audit": {**raw["audit"], "clients": 2, **smaller},
@@ -223,9 +244,9 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path, tmp_path: Path, monkey
     learnt = {"defense": {**raw.get("defense", {}), **TINY_LATENT}}
     corner = next(iter(corners(raw["search"].get("space", {}))), {})
     for overrides in (raw["search"]["panel"][0], {**learnt, **corner}):
-        final, _ = run_here(with_overrides(cut, overrides), SerialExecutor(), trial_name(overrides))
-        assert math.isfinite(final["utility/accuracy"])
-        assert final["privacy/complete"] == 1
+        result, _ = play(with_overrides(cut, overrides), SerialExecutor())
+        assert math.isfinite(result.metrics["utility/accuracy"])
+        assert result.metrics["privacy/complete"] == 1
 
 
 def test_the_command_line_writes_json_and_fails_with_a_failed_trial(
@@ -261,7 +282,7 @@ def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytes
             "concurrent": 1,
         },
     )
-    outcome, _ = sweep(raw)
+    outcome = api.sweep(raw)
     assert sorted(row.status for row in outcome.rows) == ["FINISHED", "KILLED"]
     (stopped,) = [row for row in outcome.rows if row.status == "KILLED"]
     assert stopped.params == {**stopped.params, "defense.name": "none"}
@@ -270,7 +291,54 @@ def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytes
     assert recorded == {row.name: row.status for row in outcome.rows}
 
 
-def test_a_sweep_without_a_search_is_refused(bars: Path) -> None:
-    raw = tiny_experiment(bars)
-    with pytest.raises(FedveilError, match="no 'search' section"):
-        run_sweep(check(raw), raw, Console(file=io.StringIO()))
+def test_each_seed_has_a_run_of_its_own_and_the_searcher_sees_the_mean(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    panel = [{"defense": "none"}]
+    raw = tiny_experiment(bars, seeds=[5, 6], fl={"rounds": 1}, audit={"rounds": [0]}, search={"panel": panel})
+    told: list[Any] = []
+    monkeypatch.setattr(
+        sweep_module, "rows_of", lambda result, base: told.append(result.metrics) or rows_of(result, base)
+    )
+    result = api.sweep(raw)
+    assert [(row.name, row.params["seed"]) for row in result.rows] == [("none-seed5", 5), ("none-seed6", 6)]
+    for name in ("utility/val_accuracy", "privacy/mse"):
+        assert told[0][name] == pytest.approx(sum(row.metrics[name] for row in result.rows) / 2)
+    assert {r.seed for r in result.records["none-seed6"]} == {6}
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    for row in result.rows:
+        assert runs[row.name].data.params["seed"] == str(row.params["seed"])
+        assert runs[row.name].data.metrics["privacy/mse"] == pytest.approx(row.metrics["privacy/mse"])
+        assert runs[row.name].data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
+    alone = api.run({**{k: v for k, v in raw.items() if k not in ("seeds", "search")}, "seed": 6})
+    same = [name for name in alone.rows[0].metrics if not name.startswith("cost/")]
+    assert {name: alone.rows[0].metrics[name] for name in same} == {name: result.rows[1].metrics[name] for name in same}
+
+
+def test_a_resumed_trial_keeps_the_seeds_that_are_done(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second seed's records fall on a folder that cannot be made; once it can, only that seed is played."""
+    monkeypatch.chdir(tmp_path)
+    panel = [{"defense": "none"}]
+    raw = tiny_experiment(bars, seeds=[5, 6], fl={"rounds": 1}, audit={"rounds": [0]}, search={"panel": panel})
+    obstacle = tmp_path / "runs/tiny/trials/none-seed6"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()
+    before = api.sweep(raw)
+    assert [row.status for row in before.rows] == ["FINISHED", "FAILED"]
+    (tmp_path / "runs/tiny/trials/none-seed5/metrics.json").unlink()
+    obstacle.unlink()
+    after = api.sweep(raw, resume=True)
+    assert [row.status for row in after.rows] == ["FINISHED", "FINISHED"]
+    assert after.rows[0].metrics == before.rows[0].metrics
+    assert not (tmp_path / "runs/tiny/trials/none-seed5/metrics.json").exists()
+    recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
+    assert sorted((row.name, row.status) for row in recorded) == [
+        ("none-seed5", "FINISHED"),
+        ("none-seed6", "FINISHED"),
+    ]

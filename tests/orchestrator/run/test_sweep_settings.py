@@ -17,7 +17,8 @@ from tiny import tiny_experiment
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.paths import ExperimentPaths
-from fedveil.orchestrator.run.sweep import delivering, run_sweep, trials_of, tune_config
+from fedveil.orchestrator.run.sweep import delivering, run_sweep
+from fedveil.orchestrator.run.tuning import overrides_of, settings_of, sweep_parts, tune_config
 from fedveil.orchestrator.tracking import Replayed, without_passwords
 
 GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
@@ -39,11 +40,13 @@ def sweep(space: dict[str, Any], **search: Any) -> dict[str, Any]:
         ({}, "random", 1, 0),
     ],
 )
-def test_trials_are_counted_as_tune_draws_them(space: dict[str, Any], searcher: str, samples: int, trials: int) -> None:
+def test_settings_are_counted_as_tune_draws_them(
+    space: dict[str, Any], searcher: str, samples: int, trials: int
+) -> None:
     panel = [{"fl.learning_rate": 0.5}]
     search = check(sweep(space, searcher=searcher, samples=samples, panel=panel)).search
     assert search is not None
-    assert trials_of(search) == trials + 1
+    assert settings_of(search) == trials + 1
 
 
 @pytest.mark.parametrize(
@@ -65,8 +68,32 @@ def test_the_trials_at_a_time_are_limited_where_tune_heeds_it(
         assert config.max_concurrent_trials == concurrent
 
 
+def test_the_panel_and_a_grid_are_fixed_trials_with_names_and_the_rest_is_drawn() -> None:
+    panel = [{"defense": "none"}, {"fl.learning_rate": 0.5}]
+    experiment = check(sweep(DRAWN, panel=panel, samples=3))
+    assert experiment.search is not None
+    fixed, drawn = sweep_parts(experiment, experiment.search)
+    assert (fixed.name, drawn.name, drawn.config.num_samples) == ("panel", "search", 3)
+    named = [overrides_of({"panel": point}) for point in fixed.space["panel"]["grid_search"]]
+    assert named == [(panel[0], "none"), (panel[1], "learning_rate=0.5")]
+    assert overrides_of({"fl.learning_rate": 0.25}) == ({"fl.learning_rate": 0.25}, "learning_rate=0.25")
+    experiment = check(sweep(GRID, searcher="grid", panel=panel))
+    assert experiment.search is not None
+    (fixed,) = sweep_parts(experiment, experiment.search)
+    assert len(fixed.space["panel"]["grid_search"]) == 8
+
+
+def test_a_scheduler_cuts_off_no_seeds_last_report() -> None:
+    raw = sweep(DRAWN, scheduler="asha", objectives={"fl/accuracy": "max"})
+    for seeds, reports in (([0], 3), ([0, 1, 2], 9)):  # two rounds and the final metrics, per seed
+        experiment = check({**raw, "seeds": seeds})
+        assert experiment.search is not None
+        scheduler = tune_config(experiment, experiment.search, samples=1, searching=True).scheduler
+        assert scheduler._max_t == reports
+
+
 def resume(raw: dict[str, Any]) -> None:
-    run_sweep(check(raw), raw, Console(file=io.StringIO()), resume=True)
+    run_sweep(check(raw), raw, Console(file=io.StringIO()), published=True, resume=True)
 
 
 def test_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +141,9 @@ def test_records_are_delivered_while_trials_run_and_no_longer() -> None:
     after = len(calls)
     time.sleep(0.1)
     assert len(calls) == after
+
+
+def test_a_sweep_without_a_search_is_refused() -> None:
+    raw = tiny_experiment(Path("bars.npz"))
+    with pytest.raises(FedveilError, match="no 'search' section"):
+        run_sweep(check(raw), raw, Console(file=io.StringIO()), published=True)

@@ -1,0 +1,111 @@
+"""Running an experiment from Python: `run` and `sweep`. The command line calls the same functions."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.cluster.connection import connect, offline_environment
+
+if TYPE_CHECKING:
+    from fedveil.orchestrator.config import Experiment
+    from fedveil.orchestrator.run.results import RunResult, SweepResult
+
+
+def run(
+    experiment: str | Path | Mapping[str, Any],
+    *,
+    overrides: Iterable[str] = (),
+    plugins: Sequence[str] = (),
+    ray: str | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Run an experiment's trial, or one for each of its seeds.
+
+    Args:
+        experiment: a YAML file, or what would stand in it.
+        overrides: ``a.b=value`` each, as for ``--set``.
+        plugins: modules and Python files that are imported first wherever the experiment runs.
+        ray: address of a Ray cluster; None for ``RAY_ADDRESS``, or else one of this process's own.
+        console: for progress; None to keep quiet.
+
+    Raises:
+        FedveilError: a setting is wrong (a line per mistake), the data or the cluster do not fit, or the training diverged.
+    """
+    offline_environment()
+    console = console or Console(quiet=True)
+    with console.status("loading PyTorch, checking the settings and the data"):
+        from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.setup import check_setups
+
+        checked, raw = load_experiment(experiment, overrides, plugins)
+        if checked.search is not None:
+            raise _other(experiment, "has a", "sweep")
+        setup = check_setups(checked, raw)
+    with _ray_for(checked, ray, console):
+        from fedveil.orchestrator.run.single import run_single
+
+        return run_single(checked, setup, console)
+
+
+def sweep(
+    experiment: str | Path | Mapping[str, Any],
+    *,
+    overrides: Iterable[str] = (),
+    plugins: Sequence[str] = (),
+    ray: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> SweepResult:
+    """Run the sweep that an experiment's ``search`` section describes.
+
+    Args:
+        experiment: as for `run`, like all that is not named here.
+        overrides: see there.
+        plugins: see there.
+        ray: see there.
+        resume: go on with the interrupted sweep of that name.
+        console: see there.
+
+    Raises:
+        FedveilError: as for `run`; a trial that fails raises nothing, its row says so.
+    """
+    offline_environment()
+    console = console or Console(quiet=True)
+    with console.status("loading PyTorch, checking the settings and the data"):
+        from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.setup import check_setups
+
+        checked, raw = load_experiment(experiment, overrides, plugins)
+        if checked.search is None:
+            raise _other(experiment, "has no", "run")
+        published = check_setups(checked, raw).data.published
+    with _ray_for(checked, ray, console):
+        from fedveil.orchestrator.run.sweep import run_sweep
+
+        return run_sweep(checked, raw, console, published=published, resume=resume)
+
+
+def _other(experiment: str | Path | Mapping[str, Any], has: str, command: str) -> FedveilError:
+    """Return the refusal that names the command that fits."""
+    if isinstance(experiment, Mapping):
+        return FedveilError(f"this experiment {has} 'search' section; run it with fedveil.{command}")
+    return FedveilError(f"{experiment}: {has} 'search' section; run it with: fedveil {command} {experiment}")
+
+
+@contextmanager
+def _ray_for(experiment: Experiment, address: str | None, console: Console) -> Iterator[None]:
+    resources = experiment.resources
+    # Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more.
+    cpus = max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus_per_worker))
+    with ExitStack() as stack:
+        with console.status("starting Ray"):
+            stack.enter_context(connect(address, cpus=cpus))
+        yield

@@ -1,0 +1,195 @@
+"""An audit's work over worker slots: the attacker prepares there, and there updates are captured and attacked.
+
+What an attack does with an update, and how it is scored, knows nothing of slots: `fedveil.attacks.audit.audit_updates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedveil.attacks.audit import Attacker, audit_updates
+from fedveil.attacks.base import attack_labels
+from fedveil.attacks.capture import capture
+from fedveil.attacks.preparation import (
+    AttackerPreparation,
+    PreparationKey,
+    preparation_key,
+    prepare_attacker,
+    shadow_defense,
+)
+from fedveil.attacks.report import AuditReport
+from fedveil.attacks.scoring import Gallery, Scorer, build_scorer, summarise
+from fedveil.attacks.target import target_model
+from fedveil.attacks.victims import VictimBatch
+from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
+from fedveil.fl.data import Images
+from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.messages import PrivacyRecord
+from fedveil.fl.models import build_model
+from fedveil.fl.rounds import Federation, ServerState
+from fedveil.fl.seeding import derive_seed, torch_stream
+from fedveil.fl.training import Weights
+from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.setup import Setup
+
+
+class Auditor:
+    """Attacks what clients would send, round by round.
+
+    Args:
+        experiment: says how.
+        victims: the victim batches.
+        federation: the run.
+        attacker: ready.
+        scorer: judges what it makes.
+        executor: where to capture and attack.
+        pictures: the images of the victims numbered below this are kept.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        victims: Sequence[VictimBatch],
+        federation: Federation,
+        attacker: Attacker,
+        scorer: Scorer,
+        executor: Executor,
+        *,
+        pictures: int,
+    ) -> None:
+        chunk = -(-len(victims) // experiment.resources.workers)
+        self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
+        self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
+        self._local_steps = experiment.audit.local_steps
+        self._executor = executor
+        self._pictures = pictures
+        self._judge = scorer.judge_quality
+        labels = zip(attack_labels(attacker.attacks), attacker.attacks, strict=True)
+        self._adaptive = frozenset(label for label, attack in labels if attack.adaptive)
+
+    def audit(self, state: ServerState) -> AuditReport:
+        """Audit the round that ``state`` is about to play."""
+        shared = (*self._shared, state.weights, state.round, self._local_steps, self._pictures)
+        return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
+
+    def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
+        """Return the privacy scalars of all audits so far; none before the first."""
+        return summarise(records, adaptive=self._adaptive, judge=self._judge) if records else {}
+
+
+def prepare_audits(
+    experiment: Experiment,
+    setup: Setup,
+    federation: Federation,
+    context: DefenseContext,
+    public: Any,
+    executor: Executor,
+    *,
+    pictures: int,
+) -> Auditor:
+    """Let the attacker and the judge learn, on slots, all that they can before an update arrives.
+
+    Args:
+        experiment: what is run.
+        setup: its images; the attacker's are the auxiliary ones.
+        federation: with the clients' prepared defences, for the tiers in which modules are stolen.
+        context: of the defence.
+        public: what the defence learnt on public images, which the attacker holds too.
+        executor: where to prepare.
+        pictures: see `Auditor`.
+    """
+    attacker = _ready_attacker(experiment, setup, federation, context, public, executor)
+    judged = (setup.auxiliary, setup.untouched, len(setup.data.classes), experiment.seed, context.cache)
+    (scorer,) = executor.map(_make_scorer, [setup.gallery], shared=judged)
+    return Auditor(experiment, setup.victims, federation, attacker, scorer, executor, pictures=pictures)
+
+
+def _audit_batches(
+    slot: Slot,
+    batches: Sequence[VictimBatch],
+    federation: Federation,
+    attacker: Attacker,
+    scorer: Scorer,
+    weights: Weights,
+    number: int,
+    local_steps: int,
+    pictures: int,
+) -> AuditReport:
+    seen = [
+        capture(
+            slot.model(federation.model),
+            weights,
+            batch,
+            federation.clients[batch.client].hooks.get(),
+            federation.training_at(number),
+            local_steps=local_steps,
+            stream=torch_stream(federation.seed, "audit", number, "batch", batch.number),
+        )
+        for batch in batches
+    ]
+    report = audit_updates(
+        attacker,
+        [observation for observation, _ in seen],
+        [batch for _, batch in seen],
+        scorer=scorer,
+        round=number,
+        device=slot.device,
+    )
+    return report.first(pictures)  # the images of all victims may be large
+
+
+def _make_scorer(
+    slot: Slot, gallery: Gallery, auxiliary: Images, untouched: Images, classes: int, seed: int, cache: Path | None
+) -> Scorer:
+    return build_scorer(
+        auxiliary, gallery, classes=classes, seed=seed, device=slot.device, untouched=untouched, cache=cache
+    )
+
+
+def _ready_attacker(
+    experiment: Experiment,
+    setup: Setup,
+    federation: Federation,
+    context: DefenseContext,
+    public: Any,
+    executor: Executor,
+) -> Attacker:
+    seed, attacks = derive_seed(experiment.seed, "attacker"), tuple(experiment.audit.build_attacks())
+    defense = experiment.build_defense()
+    found = {preparation_key(attack, defense.trained_on, batch.client) for attack in attacks for batch in setup.victims}
+    keys = sorted((key for key in found if key is not None), key=repr)
+    auxiliary = executor.broadcast(setup.auxiliary)
+    shadow: Handle[PreparedDefense] | None = None
+    if not all(key.modules for key in keys):
+        own = replace(context, seed=seed)
+        shadow = executor.broadcast(executor.map(_shadow, [defense], shared=(auxiliary, own, public))[0])
+    items = [(key, federation.clients[key.client or 0].hooks if key.modules else shadow) for key in keys]
+    prepared = executor.map(_prepare_attacker, items, shared=(auxiliary, seed))
+    return Attacker(
+        target=target_model(
+            build_model(setup.model), image_shape=setup.model.image_shape, classes=len(setup.data.classes)
+        ),
+        attacks=attacks,
+        auxiliary=setup.auxiliary,
+        preparations=dict(zip(keys, prepared, strict=True)),
+        trained_on=defense.trained_on,
+        labels_known=experiment.audit.labels == "known",
+        seed=derive_seed(experiment.seed, "attack"),
+    )
+
+
+def _shadow(
+    slot: Slot, defense: Defense[Any], auxiliary: Images, context: DefenseContext, public: Any
+) -> PreparedDefense:
+    return shadow_defense(defense, auxiliary, replace(context, device=slot.device), public)
+
+
+def _prepare_attacker(
+    slot: Slot, item: tuple[PreparationKey, Handle[PreparedDefense]], auxiliary: Images, seed: int
+) -> AttackerPreparation:
+    key, prepared = item
+    stream = torch_stream(seed, "inverse", -1 if key.client is None else key.client)
+    return prepare_attacker(prepared.get(), auxiliary, key.training, device=slot.device, stream=stream)

@@ -1,0 +1,158 @@
+"""What goes on around a trial without being part of it: callbacks, and the two that need nothing but the trial itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from fedveil.fl.rounds import RoundReport
+from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.checkpoint import Progress
+from fedveil.orchestrator.run.setup import Setup
+
+Say = Callable[[str], None]
+
+
+class Phase(Enum):
+    """What a trial does now."""
+
+    DEFENSE = "the defence is prepared"
+    ATTACKER = "the attacker prepares"
+    AUDIT = "a round's updates are attacked"
+    ROUND = "a round is trained"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial ends with.
+
+    Attributes:
+        progress: its last.
+        metrics: its final scalars.
+    """
+
+    progress: Progress
+    metrics: Mapping[str, float]
+
+
+class TrialCallback:
+    """Told what a trial does, in this order; each method does nothing by default."""
+
+    def on_begin(self, phase: Phase, number: int) -> None:
+        """A phase begins, before or in round ``number``."""
+
+    def on_end(self, phase: Phase) -> None:
+        """The phase is over."""
+
+    def on_prepared(self, diagnostics: Mapping[str, float]) -> None:
+        """The defence is prepared; what it says of itself, ``defense/<name>`` each."""
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        """A round was trained.
+
+        Args:
+            progress: all that is needed to go on from here.
+            report: of the round.
+            running: the metrics that are known by now.
+        """
+
+    def scores(self) -> Mapping[str, float]:
+        """Return this callback's own share in the final scalars."""
+        return {}
+
+    def on_final(self, result: TrialResult) -> None:
+        """The trial is over."""
+
+
+PAID = {
+    Phase.DEFENSE: "cost/train_seconds",
+    Phase.ROUND: "cost/train_seconds",
+    Phase.ATTACKER: "cost/attack_seconds",
+    Phase.AUDIT: "cost/attack_seconds",
+}
+"""Where the time of a phase is counted."""
+
+
+class Costs(TrialCallback):
+    """A stopwatch, and a count of the bytes that clients send.
+
+    Args:
+        rounds: of the trial.
+        spent: `spent` of the trial that is resumed.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, rounds: int, spent: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.spent = {**dict.fromkeys([*PAID.values(), "cost/update_bytes"], 0.0), **(spent or {})}
+        self._rounds = rounds
+        self._clock = clock
+        self._began = 0.0
+
+    def on_begin(self, phase: Phase, number: int) -> None:
+        """Start the watch."""
+        self._began = self._clock()
+
+    def on_end(self, phase: Phase) -> None:
+        """Stop the watch."""
+        if phase in PAID:
+            self.spent[PAID[phase]] += self._clock() - self._began
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        """Count what a client sent."""
+        self.spent["cost/update_bytes"] += report.update_bytes / self._rounds
+
+    def scores(self) -> Mapping[str, float]:
+        """Return the costs so far."""
+        return self.spent
+
+
+class Speech(TrialCallback):
+    """Says in a line what the trial does now.
+
+    Args:
+        say: is told the lines.
+        experiment: what runs.
+        setup: its images.
+    """
+
+    def __init__(self, say: Say, experiment: Experiment, setup: Setup) -> None:
+        self._say = say
+        self._rounds = experiment.fl.rounds
+        for note in setup.data.notes:
+            say(f"note: {note}")
+        self._lines = {
+            Phase.DEFENSE: f"preparing the defence on {len(setup.public)} public images and with"
+            f" {len(setup.shards)} clients",
+            Phase.ATTACKER: "the attacker prepares: " + ", ".join(experiment.audit.attack_labels()),
+            Phase.AUDIT: "audit of round {number}: " + f"{experiment.audit.victims} victims",
+        }
+
+    def on_begin(self, phase: Phase, number: int) -> None:
+        """Say what begins, if it takes long."""
+        if phase in self._lines:
+            self._say(self._lines[phase].format(number=number))
+
+    def on_prepared(self, diagnostics: Mapping[str, float]) -> None:
+        """Say if the defence failed to learn."""
+        if diagnostics.get("defense/collapsed", 0) > 0:
+            self._say(
+                f"the minimax training collapsed for {diagnostics['defense/collapsed']:.0%} of the clients: the perturbed"
+                " images hardly carry the classes; lower defense.privacy_weight or raise defense.utility_weight"
+            )
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        """Say how the training goes."""
+        self._say(
+            f"round {progress.state.round}/{self._rounds}: accuracy {running['fl/accuracy']:.3f},"
+            f" loss {report.loss:.3f}"
+            + (f", {report.failed_clients} client turn(s) replayed" if report.failed_clients else "")
+        )
+
+    def on_final(self, result: TrialResult) -> None:
+        """Say what came out."""
+        accuracy, error = result.metrics["utility/accuracy"], result.metrics.get("privacy/mse", float("nan"))
+        self._say(f"done: accuracy {accuracy:.3f}, worst-case MSE {error:.4f}")

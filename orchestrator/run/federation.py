@@ -1,0 +1,72 @@
+"""From a setup to a federation: the defence learns on public images, then prepares itself with each client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
+from fedveil.fl.data import Images
+from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.rounds import Client, Federation
+from fedveil.fl.training import LocalTraining
+from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.setup import Setup
+
+
+def pretrain(defense: Defense[Any], context: DefenseContext, executor: Executor) -> Any:
+    """Let the defence learn on a slot what needs public images alone; see `Defense.pretrain`."""
+    return executor.map(_pretrain, [defense], shared=(context,))[0]
+
+
+def build_federation(
+    experiment: Experiment, setup: Setup, context: DefenseContext, public: Any, executor: Executor
+) -> tuple[Federation, dict[str, float]]:
+    """Prepare the defence with every client, on slots.
+
+    Args:
+        experiment: what is run.
+        setup: its images.
+        context: for the defence.
+        public: from `pretrain`.
+        executor: where to prepare.
+
+    Returns:
+        The federation, and the clients' mean diagnostics, ``defense/<name>`` each.
+    """
+    fl = experiment.fl
+    shards = [executor.broadcast(shard) for shard in setup.shards]
+    prepared = executor.map(_prepare, list(enumerate(shards)), shared=(experiment.build_defense(), context, public))
+    strategy = fl.build_strategy()
+    federation = Federation(
+        model=setup.model,
+        clients=tuple(
+            Client(number, len(own), shard, executor.broadcast(hooks))
+            for number, (own, shard, hooks) in enumerate(zip(setup.shards, shards, prepared, strict=True))
+        ),
+        strategy=strategy,
+        training=LocalTraining(
+            kind=strategy.local_kind,
+            epochs=fl.local_epochs,
+            batch_size=fl.batch_size,
+            learning_rate=fl.learning_rate,
+            proximal=strategy.proximal,
+        ),
+        cohort=fl.cohort_size,
+        client_chunks=fl.client_chunks,
+        seed=experiment.seed,
+        learning_rate_decay=fl.learning_rate_decay,
+    )
+    numbers = [one.diagnostics() for one in prepared]
+    return federation, {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}
+
+
+def _pretrain(slot: Slot, defense: Defense[Any], context: DefenseContext) -> Any:
+    return defense.pretrain(replace(context, device=slot.device))
+
+
+def _prepare(
+    slot: Slot, client: tuple[int, Handle[Images]], defense: Defense[Any], context: DefenseContext, public: Any
+) -> PreparedDefense:
+    number, shard = client
+    return defense.prepare(shard.get(), replace(context, device=slot.device), public, client=number)

@@ -1,0 +1,97 @@
+"""What came out of a run or a sweep: rows, records and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedveil.attacks.scoring import BASELINE_ATTACK
+from fedveil.fl.messages import PrivacyRecord
+from fedveil.orchestrator.report import TRADE_OFF, TrialGroup, TrialRow, competing, front_of, hypervolume
+from fedveil.orchestrator.run.checkpoint import Pictures, load_records
+from fedveil.orchestrator.run.paths import ExperimentPaths
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Finished trials, one for each setting and seed.
+
+    Attributes:
+        experiment: its name.
+        rows: the trials' parameters and final metrics.
+        root: the experiment's folder.
+    """
+
+    experiment: str
+    rows: tuple[TrialRow, ...]
+    root: Path
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each trial's files are, by its name."""
+        paths = ExperimentPaths(self.root)
+        return {row.name: paths.trial(row.name).folder for row in self.rows}
+
+    @property
+    def records(self) -> dict[str, tuple[PrivacyRecord, ...]]:
+        """The scores of each attack on each victim, by the name of the trial; of finished trials, read from their files."""
+        paths = ExperimentPaths(self.root)
+        return {row.name: load_records(paths.trial(row.name).records) for row in self.rows if row.finished}
+
+
+@dataclass(frozen=True)
+class SweepResult(RunResult):
+    """A finished sweep.
+
+    Attributes:
+        front: the settings that no other beats in accuracy and reconstruction error.
+        metrics: ``sweep/...`` for the parent run.
+        files: figures that were drawn.
+    """
+
+    front: tuple[TrialGroup, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: ExperimentPaths) -> SweepResult:
+    """Draw the Pareto figure and the comparison of the victims, and pick the front."""
+    result = SweepResult(experiment, tuple(rows), paths.root, front=tuple(front_of(rows)))
+    figures = []
+    if any(row.finished and TRADE_OFF.keys() <= row.metrics.keys() for row in rows):
+        from fedveil.orchestrator.report.figures import pareto_figure
+
+        figures.append(paths.root / "pareto.png")
+        pareto_figure(rows, figures[0], title=f"{experiment}: accuracy against reconstruction error")
+        figures += _comparison(result, paths)
+    metrics = {
+        "sweep/trials": float(len(rows)),
+        "sweep/failed": float(sum(row.status == "FAILED" for row in rows)),
+        "sweep/pareto_front": float(len(result.front)),
+        "sweep/hypervolume": hypervolume(competing(rows), TRADE_OFF, dict.fromkeys(TRADE_OFF, 0.0)),
+    }
+    return replace(result, metrics=metrics, files=tuple(figures))
+
+
+def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
+    """Draw the same victims under each defence, as far as their pictures are there."""
+    from fedveil.orchestrator.report.comparison import comparison_figure, representatives
+
+    panels = {}
+    originals = None
+    for row in representatives(result.rows):
+        file = paths.trial(row.name).pictures
+        if not file.exists():
+            continue
+        pictures = Pictures.load(file)
+        shown = {r.attack for r in load_records(paths.trial(row.name).records) if not r.threat_model.trained_images}
+        attack = row.headline_attack(among=shown - {BASELINE_ATTACK})
+        if attack is not None:
+            title = row.defense.replace("_", " ") + ("" if row.strength is None else f" {row.strength:.2g}")
+            panels[title] = (pictures.trained, attack, pictures.reconstructions[attack])
+            originals = pictures.originals
+    if originals is None:
+        return []
+    comparison_figure(paths.root / "comparison.png", originals, panels)
+    return [paths.root / "comparison.png"]

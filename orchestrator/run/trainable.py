@@ -1,0 +1,203 @@
+"""A sweep's trial as Ray Tune runs it: one setting, under each of its seeds in turn."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+
+from fedveil.fl.rounds import RoundReport
+from fedveil.orchestrator.cluster.executor import RayExecutor
+from fedveil.orchestrator.cluster.progress import Speaker
+from fedveil.orchestrator.config import Experiment, check, with_overrides
+from fedveil.orchestrator.config.plugins import Plugin, install
+from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.run import checkpoint
+from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
+from fedveil.orchestrator.run.checkpoint import Progress, Saved
+from fedveil.orchestrator.run.names import params_of
+from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.run.recording import Files, Tracking
+from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
+from fedveil.orchestrator.run.setup import make_setup
+from fedveil.orchestrator.run.trial import Trial
+from fedveil.orchestrator.run.tuning import overrides_of
+from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker
+from fedveil.orchestrator.tracking.spool import PENDING
+
+FINISHED = "finished_seeds"
+"""In what a trial reports: the final metrics of the seeds that are done."""
+RUNNING = "running_seed"
+"""And the metrics of the one that runs."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every trial of a sweep shares; it travels to the trials, and holds nothing of a plug-in's classes.
+
+    Attributes:
+        raw: the experiment file with its overrides, without the search and without passwords.
+        plugins: to be installed before ``raw`` is checked.
+        objectives: what each report has to hold.
+        tracking: where to record.
+        parent_run_id: of the sweep's run.
+        paths: where to write.
+        storage: Tune's, for this sweep alone.
+        board: for progress.
+        folder: the user's, below which data files are found; Tune gives each trial one of its own.
+    """
+
+    raw: dict[str, Any]
+    plugins: tuple[Plugin, ...]
+    objectives: tuple[str, ...]
+    tracking: TrackingSettings
+    parent_run_id: str | None
+    paths: ExperimentPaths
+    storage: Path
+    board: Any
+    folder: Path
+
+
+class _Reports(TrialCallback):
+    """Reports each round to Tune, with a checkpoint.
+
+    Args:
+        job: of the sweep.
+        finished: final metrics of the seeds before this one.
+        tracker: of this one.
+        costs: of this one.
+    """
+
+    def __init__(
+        self, job: TrialJob, finished: tuple[Mapping[str, float], ...], tracker: TrialTracker, costs: Costs
+    ) -> None:
+        self._job = job
+        self._finished = finished
+        self._tracker = tracker
+        self._costs = costs
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        """Report."""
+        _report(self._job, Saved(self._finished, progress, self._tracker.run_id, self._costs.spent), running)
+
+
+def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = None) -> None:
+    """Tell Tune the mean over seeds, and leave it a checkpoint."""
+    seeds = [*saved.finished, *([] if running is None else [running])]
+    report = {
+        # Searchers and schedulers look their objectives up in every report.
+        **dict.fromkeys(job.objectives, math.nan),
+        **mean_metrics(seeds),
+        FINISHED: [dict(metrics) for metrics in saved.finished],
+        RUNNING: dict(running or {}),
+    }
+    with TemporaryDirectory() as folder:
+        checkpoint.save(saved, Path(folder))
+        tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
+    """The Tune trainable: one setting, resumed from its checkpoint if it has one."""
+    if job.folder.is_dir():
+        os.chdir(job.folder)
+    install(job.plugins)
+    overrides, name = overrides_of(config)
+    seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
+    saved = Saved()
+    kept = tune.get_checkpoint()
+    if kept is not None:
+        with kept.as_directory() as folder:
+            saved = checkpoint.load(Path(folder))
+    for experiment in seeds[len(saved.finished) :]:
+        own_name = seeded_name(name, experiment.seed, of=len(seeds))
+        metrics = _run_seed(experiment, overrides, own_name, saved, job)
+        saved = Saved(finished=(*saved.finished, metrics))
+        _report(job, saved)
+
+
+def _run_seed(
+    experiment: Experiment, overrides: Mapping[str, Any], name: str, saved: Saved, job: TrialJob
+) -> Mapping[str, float]:
+    paths, setup = job.paths.trial(name), make_setup(experiment)
+    costs = Costs(experiment.fl.rounds, saved.costs)
+    plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
+    # A trial that failed before its first checkpoint finds its run again by a name that it can work out. Tune's ids of
+    # trials are distinct within a part of the sweep only.
+    context = tune.get_context()
+    own_run = f"{job.storage.name}/{context.get_experiment_name()}/{context.get_trial_id()}/{experiment.seed}"
+    with TrialTracker(
+        job.tracking,
+        parent_run_id=job.parent_run_id,
+        name=name,
+        params={**params_of(experiment), **plain},
+        swept=list(plain),
+        run_id=saved.run_id or PENDING + uuid.uuid5(uuid.NAMESPACE_OID, own_run).hex,
+    ) as tracker:
+        callbacks = [
+            costs,
+            Speech(Speaker(job.board, name), experiment, setup),
+            Files(paths, experiment, setup),
+            Tracking(tracker, paths, experiment),
+            _Reports(job, saved.finished, tracker, costs),
+        ]
+        trial = Trial(experiment, setup, _slots(experiment, job.plugins), cache=paths.cache, callbacks=callbacks)
+        return trial.run(saved.progress).metrics
+
+
+def rows_of(result: Any, base: Mapping[str, Any]) -> list[TrialRow]:
+    """Return a Tune result's rows: one per seed that has begun.
+
+    Args:
+        result: of `run_tuned_trial`.
+        base: `TrialJob.raw`.
+    """
+    overrides, name = overrides_of(result.config)
+    seeds = one_per_seed(check(with_overrides(dict(base), overrides)))
+    reported = result.metrics or {}
+    finished: list[Mapping[str, float]] = reported.get(FINISHED, [])
+    rows = []
+    for at, experiment in enumerate(seeds[: len(finished) + 1]):
+        own_name, params = seeded_name(name, experiment.seed, of=len(seeds)), params_of(experiment)
+        if at < len(finished):
+            rows.append(TrialRow(own_name, "FINISHED", params, finished[at]))
+        elif result.error is not None:
+            lines = [line for line in str(result.error).splitlines() if line.strip()]
+            rows.append(TrialRow(own_name, "FAILED", params, {}, lines[-1] if lines else repr(result.error)))
+        else:  # a scheduler stopped it
+            rows.append(TrialRow(own_name, "KILLED", params, reported.get(RUNNING, {})))
+    return rows
+
+
+_pool: tuple[tuple[Any, ...], RayExecutor] | None = None
+
+
+def _slots(experiment: Experiment, plugins: tuple[Plugin, ...]) -> RayExecutor:
+    """Return this process's worker slots; a process that runs several trials keeps them between two."""
+    global _pool
+    resources = experiment.resources
+    shape = (
+        resources.workers,
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        ray.get_runtime_context().get_placement_group_id(),
+    )
+    if _pool is not None and _pool[0] != shape:
+        _pool[1].close()
+        _pool = None
+    if _pool is None:
+        executor = RayExecutor(
+            resources.workers,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+            plugins=plugins,
+        )
+        _pool = (shape, executor)
+    return _pool[1]

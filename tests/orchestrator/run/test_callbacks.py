@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from tiny import tiny_experiment, write_bars
+
+from fedveil.fl.rounds import RoundReport, ServerState
+from fedveil.orchestrator.config import check
+from fedveil.orchestrator.run.callbacks import Costs, Phase, Speech, TrialResult
+from fedveil.orchestrator.run.checkpoint import Pictures, Progress
+from fedveil.orchestrator.run.recording import victim_images
+from fedveil.orchestrator.run.setup import make_setup
+
+AFTER_ONE = Progress(ServerState(round=1, weights={}))
+
+
+def test_the_time_of_a_phase_goes_to_training_or_to_attacking() -> None:
+    times = iter([0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 1000.0, 1008.0])
+    costs = Costs(2, {"cost/train_seconds": 0.5, "cost/update_bytes": 30.0}, clock=lambda: next(times))
+    for phase in Phase:
+        costs.on_begin(phase, 0)
+        costs.on_end(phase)
+    costs.on_round(AFTER_ONE, RoundReport(loss=1.0, failed_clients=0, update_bytes=50.0), {})
+    # Two preparations, one audit and one round take 1, 2, 4 and 8 seconds; 30 bytes are half of the first round's 60.
+    assert costs.scores() == {
+        "cost/train_seconds": 0.5 + 1 + 8,
+        "cost/attack_seconds": 2.0 + 4,
+        "cost/update_bytes": 30.0 + 25,
+    }
+
+
+def test_what_a_trial_says(tmp_path: Path) -> None:
+    experiment = check(tiny_experiment(write_bars(tmp_path / "bars.npz")))
+    setup = make_setup(experiment)
+    said: list[str] = []
+    speech = Speech(said.append, experiment, replace(setup, data=replace(setup.data, notes=("seen twice",))))
+    for phase in Phase:
+        speech.on_begin(phase, 1)
+    speech.on_prepared({"defense/collapsed": 0.25})
+    running = {"fl/accuracy": 0.5}
+    speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=0, update_bytes=1.0), running)
+    speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=2, update_bytes=1.0), running)
+    speech.on_final(TrialResult(AFTER_ONE, {"utility/accuracy": 0.75, "privacy/mse": 0.0123}))
+    assert said[:4] == [
+        "note: seen twice",
+        "preparing the defence on 9 public images and with 3 clients",
+        "the attacker prepares: baseline, inverting_gradients, adaptive_modules",
+        "audit of round 1: 4 victims",
+    ]
+    assert said[4].startswith("the minimax training collapsed for 25% of the clients")
+    assert said[5:] == [
+        "round 1/2: accuracy 0.500, loss 1.500",
+        "round 1/2: accuracy 0.500, loss 1.500, 2 client turn(s) replayed",
+        "done: accuracy 0.750, worst-case MSE 0.0123",
+    ]
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (4, 5)), (3, (4, 5, 3))])
+def test_each_victims_images_have_a_key_of_their_own(channels: int, shape: tuple[int, ...]) -> None:
+    images = torch.rand((3, 2, channels, 4, 5), generator=torch.Generator().manual_seed(0))
+    found = victim_images(Pictures(images[0], images[1], {"adaptive_2": images[2]}))
+    kinds = ("original", "trained_on", "adaptive_2")
+    assert set(found) == {f"victim/{number}_{kind}" for number in range(2) for kind in kinds}
+    assert {array.shape for array in found.values()} == {shape}
+    expected = cast(Any, images[2][1].movedim(0, -1)).reshape(shape)
+    assert torch.equal(torch.from_numpy(found["victim/1_adaptive_2"].copy()), expected)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.run.results import summarise_sweep
+
+
+def row(name: str, accuracy: float, mse: float, status: str = "FINISHED", **extra: float) -> TrialRow:
+    metrics = {"utility/accuracy": accuracy, "privacy/mse": mse, "privacy/complete": 1.0, **extra}
+    return TrialRow(name, status, {"defense.name": "latent"}, metrics)
+
+
+def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
+    rows = [row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.7, 0.015), TrialRow("d", "FAILED", error="boom")]
+    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path))
+    assert [r.name for r in outcome.front] == ["a", "b"]  # b beats c in both
+    assert outcome.metrics == {
+        "sweep/trials": 4.0,
+        "sweep/failed": 1.0,
+        "sweep/pareto_front": 2.0,
+        "sweep/hypervolume": pytest.approx(0.9 * 0.01 + 0.8 * 0.01),
+    }
+    assert outcome.files == (tmp_path / "pareto.png",)
+    assert outcome.files[0].read_bytes().startswith(b"\x89PNG")
+    assert outcome.folders["b"] == tmp_path / "trials" / "b"
+
+
+def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:
+    rows = [row("a", 0.9, 0.01), row("b", 0.95, 0.02, **{"defense/collapsed": 1.0})]
+    rows.append(row("c", 0.95, 0.02, **{"privacy/complete": 0.0}))
+    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path))
+    assert [r.name for r in outcome.front] == ["a"]
+
+
+def test_a_sweep_of_failures_draws_nothing(tmp_path: Path) -> None:
+    outcome = summarise_sweep("x", [TrialRow("d", "FAILED", error="boom")], ExperimentPaths(tmp_path))
+    assert (outcome.front, outcome.files, list(tmp_path.iterdir())) == ((), (), [])
+    assert outcome.records == {}
