@@ -1,13 +1,21 @@
-"""Honest scoring: reconstructions against originals, one matching, floor and ceiling beside every number."""
+"""Honest scoring: reconstructions against originals, one matching, and what a guess reaches beside every number."""
 
 from fedveil.attacks.scoring.baseline import ClassMeanGuess
 from fedveil.attacks.scoring.gallery import Gallery
 from fedveil.attacks.scoring.judge import Judge, train_judge
 from fedveil.attacks.scoring.matching import match
+from fedveil.attacks.scoring.measures import METRICS, PrivacyMetric
 from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
-from fedveil.attacks.scoring.scorer import Scorer, VictimBatch
-from fedveil.attacks.scoring.statistics import Interval, mean_ci, paired_difference
-from fedveil.attacks.scoring.summary import BASELINE_ATTACK, METRICS, PrivacyMetric, summarise
+from fedveil.attacks.scoring.quality import JudgeQuality
+from fedveil.attacks.scoring.scorer import Scorer, build_scorer
+from fedveil.attacks.scoring.statistics import (
+    Interval,
+    mean_ci,
+    paired_difference,
+    paired_difference_of,
+    per_victim,
+)
+from fedveil.attacks.scoring.summary import BASELINE_ATTACK, headline_attack, headline_interval, summarise
 from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
 
 __all__ = [
@@ -18,15 +26,20 @@ __all__ = [
     "Gallery",
     "Interval",
     "Judge",
+    "JudgeQuality",
     "PrivacyMetric",
     "Scorer",
     "TradeOff",
-    "VictimBatch",
+    "build_scorer",
+    "headline_attack",
+    "headline_interval",
     "match",
     "mean_ci",
     "mse",
     "mse_at_accuracy",
     "paired_difference",
+    "paired_difference_of",
+    "per_victim",
     "psnr",
     "ssim",
     "summarise",

@@ -2,76 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedveil.attacks.scoring.baseline import ClassMeanGuess
 from fedveil.attacks.scoring.gallery import Gallery
-from fedveil.attacks.scoring.judge import Judge
+from fedveil.attacks.scoring.judge import Judge, cached_judge
 from fedveil.attacks.scoring.matching import match
 from fedveil.attacks.scoring.metrics import check_images, mse, psnr, ssim
+from fedveil.attacks.scoring.quality import JudgeQuality
+from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
+from fedveil.fl.seeding import torch_stream
+
+if TYPE_CHECKING:
+    from fedveil.attacks.victims import VictimBatch
+
+_UNTOUCHED = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class VictimBatch:
-    """The truth about one audited batch. The scorer sees it, no attack does.
-
-    Attributes:
-        round: the federated round before which the update was captured.
-        client: the client's number.
-        victims: (B,) int64, the victims' numbers, the same for every defence.
-        originals: (B, C, H, W) in [0, 1], as they are in the data set.
-        trained: (B, C, H, W) in [0, 1], what the client trained on at the audit, in the originals' order.
-        labels: (B,) int64, the true labels.
-        gallery_index: (B,) int64, the position of each original in the gallery.
-    """
-
-    round: int
-    client: int
-    victims: Tensor
-    originals: Tensor
-    trained: Tensor
-    labels: Tensor
-    gallery_index: Tensor
-
-    def __post_init__(self) -> None:
-        check_images("originals", self.originals)
-        check_images("images that the client trained on", self.trained)
-        if self.trained.shape != self.originals.shape:
-            raise FedveilError(
-                f"images that the client trained on: "
-                f"expected {tuple(self.originals.shape)} as the originals, got {tuple(self.trained.shape)}"
-            )
-        for name in ("victims", "labels", "gallery_index"):
-            given: Tensor = getattr(self, name)
-            if given.shape != (len(self.originals),) or given.dtype != torch.int64:
-                raise FedveilError(
-                    f"{name}: expected ({len(self.originals)},) int64, got {tuple(given.shape)} {given.dtype}"
-                )
-
-
 class Scorer:
     """Scores reconstructions of victim batches. It changes none of its inputs.
 
-    Args:
-        judge: reads the class in a reconstruction.
-        gallery: the untouched images among which the original has to be found.
-        floor: the no-gradient attacker, told the true class.
+    Attributes:
+        judge: reads the class in a reconstruction; None leaves ``attacker_label`` open.
+        gallery: the untouched images among which the original has to be found; None leaves ``identified`` open.
+        baseline: the attacker without an update, told the true class; None leaves ``baseline_mse`` open.
         seed: the trial's seed, kept in the records.
+        judge_quality: how well the judge reads untouched private originals; None if that was not measured.
     """
 
-    def __init__(self, judge: Judge, gallery: Gallery, floor: ClassMeanGuess, seed: int) -> None:
-        self._evaluator = judge
-        self._gallery = gallery
-        self._floor = floor
-        self._seed = seed
+    judge: Judge | None
+    gallery: Gallery | None
+    baseline: ClassMeanGuess | None
+    seed: int
+    judge_quality: JudgeQuality | None = None
 
     def score(
-        self, batch: VictimBatch, reconstruction: Reconstruction, *, attack: str, threat_model: ThreatModel
+        self,
+        batch: VictimBatch,
+        reconstruction: Reconstruction,
+        *,
+        attack: str,
+        threat_model: ThreatModel,
+        round: int,
+        reads_class: bool,
     ) -> list[PrivacyRecord]:
         """Return one record per victim, in the batch's order.
 
@@ -81,46 +63,82 @@ class Scorer:
         Args:
             batch: the truth.
             reconstruction: what the attack returned, in any order.
-            attack: the attack's name.
+            attack: the attack's label.
             threat_model: what the attack was granted.
+            round: the federated round before which the update was captured.
+            reads_class: a class can be read from these images. False for an attack that only shows what it was told.
 
         Raises:
             FedveilError: the reconstruction has the wrong shape, leaves [0, 1] or holds NaN; or the originals
                 are not the untouched images of the gallery.
         """
-        images = reconstruction.images
+        images, originals = reconstruction.images, batch.originals.to(reconstruction.images.device)
         check_images(f"attack {attack!r}: reconstruction", images)
-        if images.shape != batch.originals.shape:
-            raise FedveilError(f"attack {attack!r}: expected {tuple(batch.originals.shape)}, got {tuple(images.shape)}")
+        if images.shape != originals.shape:
+            raise FedveilError(f"attack {attack!r}: expected {tuple(originals.shape)}, got {tuple(images.shape)}")
         if reconstruction.labels.shape != batch.labels.shape:
             raise FedveilError(
                 f"attack {attack!r}: expected {tuple(batch.labels.shape)} labels, "
                 f"got {tuple(reconstruction.labels.shape)}"
             )
-        self._gallery.check_untouched(batch.originals, batch.gallery_index)
-        originals = batch.originals.to(images)
-        trained = batch.trained.to(images)
-
+        if self.gallery is not None and batch.gallery_index is not None:
+            self.gallery.check_untouched(originals, batch.gallery_index)
         order = match(images, originals)
         images = images[order]
-        used_labels = reconstruction.labels.cpu()[order.cpu()]
-        true_labels = batch.labels.cpu()
-
+        labels = batch.labels.cpu()
         error = mse(images, originals)
+        unknown = [None] * len(batch)
+        trained = None if batch.trained is None else batch.trained.to(images)
         columns = zip(
-            batch.victims.tolist(),
-            true_labels.tolist(),
+            batch.victims,
+            labels.tolist(),
             error.tolist(),
             psnr(error).tolist(),
             ssim(images, originals).tolist(),
-            mse(images, trained).tolist(),
-            mse(trained, originals).tolist(),
-            mse(self._floor.guess(true_labels).to(images), originals).tolist(),
-            self._evaluator.labels(images).tolist(),
-            self._gallery.same(self._gallery.nearest(images), batch.gallery_index).tolist(),
-            (used_labels == true_labels).tolist(),
+            (reconstruction.labels.cpu()[order.cpu()] == labels).tolist(),
+            unknown if trained is None else mse(images, trained).tolist(),
+            unknown if trained is None else mse(trained, originals).tolist(),
+            unknown if self.baseline is None else mse(self.baseline.guess(labels).to(images), originals).tolist(),
+            self.judge.labels(images).tolist() if self.judge is not None and reads_class else unknown,
+            self._identified(images, batch) or unknown,
             strict=True,
         )
-        return [
-            PrivacyRecord(attack, threat_model, self._seed, batch.round, batch.client, *column) for column in columns
-        ]
+        return [PrivacyRecord(attack, threat_model, self.seed, round, batch.client, *column) for column in columns]
+
+    def _identified(self, images: Tensor, batch: VictimBatch) -> Sequence[bool]:
+        if self.gallery is None or batch.gallery_index is None:
+            return ()
+        found: list[bool] = self.gallery.same(self.gallery.nearest(images), batch.gallery_index).tolist()
+        return found
+
+
+def build_scorer(
+    auxiliary: Images | None,
+    gallery: Gallery | None,
+    *,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    untouched: Images | None,
+    cache: Path | None = None,
+) -> Scorer:
+    """Return a scorer with all the parts for which there are images.
+
+    Args:
+        auxiliary: images of no client, for the judge and the baseline; None or none at all leaves both out.
+        gallery: see `Scorer`.
+        classes: k.
+        seed: of the trial; fixes the judge.
+        device: where to train the judge, if the cache does not hold it.
+        untouched: private originals on which to measure the judge, of which up to 1,000 are drawn.
+        cache: folder for trained judges.
+    """
+    if auxiliary is None or not len(auxiliary):
+        return Scorer(None, gallery, None, seed)
+    judge = cached_judge(auxiliary, classes=classes, seed=seed, device=device, cache=cache)
+    quality = None
+    if untouched is not None:
+        drawn = torch.randperm(len(untouched), generator=torch_stream(seed, "judge", "untouched"))[:_UNTOUCHED]
+        images, labels = untouched.batch(drawn)
+        quality = JudgeQuality.of(labels.tolist(), judge.labels(images).tolist(), classes=classes)
+    return Scorer(judge, gallery, ClassMeanGuess.from_images(auxiliary, classes=classes), seed, quality)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from fedveil.attacks.scoring.measures import METRICS, PrivacyMetric, metric_named
+from fedveil.attacks.scoring.quality import JudgeQuality
+from fedveil.attacks.scoring.statistics import Interval, mean_ci
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 
@@ -14,79 +16,107 @@ BASELINE_ATTACK = "baseline"
 """The attack without an update: logged, but no part of the worst case. It measures the data, not a leak."""
 
 
-@dataclass(frozen=True)
-class PrivacyMetric:
-    """A score per victim, and which direction is a leak.
+def summarise(
+    records: Sequence[PrivacyRecord], *, adaptive: frozenset[str], judge: JudgeQuality | None
+) -> dict[str, float]:
+    """Return the privacy scalars of one trial. What was not measured has no name there; nothing is ever NaN.
 
-    Attributes:
-        name: the last part of ``attack/<name>/<metric>``.
-        value: the number of one record.
-        leakiest: `min` or `max`, whichever finds the most private information.
-        headline: also reported as ``privacy/<metric>``, the worst case over attacks.
-    """
+    ``attack/<label>/<metric>`` is the mean over victims at that attack's leakiest audit (round and threat
+    model; each metric may have another one). ``privacy/<metric>`` is the leakiest attack's (`headline_attack`),
+    `BASELINE_ATTACK` aside; these names are missing where no other attack ran. ``attacker_accuracy`` is missing
+    too where no class is read, or by a judge that is not `JudgeQuality.fit`.
 
-    name: str
-    value: Callable[[PrivacyRecord], float]
-    leakiest: Callable[[Iterable[float]], float]
-    headline: bool = True
-
-
-METRICS = (
-    PrivacyMetric("mse", lambda r: r.mse, min),
-    PrivacyMetric("psnr", lambda r: r.psnr, max),
-    PrivacyMetric("ssim", lambda r: r.ssim, max),
-    PrivacyMetric("attacker_accuracy", lambda r: float(r.attacker_label == r.label), max),
-    PrivacyMetric("identification_rate", lambda r: float(r.identified), max),
-    PrivacyMetric("mse_to_perturbed", lambda r: r.mse_to_perturbed, min, headline=False),
-    PrivacyMetric("label_recovery", lambda r: float(r.label_recovered), max, headline=False),
-)
-
-
-def summarise(records: Sequence[PrivacyRecord], *, adaptive: frozenset[str]) -> dict[str, float]:
-    """Return the privacy scalars of one trial.
-
-    ``attack/<name>/<metric>`` is the mean over victims at that attack's leakiest audit (round and threat
-    model; each metric may have another one). ``privacy/<metric>`` is the leakiest attack's, `BASELINE_ATTACK`
-    aside; these names are missing where no other attack ran. ``privacy/trained_mse`` and
-    ``privacy/baseline_mse`` are means over audited victims, ``privacy/chance_accuracy`` is the share of the
-    commonest class among the victims, and ``privacy/complete`` is 1 if an adaptive attack ran, else 0.
+    ``privacy/mse_low`` and ``privacy/mse_high`` are the 95 % interval of ``privacy/mse`` over victims, from two
+    victims on. ``privacy/judge_accuracy`` is that of the judge on untouched originals, ``privacy/chance_accuracy``
+    that of the best guess without an update: 1 / k where the victims are balanced over the k classes (none has two
+    more than another), else the share of the commonest. ``privacy/trained_mse`` and ``privacy/baseline_mse`` are
+    means over audited victims, and ``privacy/complete`` is 1 if an adaptive attack ran, else 0.
 
     Args:
         records: of one trial, in any order.
-        adaptive: the names of the attacks that count as adaptive.
+        adaptive: the labels of the attacks that count as adaptive.
+        judge: how well the judge reads untouched originals; None without one.
 
     Raises:
         FedveilError: there are no records.
     """
     if not records:
         raise FedveilError("audit: no attack left a record, so there is nothing to summarise")
-    scalars = {}
-    audits = _by_audit(records)
+    scalars: dict[str, float] = {}
     for metric in METRICS:
-        per_attack: dict[str, float] = {}
-        for attack, groups in audits.items():
-            per_attack[attack] = metric.leakiest(fmean(map(metric.value, group)) for group in groups)
-            scalars[f"attack/{attack}/{metric.name}"] = per_attack[attack]
-        per_attack.pop(BASELINE_ATTACK, None)
-        if metric.headline and per_attack:
-            scalars[f"privacy/{metric.name}"] = metric.leakiest(per_attack.values())
+        if metric.name == "attacker_accuracy" and not (judge and judge.fit):
+            continue
+        means = {attack: fmean(scores) for attack, scores in _leakiest_scores(records, metric).items()}
+        scalars |= {f"attack/{attack}/{metric.name}": mean for attack, mean in means.items()}
+        means.pop(BASELINE_ATTACK, None)
+        if metric.headline and means:
+            scalars[f"privacy/{metric.name}"] = metric.leakiest(means.values())
+    if "privacy/mse" in scalars:
+        interval = headline_interval(records, "mse")
+        if interval.low is not None and interval.high is not None:
+            scalars |= {"privacy/mse_low": interval.low, "privacy/mse_high": interval.high}
 
     # each audited victim once, however many attacks it met
-    victims = {(r.round, r.client, r.victim): r for r in records}.values()
-    classes = Counter({r.victim: r.label for r in victims}.values())
-    scalars["privacy/chance_accuracy"] = max(classes.values()) / classes.total()
-    scalars["privacy/trained_mse"] = fmean(r.trained_mse for r in victims)
-    scalars["privacy/baseline_mse"] = fmean(r.baseline_mse for r in victims)
-    scalars["privacy/complete"] = float(not adaptive.isdisjoint(audits))
+    audited = {(r.round, r.client, r.victim): r for r in records}.values()
+    trained = [r.trained_mse for r in audited if r.trained_mse is not None]
+    baseline = [r.baseline_mse for r in audited if r.baseline_mse is not None]
+    scalars |= {"privacy/trained_mse": fmean(trained)} if trained else {}
+    scalars |= {"privacy/baseline_mse": fmean(baseline)} if baseline else {}
+    if judge:
+        scalars["privacy/judge_accuracy"] = judge.accuracy
+        scalars["privacy/chance_accuracy"] = _chance({r.victim: r.label for r in audited}.values(), judge.classes)
+    scalars["privacy/complete"] = float(any(r.attack in adaptive for r in records))
     return scalars
 
 
-def _by_audit(records: Sequence[PrivacyRecord]) -> dict[str, list[list[PrivacyRecord]]]:
-    """Group by attack, and within it by round and threat model."""
-    groups: dict[tuple[str, int, ThreatModel], list[PrivacyRecord]] = defaultdict(list)
+def headline_attack(records: Sequence[PrivacyRecord], metric: str) -> str:
+    """Return the label of the attack whose mean ``metric`` is the leakiest: the one behind ``privacy/<metric>``.
+
+    Args:
+        records: of one trial.
+        metric: a name in `METRICS`.
+
+    Raises:
+        FedveilError: there is no such metric, or no attack but the baseline has it.
+    """
+    return _headline(records, metric)[0]
+
+
+def headline_interval(records: Sequence[PrivacyRecord], metric: str) -> Interval:
+    """Return ``privacy/<metric>`` with its 95 % interval over the victims of that audit; see `headline_attack`."""
+    return mean_ci(_headline(records, metric)[1])
+
+
+def _headline(records: Sequence[PrivacyRecord], name: str) -> tuple[str, list[float]]:
+    metric = metric_named(name)
+    scores = _leakiest_scores(records, metric)
+    scores.pop(BASELINE_ATTACK, None)
+    if not scores:
+        raise FedveilError(f"audit: no attack on an update left a score of {name}")
+    return _leakiest(scores.items(), metric)
+
+
+def _leakiest_scores(records: Sequence[PrivacyRecord], metric: PrivacyMetric) -> dict[str, list[float]]:
+    """Return, by attack, the victims' scores at that attack's leakiest audit: one round under one threat model."""
+    audits: dict[tuple[str, int, ThreatModel], list[float]] = defaultdict(list)
     for record in records:
-        groups[record.attack, record.round, record.threat_model].append(record)
-    by_attack: dict[str, list[list[PrivacyRecord]]] = defaultdict(list)
-    for (attack, _, _), group in groups.items():
-        by_attack[attack].append(group)
-    return by_attack
+        score = metric.value(record)
+        if score is not None:
+            audits[record.attack, record.round, record.threat_model].append(score)
+    by_attack: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
+    for (attack, _, _), scores in audits.items():
+        by_attack[attack].append((attack, scores))
+    return dict(_leakiest(groups, metric) for groups in by_attack.values())
+
+
+def _leakiest(groups: Iterable[tuple[str, list[float]]], metric: PrivacyMetric) -> tuple[str, list[float]]:
+    means = [(fmean(scores), name, scores) for name, scores in groups]
+    worst = metric.leakiest(mean for mean, _, _ in means)
+    return next((name, scores) for mean, name, scores in means if mean == worst)
+
+
+def _chance(labels: Iterable[int], classes: int) -> float:
+    counts = Counter(labels)
+    fewest = min(counts.values()) if len(counts) == classes else 0
+    most = max(counts.values())
+    return 1 / classes if most - fewest <= 1 else most / counts.total()

@@ -2,12 +2,28 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import recall_score
 from torch import Tensor, nn
 
-from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, VictimBatch, mse, train_judge
+from fedveil.attacks.scoring import (
+    ClassMeanGuess,
+    Gallery,
+    Judge,
+    JudgeQuality,
+    Scorer,
+    build_scorer,
+    judge,
+    mse,
+    train_judge,
+)
+from fedveil.attacks.scoring.augment import augment
+from fedveil.attacks.victims import VictimBatch
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
@@ -41,7 +57,7 @@ class BrighterHalf(nn.Module):
 @cache
 def trained() -> Judge:
     torch.set_num_threads(1)
-    return train_judge(stripes(64, 1), classes=2, seed=0, epochs=4, batch_size=16)
+    return train_judge(stripes(64, 1), classes=2, seed=0, steps=60)
 
 
 @pytest.fixture
@@ -51,27 +67,21 @@ def victims() -> Images:
 
 @pytest.fixture
 def scorer(victims: Images) -> Scorer:
-    floor = ClassMeanGuess.from_public(stripes(64, 1), classes=2)
-    return Scorer(Judge(BrighterHalf()), Gallery(victims.pixels), floor, 3)
+    baseline = ClassMeanGuess.from_images(stripes(64, 1), classes=2)
+    return Scorer(Judge(BrighterHalf()), Gallery(victims.pixels), baseline, 3)
 
 
 def batch_of(victims: Images, indices: list[int], trained_on: Tensor | None = None) -> VictimBatch:
-    positions = torch.tensor(indices)
-    originals, labels = victims.batch(positions)
-    return VictimBatch(
-        round=4,
-        client=2,
-        victims=positions + 100,
-        originals=originals,
-        trained=originals.clone() if trained_on is None else trained_on,
-        labels=labels,
-        gallery_index=positions,
-    )
+    images = victims.take(torch.tensor(indices))
+    trained_on = images.floats() if trained_on is None else trained_on
+    return VictimBatch(0, 2, tuple(i + 100 for i in indices), images, tuple(indices), trained_on)
 
 
-def score(scorer: Scorer, batch: VictimBatch, images: Tensor, labels: Tensor | None = None) -> list[PrivacyRecord]:
-    used = batch.labels if labels is None else labels
-    return scorer.score(batch, Reconstruction(images, used, 0.0), attack="exact", threat_model=GRANTED)
+def score(
+    scorer: Scorer, batch: VictimBatch, images: Tensor, labels: Tensor | None = None, *, reads_class: bool = True
+) -> list[PrivacyRecord]:
+    found = Reconstruction(images, batch.labels if labels is None else labels, 0.0)
+    return scorer.score(batch, found, attack="exact", threat_model=GRANTED, round=4, reads_class=reads_class)
 
 
 def test_a_perfect_reconstruction(scorer: Scorer, victims: Images) -> None:
@@ -113,10 +123,10 @@ def test_scores_are_against_the_original_with_the_error_to_the_trained_image_bes
     assert [r.mse_to_perturbed for r in records] == [0.0, 0.0]
 
 
-def test_the_floor_is_the_public_mean_of_the_true_class(scorer: Scorer, victims: Images) -> None:
+def test_the_baseline_is_the_auxiliary_mean_of_the_true_class(scorer: Scorer, victims: Images) -> None:
     batch = batch_of(victims, [1, 2])
-    public = stripes(64, 1)
-    guesses = torch.stack([public.floats()[public.labels == k].mean(0) for k in batch.labels.tolist()])
+    auxiliary = stripes(64, 1)
+    guesses = torch.stack([auxiliary.floats()[auxiliary.labels == k].mean(0) for k in batch.labels.tolist()])
     records = score(scorer, batch, torch.full_like(batch.originals, 0.5))
     assert [r.baseline_mse for r in records] == pytest.approx(mse(guesses, batch.originals).tolist(), rel=1e-4)
 
@@ -136,26 +146,48 @@ def test_a_wrong_label_is_not_recovered(scorer: Scorer, victims: Images) -> None
 
 def test_scoring_changes_none_of_its_inputs(scorer: Scorer, victims: Images) -> None:
     batch = batch_of(victims, [3, 0], trained_on=victims.batch(torch.tensor([3, 0]))[0] * 0.5)
+    assert batch.trained is not None
     images = batch.originals.flip(0) * 0.7
-    before = [t.clone() for t in (batch.originals, batch.trained, batch.labels, images, victims.pixels)]
+    inputs = (batch.images.pixels, batch.trained, batch.labels, images, victims.pixels)
+    before = [t.clone() for t in inputs]
     score(scorer, batch, images)
-    for old, new in zip(before, (batch.originals, batch.trained, batch.labels, images, victims.pixels), strict=True):
+    for old, new in zip(before, inputs, strict=True):
         assert torch.equal(old, new)
+
+
+def test_what_an_audit_lacks_is_left_open_and_the_rest_is_scored(victims: Images) -> None:
+    bare = Scorer(None, None, None, 3)
+    batch = replace(batch_of(victims, [0, 3]), trained=None, gallery=None)
+    for record in score(bare, batch, batch.originals * 0.9):
+        left_open = (record.mse_to_perturbed, record.trained_mse, record.baseline_mse)
+        assert left_open == (None, None, None)
+        assert (record.attacker_label, record.identified) == (None, None)
+        assert record.mse > 0
+        assert record.label_recovered
+
+
+def test_victims_without_positions_are_not_looked_up_in_a_gallery(scorer: Scorer, victims: Images) -> None:
+    batch = replace(batch_of(victims, [0]), gallery=None)
+    assert [r.identified for r in score(scorer, batch, batch.originals)] == [None]
+
+
+def test_no_class_is_read_from_images_that_only_show_what_the_attack_was_told(scorer: Scorer, victims: Images) -> None:
+    batch = batch_of(victims, [0, 1])
+    assert [r.attacker_label for r in score(scorer, batch, batch.originals, reads_class=False)] == [None, None]
 
 
 def test_originals_that_a_defence_overwrote_in_place_are_refused(scorer: Scorer, victims: Images) -> None:
     # breaching users.py: the noise goes into the very tensor that is returned as the true data
-    originals, _ = victims.batch(torch.tensor([0, 1]))
-    batch = batch_of(victims, [0, 1], trained_on=originals)
-    batch.originals.mul_(0.95)
+    batch = batch_of(victims.take(torch.arange(8)), [0, 1])
+    batch.images.pixels.sub_(7)
     with pytest.raises(FedveilError, match=r"originals: 2 of 2 differ from the gallery.*never write"):
-        score(scorer, batch, originals)
+        score(scorer, batch, batch.originals)
 
 
 def test_victims_that_carry_the_defence_s_transform_are_refused(scorer: Scorer, victims: Images) -> None:
     # ATS: the evaluation set itself passed the policy's transform
     batch = batch_of(victims, [0, 1])
-    flipped = replace(batch, originals=batch.originals.flip(3))
+    flipped = replace(batch, images=Images(batch.images.pixels.flip(3), batch.labels))
     with pytest.raises(FedveilError, match="differ from the gallery"):
         score(scorer, flipped, batch.originals)
 
@@ -176,22 +208,16 @@ def test_reconstructions_out_of_range_are_refused_by_the_attack_s_name(
         score(scorer, batch, spoil(batch.originals))
 
 
-def test_labels_and_positions_of_the_wrong_shape_are_refused(scorer: Scorer, victims: Images) -> None:
+def test_labels_and_positions_that_do_not_fit_are_refused(scorer: Scorer, victims: Images) -> None:
     batch = batch_of(victims, [0, 1])
-    with pytest.raises(FedveilError, match=r"labels: expected \(2,\) int64"):
-        replace(batch, labels=batch.labels[:1])
-    with pytest.raises(FedveilError, match=r"gallery_index.*float32"):
-        replace(batch, gallery_index=batch.gallery_index.float())
-    with pytest.raises(FedveilError, match="trained on"):
-        replace(batch, trained=batch.trained[:, :, :6])
     with pytest.raises(FedveilError, match="from 0 to 7"):
-        score(scorer, replace(batch, gallery_index=torch.tensor([0, 8])), batch.originals)
-    with pytest.raises(FedveilError, match="labels"):
+        score(scorer, replace(batch, gallery=(0, 8)), batch.originals)
+    with pytest.raises(FedveilError, match=r"expected \(2,\) labels, got \(1,\)"):
         score(scorer, batch, batch.originals, torch.tensor([0]))
 
 
 def test_nearest_equals_the_slow_search_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attacks.scoring.gallery._CHUNK", 7)
+    monkeypatch.setattr("fedveil.attacks.scoring.gallery._CHUNK", 7)
     pixels = stripes(40, 11, channels=3).pixels
     noise = 0.2 * torch.rand(4, 3, SIDE, SIDE, generator=torch_stream(0))
     queries = (pixels[[33, 0, 12, 39]].float() / 255 + noise).clamp(0, 1)
@@ -202,8 +228,8 @@ def test_nearest_equals_the_slow_search_across_chunks(monkeypatch: pytest.Monkey
 def test_finding_a_repeat_of_the_victim_identifies_it(victims: Images) -> None:
     gallery = Gallery(torch.cat([victims.pixels, victims.pixels[:1]]))
     assert gallery.same(torch.tensor([0, 1]), torch.tensor([8, 8])).tolist() == [True, False]
-    scorer = Scorer(Judge(BrighterHalf()), gallery, ClassMeanGuess.from_public(victims, classes=2), 0)
-    batch = replace(batch_of(victims, [0]), gallery_index=torch.tensor([8]))
+    scorer = Scorer(Judge(BrighterHalf()), gallery, ClassMeanGuess.from_images(victims, classes=2), 0)
+    batch = replace(batch_of(victims, [0]), gallery=(8,))
     assert score(scorer, batch, batch.originals.clone())[0].identified
 
 
@@ -214,34 +240,164 @@ def test_gallery_refuses_floats_and_other_sizes(victims: Images) -> None:
         Gallery(victims.pixels).nearest(torch.zeros(1, 3, SIDE, SIDE))
 
 
-def test_floor_guess_worked_by_hand_with_an_absent_class() -> None:
+def test_baseline_guess_worked_by_hand_with_an_absent_class() -> None:
     pixels = torch.tensor([0, 102, 255], dtype=torch.uint8).view(3, 1, 1, 1)
-    floor = ClassMeanGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=3)
-    assert floor.guess(torch.tensor([0, 1, 2])).flatten().tolist() == pytest.approx([0.2, 357 / 765, 1.0])
+    baseline = ClassMeanGuess.from_images(Images(pixels, torch.tensor([0, 0, 2])), classes=3)
+    assert baseline.guess(torch.tensor([0, 1, 2])).flatten().tolist() == pytest.approx([0.2, 357 / 765, 1.0])
     with pytest.raises(FedveilError, match="labels from 0 to 1"):
-        ClassMeanGuess.from_public(Images(pixels, torch.tensor([0, 0, 2])), classes=2)
+        ClassMeanGuess.from_images(Images(pixels, torch.tensor([0, 0, 2])), classes=2)
     with pytest.raises(FedveilError, match="at least one image"):
-        ClassMeanGuess.from_public(Images(pixels[:0], torch.tensor([], dtype=torch.int64)), classes=2)
+        ClassMeanGuess.from_images(Images(pixels[:0], torch.tensor([], dtype=torch.int64)), classes=2)
 
 
-def test_the_evaluator_learns_and_survives_pickling() -> None:
+# The judge of classes
+
+
+def quality(judge: Judge, images: Images) -> JudgeQuality:
+    return JudgeQuality.of(images.labels.tolist(), judge.labels(images.floats()).tolist(), classes=2)
+
+
+def test_the_judge_reads_fresh_images_and_survives_pickling() -> None:
     fresh = stripes(60, 5)
-    assert trained().accuracy(fresh) > 0.95
+    assert quality(trained(), fresh).accuracy > 0.95
+    assert quality(trained(), fresh).fit
     copy = pickle.loads(pickle.dumps(trained()))  # noqa: S301
     assert torch.equal(copy.labels(fresh.floats()), trained().labels(fresh.floats()))
 
 
-def test_the_evaluator_is_a_function_of_its_seed_and_leaves_the_global_generator_alone() -> None:
+def test_the_judge_reads_images_of_any_size() -> None:
+    large = Images(stripes(40, 1).pixels.repeat_interleave(4, 2).repeat_interleave(4, 3), stripes(40, 1).labels)
+    assert quality(train_judge(large, classes=2, seed=0, steps=60), large).accuracy > 0.95
+
+
+def test_the_judge_is_a_function_of_its_seed_and_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    one, two, other = (train_judge(stripes(16, 1), classes=2, seed=seed, epochs=1, batch_size=8) for seed in (0, 0, 1))
+    one, two, other = (train_judge(stripes(16, 1), classes=2, seed=seed, steps=2) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     weights = [torch.cat([p.flatten() for p in e.model.parameters()]) for e in (one, two, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_evaluator_refuses_nothing_and_out_of_range_images() -> None:
+def test_the_judge_refuses_nothing_and_out_of_range_images() -> None:
     with pytest.raises(FedveilError, match="needs images"):
         train_judge(stripes(0, 1), classes=2, seed=0)
     with pytest.raises(FedveilError, match=r"in \[0, 1\]"):
         trained().labels(torch.full((1, 1, SIDE, SIDE), 1.5))
+
+
+def test_the_judge_is_trained_until_the_held_out_curve_is_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[Tensor] = []
+
+    def spy(images: Tensor, stream: torch.Generator) -> Tensor:
+        batches.append(images)
+        return images
+
+    monkeypatch.setattr("fedveil.attacks.scoring.judge.augment", spy)
+    # a learning rate of 0: no look is better than the first, so that four more end it
+    train_judge(stripes(40, 1), classes=2, seed=0, learning_rate=0.0, check_every=3)
+    assert len(batches) == 15
+    # 8 of 40 images are held out: 32 are drawn from, a quarter of which is below the least batch
+    assert {len(batch) for batch in batches} == {16}
+    assert len({str(image.tolist()) for batch in batches for image in batch}) <= 32
+
+
+def test_a_rare_class_is_seen_as_often_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = stripes(200, 1)
+    rare = some.take(torch.cat([(some.labels == 0).nonzero()[:, 0], (some.labels == 1).nonzero()[:10, 0]]))
+    seen: list[Tensor] = []
+    monkeypatch.setattr("fedveil.attacks.scoring.judge.augment", lambda x, _: seen.append(x) or x)
+    train_judge(rare, classes=2, seed=0, steps=40)
+    # class 0 is bright at the top
+    tops = [image[:, : SIDE // 2].mean() > image[:, SIDE // 2 :].mean() for batch in seen for image in batch]
+    assert sum(map(bool, tops)) / len(tops) == pytest.approx(0.5, abs=0.06)
+
+
+def test_augmented_images_are_new_in_range_and_a_function_of_the_stream() -> None:
+    images = stripes(32, 2, channels=3).floats()
+    before = images.clone()
+    one, two = (augment(images, torch_stream(0, "augment")) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(images, before)
+    assert one.shape == images.shape
+    assert 0.0 <= float(one.min()) <= float(one.max()) <= 1.0
+    assert bool((mse(one, images) > 0).all())
+    # the class of an image stays readable: bright half above or below
+    halves = one[:, :, : SIDE // 2].mean((1, 2, 3)) < one[:, :, SIDE // 2 :].mean((1, 2, 3))
+    assert torch.equal(halves.long(), stripes(32, 2).labels)
+
+
+# How good the judge is
+
+
+def test_quality_worked_by_hand() -> None:
+    # class 0: 3 of 4 right, class 1: 1 of 2; balanced (.75 + .5) / 2, where plain accuracy is 4 / 6
+    found = JudgeQuality.of([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0], classes=2)
+    assert found.accuracy == pytest.approx(0.625)
+    assert found.chance == 0.5
+    # Wilson with n = 2^2 / (1/4 + 1/2) = 16/3 and z = 1.96, z^2 = 3.8415:
+    # (.625 + .36014 - 1.96 * sqrt(.234375 * 3 / 16 + .033763)) / 1.72028 = .25506
+    assert found.low == pytest.approx(0.25506, abs=1e-4)
+    assert not found.fit
+
+
+def test_few_images_read_rightly_prove_little() -> None:
+    few, many = (JudgeQuality.of(list(range(2)) * n, list(range(2)) * n, classes=2) for n in (1, 50))
+    assert few.accuracy == many.accuracy == 1.0
+    assert few.low == pytest.approx(2 / (2 + 3.8415), abs=1e-4)
+    assert (few.fit, many.fit) == (False, True)
+
+
+def test_a_judge_that_names_one_class_is_at_chance_whatever_the_shares() -> None:
+    found = JudgeQuality.of([0] * 90 + [1] * 10, [0] * 100, classes=2)
+    assert found.accuracy == found.chance == 0.5
+    assert not found.fit
+
+
+def test_fit_needs_a_tenth_of_the_way_from_chance_to_one() -> None:
+    assert not JudgeQuality(0.6, low=0.54, chance=0.5).fit
+    assert JudgeQuality(0.6, low=0.56, chance=0.5).fit
+    assert not JudgeQuality(0.3, low=0.27, chance=0.2).fit
+    assert JudgeQuality(0.35, low=0.29, chance=0.2).fit
+
+
+def test_quality_of_nothing_is_an_error() -> None:
+    with pytest.raises(FedveilError, match="at least one untouched image"):
+        JudgeQuality.of([], [], classes=2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_quality_agrees_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    labels, read = ([pair[i] for pair in pairs] for i in (0, 1))
+    found = JudgeQuality.of(labels, read, classes=5)
+    recalls = [recall_score(labels, read, labels=[c], average="macro", zero_division=0.0) for c in sorted(set(labels))]
+    assert found.accuracy == pytest.approx(sum(recalls) / len(recalls))
+    assert 0.0 <= found.low <= found.accuracy
+
+
+def test_a_scorer_has_the_parts_for_which_there_are_images(victims: Images, tmp_path: Path) -> None:
+    gallery, cpu = Gallery(victims.pixels), torch.device("cpu")
+    bare = build_scorer(None, gallery, classes=2, seed=0, device=cpu, untouched=victims)
+    assert (bare.judge, bare.baseline, bare.judge_quality) == (None, None, None)
+    whole, again = (
+        build_scorer(stripes(12, 1), gallery, classes=2, seed=0, device=cpu, untouched=shown, cache=tmp_path)
+        for shown in (victims, None)
+    )
+    assert len(list(tmp_path.iterdir())) == 1
+    assert whole.judge is not None
+    assert again.judge is not None
+    assert torch.equal(whole.judge.labels(victims.floats()), again.judge.labels(victims.floats()))
+    assert whole.judge_quality == quality(whole.judge, victims)
+    assert again.judge_quality is None
+    assert whole.baseline is not None
+    guess = ClassMeanGuess.from_images(stripes(12, 1), classes=2).guess(victims.labels)
+    assert torch.equal(whole.baseline.guess(victims.labels), guess)
+
+
+def test_a_judge_from_the_cache_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"classes": 2, "seed": 0, "device": torch.device("cpu"), "cache": tmp_path}
+    first = judge.cached_judge(stripes(12, 1), **options)
+    monkeypatch.setattr(judge, "train_judge", lambda *_, **__: pytest.fail("trained again"))
+    again = judge.cached_judge(stripes(12, 1), **options)
+    assert torch.equal(first.labels(stripes(12, 3).floats()), again.labels(stripes(12, 3).floats()))

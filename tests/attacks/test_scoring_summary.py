@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,10 +7,15 @@ from hypothesis import strategies as st
 
 from fedveil.attacks.scoring import (
     METRICS,
+    JudgeQuality,
     TradeOff,
+    headline_attack,
+    headline_interval,
     mean_ci,
     mse_at_accuracy,
     paired_difference,
+    paired_difference_of,
+    per_victim,
     summarise,
 )
 from fedveil.fl.errors import FedveilError
@@ -33,6 +39,8 @@ BASE = PrivacyRecord(
     identified=False,
     label_recovered=False,
 )
+FIT = JudgeQuality(0.9, low=0.8, chance=1 / 3)
+UNFIT = JudgeQuality(0.39, low=0.34, chance=1 / 3)
 
 
 def test_worst_round_of_the_mean_over_victims_then_worst_attack() -> None:
@@ -45,7 +53,7 @@ def test_worst_round_of_the_mean_over_victims_then_worst_attack() -> None:
         replace(BASE, attack="adaptive", victim=0, mse=0.16, psnr=8.0, ssim=0.6, attacker_label=1),
         replace(BASE, attack="adaptive", victim=1, mse=0.18, psnr=7.5, ssim=0.6, mse_to_perturbed=0.01),
     ]
-    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}), judge=FIT)
     assert scalars["attack/inverting_gradients/mse"] == pytest.approx(0.15)
     assert scalars["attack/inverting_gradients/psnr"] == pytest.approx(52.5)  # mean of PSNR, not PSNR of .15
     assert scalars["attack/inverting_gradients/ssim"] == pytest.approx(0.4)
@@ -62,11 +70,14 @@ def test_worst_round_of_the_mean_over_victims_then_worst_attack() -> None:
 
 
 def test_the_names_are_those_that_the_tracker_knows() -> None:
-    scalars = summarise([BASE], adaptive=frozenset())
+    scalars = summarise([BASE, replace(BASE, victim=1)], adaptive=frozenset(), judge=FIT)
     kinds = "mse psnr ssim attacker_accuracy identification_rate"
     assert set(scalars) == {
         *(f"attack/inverting_gradients/{kind}" for kind in [*kinds.split(), "mse_to_perturbed", "label_recovery"]),
         *(f"privacy/{kind}" for kind in kinds.split()),
+        "privacy/mse_low",
+        "privacy/mse_high",
+        "privacy/judge_accuracy",
         "privacy/chance_accuracy",
         "privacy/trained_mse",
         "privacy/baseline_mse",
@@ -74,17 +85,69 @@ def test_the_names_are_those_that_the_tracker_knows() -> None:
     }
 
 
-def test_the_floor_attack_is_logged_but_is_not_a_leak() -> None:
+def test_what_was_not_measured_has_no_name() -> None:
+    bare = replace(
+        BASE, mse_to_perturbed=None, trained_mse=None, baseline_mse=None, attacker_label=None, identified=None
+    )
+    assert set(summarise([bare], adaptive=frozenset(), judge=None)) == {
+        *(f"attack/inverting_gradients/{name}" for name in ("mse", "psnr", "ssim", "label_recovery")),
+        *(f"privacy/{name}" for name in ("mse", "psnr", "ssim", "complete")),
+    }
+
+
+@pytest.mark.parametrize("judge", [None, UNFIT])
+def test_no_attacker_accuracy_without_a_judge_that_reads_untouched_images(judge: JudgeQuality | None) -> None:
+    scalars = summarise([BASE], adaptive=frozenset(), judge=judge)
+    assert not [name for name in scalars if name.endswith("attacker_accuracy")]
+    assert scalars.get("privacy/judge_accuracy") == (None if judge is None else 0.39)
+
+
+def test_an_attack_that_shows_no_class_takes_no_part_in_attacker_accuracy() -> None:
+    records = [BASE, replace(BASE, attack="baseline", attacker_label=None)]
+    scalars = summarise(records, adaptive=frozenset(), judge=FIT)
+    assert "attack/baseline/attacker_accuracy" not in scalars
+    assert scalars["attack/inverting_gradients/attacker_accuracy"] == 0.0
+
+
+def test_the_headline_names_its_attack() -> None:
+    records = [
+        replace(BASE, mse=0.2, ssim=0.9),
+        replace(BASE, attack="adaptive", mse=0.1, ssim=0.3),
+        replace(BASE, attack="adaptive", mse=0.4, ssim=0.3, round=1),
+        replace(BASE, attack="baseline", mse=0.01, ssim=0.99),
+    ]
+    assert headline_attack(records, "mse") == "adaptive"
+    assert headline_attack(records, "ssim") == "inverting_gradients"
+    with pytest.raises(FedveilError, match="no attack on an update left a score of mse"):
+        headline_attack(records[-1:], "mse")
+    with pytest.raises(FedveilError, match="unknown privacy metric 'lpips'"):
+        headline_attack(records, "lpips")
+
+
+def test_the_interval_is_over_the_victims_of_the_headline_s_audit() -> None:
+    scores = [0.1, 0.2, 0.4, 0.1, 0.3]
+    worst = [replace(BASE, attack="adaptive", round=1, victim=i, mse=m) for i, m in enumerate(scores)]
+    others = [replace(r, round=0, mse=r.mse + 0.5) for r in worst] + [replace(r, attack="weak", mse=0.9) for r in worst]
+    scalars = summarise([*others, *worst], adaptive=frozenset(), judge=None)
+    expected = mean_ci(scores)
+    assert headline_interval([*others, *worst], "mse") == expected
+    assert (scalars["privacy/mse_low"], scalars["privacy/mse_high"]) == (expected.low, expected.high)
+    one = summarise(worst[:1], adaptive=frozenset(), judge=None)
+    assert "privacy/mse_low" not in one
+    assert "privacy/mse_high" not in one
+
+
+def test_the_baseline_attack_is_logged_but_is_not_a_leak() -> None:
     records = [BASE, replace(BASE, attack="baseline", mse=0.01, ssim=0.9)]
-    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}), judge=FIT)
     assert scalars["attack/baseline/mse"] == 0.01
     assert scalars["privacy/mse"] == 0.1
     assert scalars["privacy/ssim"] == 0.2
 
 
 def test_without_an_adaptive_attack_a_trial_is_incomplete() -> None:
-    assert summarise([BASE], adaptive=frozenset({"adaptive"}))["privacy/complete"] == 0.0
-    only_floor = summarise([replace(BASE, attack="baseline")], adaptive=frozenset({"adaptive"}))
+    assert summarise([BASE], adaptive=frozenset({"adaptive"}), judge=FIT)["privacy/complete"] == 0.0
+    only_floor = summarise([replace(BASE, attack="baseline")], adaptive=frozenset({"adaptive"}), judge=FIT)
     assert only_floor["privacy/complete"] == 0.0
     assert "privacy/mse" not in only_floor
 
@@ -94,26 +157,41 @@ def test_one_attack_under_two_threat_models_is_not_averaged_over_them() -> None:
         replace(BASE, attack="adaptive", mse=0.09),
         replace(BASE, attack="adaptive", mse=0.03, threat_model=ThreatModel(defense_modules=True)),
     ]
-    assert summarise(records, adaptive=frozenset({"adaptive"}))["attack/adaptive/mse"] == 0.03
+    assert summarise(records, adaptive=frozenset({"adaptive"}), judge=FIT)["attack/adaptive/mse"] == 0.03
 
 
-def test_chance_is_the_commonest_class_and_means_count_each_audited_victim_once() -> None:
+def test_means_count_each_audited_victim_once() -> None:
     records = [
-        replace(BASE, victim=0, label=2, trained_mse=0.1, baseline_mse=0.3),
-        replace(BASE, victim=0, label=2, trained_mse=0.1, baseline_mse=0.3, attack="adaptive"),
-        replace(BASE, victim=1, label=2, trained_mse=0.2, baseline_mse=0.5),
-        replace(BASE, victim=2, label=0, trained_mse=0.3, baseline_mse=0.7),
-        replace(BASE, victim=2, label=0, trained_mse=0.4, baseline_mse=0.7, round=1),
+        replace(BASE, victim=0, trained_mse=0.1, baseline_mse=0.3),
+        replace(BASE, victim=0, trained_mse=0.1, baseline_mse=0.3, attack="adaptive"),
+        replace(BASE, victim=1, trained_mse=0.2, baseline_mse=0.5),
+        replace(BASE, victim=2, trained_mse=0.3, baseline_mse=0.7),
+        replace(BASE, victim=2, trained_mse=0.4, baseline_mse=0.7, round=1),
     ]
-    scalars = summarise(records, adaptive=frozenset({"adaptive"}))
-    assert scalars["privacy/chance_accuracy"] == pytest.approx(2 / 3)
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}), judge=FIT)
     assert scalars["privacy/trained_mse"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
     assert scalars["privacy/baseline_mse"] == pytest.approx((0.3 + 0.5 + 0.7 + 0.7) / 4)
 
 
+@pytest.mark.parametrize(
+    ("labels", "chance"),
+    [
+        ([0, 1, 2], 1 / 3),
+        ([0, 1, 2, 2, 0, 1, 1, 2], 1 / 3),  # 8 victims cannot be more even
+        ([1], 1 / 3),  # one victim of any class
+        ([0, 0, 1, 1], 1 / 2),  # a class that no victim has: a guess at the others is right every second time
+        ([0, 0, 0, 1, 2, 0], 4 / 6),
+    ],
+)
+def test_chance_is_that_of_the_best_guess(labels: list[int], chance: float) -> None:
+    records = [replace(BASE, victim=v, label=y, attack=a) for v, y in enumerate(labels) for a in ("a", "b")]
+    scalars = summarise(records, adaptive=frozenset(), judge=FIT)
+    assert scalars["privacy/chance_accuracy"] == pytest.approx(chance)
+
+
 def test_no_records_are_an_error() -> None:
     with pytest.raises(FedveilError, match="no attack left a record"):
-        summarise([], adaptive=frozenset())
+        summarise([], adaptive=frozenset(), judge=None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
@@ -123,8 +201,8 @@ def test_one_more_attack_never_makes_the_headline_more_private(
 ) -> None:
     first = [replace(BASE, victim=i, round=r, mse=m, ssim=s) for i, (r, m, s) in enumerate(scores)]
     second = [replace(record, attack="adaptive", mse=record.ssim, ssim=record.mse) for record in first]
-    before = summarise(first, adaptive=frozenset())
-    after = summarise([*first, *second], adaptive=frozenset())
+    before = summarise(first, adaptive=frozenset(), judge=FIT)
+    after = summarise([*first, *second], adaptive=frozenset(), judge=FIT)
     for metric in METRICS:
         name = f"privacy/{metric.name}"
         if metric.headline:
@@ -132,7 +210,6 @@ def test_one_more_attack_never_makes_the_headline_more_private(
 
 
 def test_mean_ci_of_known_cases() -> None:
-    assert mean_ci([0.25], seed=0) == (0.25, 0.25, 0.25)
     mean, low, high = mean_ci([0.0, 1.0] * 50, seed=0)
     # standard error sqrt(.25 / 100) = .05, so the interval is about .5 -+ 1.96 * .05
     assert mean == 0.5
@@ -141,6 +218,32 @@ def test_mean_ci_of_known_cases() -> None:
     assert mean_ci([0.0, 1.0] * 50, seed=0) == (mean, low, high)
     with pytest.raises(FedveilError, match="at least one value"):
         mean_ci([], seed=0)
+
+
+def test_one_value_tells_nothing_of_the_spread_and_equal_ones_have_none() -> None:
+    assert mean_ci([0.25]) == (0.25, None, None)
+    assert mean_ci([0.25] * 4) == (0.25, 0.25, 0.25)
+    assert mean_ci([0.1 + 0.2, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))  # alike but for rounding
+    assert mean_ci([0.0, 0.0]) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_leans_to_the_side_of_the_rare_large_values() -> None:
+    # what the percentile bootstrap misses: the mean of a skewed sample is more likely too low than too high
+    values = [0.01] * 30 + [0.5, 1.0]
+    mean, low, high = mean_ci(values)
+    assert low is not None
+    assert high is not None
+    assert high - mean > 1.5 * (mean - low)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_an_interval_is_never_nan_and_lies_within_the_values(values: list[float]) -> None:
+    mean, low, high = mean_ci(values, resamples=200)
+    assert math.isfinite(mean)
+    assert (low is None) == (high is None) == (len(values) == 1)
+    if low is not None and high is not None:
+        assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
 
 
 def test_paired_difference_cancels_what_victims_share() -> None:
@@ -158,6 +261,23 @@ def test_paired_difference_resamples_victims_not_rounds() -> None:
     b = [replace(record, mse=0.0) for record in a]
     # two victims with differences 0 and 1: a resample has mean 0, .5 or 1; fifty rows would stay near .5
     assert paired_difference(a, b, "mse") == (0.5, 0.0, 1.0)
+
+
+def test_differences_of_values_per_victim_are_those_of_the_records() -> None:
+    a = [
+        replace(BASE, seed=s, victim=v, round=r, mse=0.1 * v + 0.01 * r)
+        for s in (0, 1)
+        for v in range(4)
+        for r in (0, 1)
+    ]
+    b = [replace(record, mse=record.mse**2) for record in a]
+    values = per_victim(a, "mse")
+    assert values.keys() == {(s, v) for s in (0, 1) for v in range(4)}
+    assert values[1, 2] == pytest.approx(0.205)  # the mean of .20 and .21
+    assert paired_difference_of(values, per_victim(b, "mse")) == pytest.approx(paired_difference(a, b, "mse"))
+    with pytest.raises(FedveilError, match="same units; 1 only in the first, 0 only in the second"):
+        paired_difference_of({0: 1.0, 1: 2.0}, {1: 1.0})
+    assert per_victim([replace(BASE, baseline_mse=None, attacker_label=None)], "attacker_accuracy") == {}
 
 
 def test_paired_difference_needs_the_same_audits() -> None:

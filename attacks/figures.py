@@ -1,0 +1,120 @@
+"""Pictures of what an attacker rebuilds, and the look that all figures share.
+
+matplotlib takes seconds to load and workers never draw, so it is imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from fedveil.attacks.scoring.metrics import check_images, mse
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2328"
+MUTED = "#6e7781"
+FAINT = "#d8dee4"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure in inches that no global state knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, in the format of its suffix, and make the folder where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+
+
+def mse_text(error: float) -> str:
+    """Four decimals; one significant digit where those would read as an exact copy, and a plain 0 for one."""
+    return f"{error:.4f}" if error >= 5e-5 else f"{error:.0e}" if error > 0 else "0"
+
+
+def draw_reconstructions(
+    originals: Tensor | None,
+    trained: Tensor | None,
+    reconstructions: Mapping[str, Tensor],
+    captions: Sequence[str] | None = None,
+) -> Figure:
+    """Return a figure with the rows original / what the client trained on / one per attack, and victims as columns.
+
+    Args:
+        originals: (n, C, H, W) in [0, 1], C is 1 or 3; None leaves out the row and the errors.
+        trained: (n, C, H, W) in [0, 1], what the client trained on, in the originals' order; None leaves out the row.
+        reconstructions: by attack, (n, C, H, W) in [0, 1], already matched to the originals.
+        captions: one per victim, written above its column.
+
+    Raises:
+        FedveilError: the shapes differ, or images leave [0, 1].
+    """
+    rows = {} if trained is None else {"what the client\ntrained on": trained}
+    rows |= {f"attack:\n{name.replace('_', ' ')}": images for name, images in reconstructions.items()}
+    return draw_rows(originals, rows, captions)
+
+
+def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: Sequence[str] | None = None) -> Figure:
+    """Return a figure with the originals in its first row and one row per entry of ``others``, by title.
+
+    Args:
+        originals: (n, C, H, W) in [0, 1]; None leaves out that row and the errors.
+        others: (n, C, H, W) in [0, 1] each; every image gets its MSE to the original.
+        captions: one per column.
+
+    Raises:
+        FedveilError: the shapes differ, or images leave [0, 1].
+    """
+    rows = others if originals is None else {"original": originals, **others}
+    columns = max(map(len, rows.values()))
+    # inches: one image with its caption, and margins that hold the titles
+    cell, below = 1.25, 0.05 if originals is None else 0.24
+    left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())
+    top = 0.35 if captions else 0.15
+    width, height = left + cell * columns + 0.15, (cell + below) * len(rows) + top + 0.1
+    figure = new_figure(width, height)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for number, ((title, images), line) in enumerate(zip(rows.items(), grid, strict=True)):
+        check_images(title, images)
+        for image, axes in zip(images, line, strict=True):
+            _show(axes, image)
+        if originals is not None and number > 0:
+            for error, axes in zip(mse(images, originals).tolist(), line, strict=True):
+                axes.set_xlabel(f"MSE {mse_text(error)}", fontsize=9, color=MUTED, labelpad=3)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10.5, color=INK, labelpad=8)
+    for caption, axes in zip(captions or (), grid[0], strict=captions is not None):
+        axes.set_title(caption, fontsize=9.5, color=INK, pad=5)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - 0.15 / width,
+        top=1 - top / height,
+        bottom=(below + 0.1) / height,
+        wspace=0.06,
+        hspace=below / cell,
+    )
+    return figure
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    axes.imshow(
+        np.moveaxis(image.detach().cpu().numpy(), 0, -1),
+        cmap="gray",
+        vmin=0.0,
+        vmax=1.0,
+        interpolation="nearest",
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color(FAINT)
