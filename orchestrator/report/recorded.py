@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.cluster.connection import first_line
 from fedveil.orchestrator.config.explain import shown
 from fedveil.orchestrator.config.uri import SQLITE, uri_fault
 from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.report.rows import FINISHED
+from fedveil.orchestrator.run.checkpoint import load_records
 from fedveil.orchestrator.tracking import view_path, without_passwords
-from fedveil.orchestrator.tracking.names import KIND_TAG
+from fedveil.orchestrator.tracking.names import KIND_TAG, RECORDS
 
 _SQLITE_START = b"SQLite format 3\0"
 
@@ -44,12 +49,7 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
         FedveilError: MLflow does not answer, this is no tracking URI, or there is no such experiment.
     """
     with _client(uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        names = [] if found else sorted(_views(client))
-        runs = _trials(client, found.experiment_id) if found else []
-    if found is None:
-        where = without_passwords(uri)
-        raise FedveilError(f"no experiment {experiment!r} at {where}; there are: {', '.join(names) or 'none'}")
+        runs = _runs_of(client, uri, experiment)
     return [
         TrialRow(
             run.info.run_name,
@@ -60,6 +60,31 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
         )
         for run in runs
     ]
+
+
+def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRecord, ...]]:
+    """Return the victims' records of an experiment's finished trials, by name; of trials that share a name none.
+
+    Raises:
+        FedveilError: see `rows_from_mlflow`.
+    """
+    with _client(uri) as client, TemporaryDirectory() as scratch:
+        runs = [run for run in _runs_of(client, uri, experiment) if run.info.status == FINISHED]
+        times = Counter(run.info.run_name for run in runs)
+        return {
+            run.info.run_name: load_records(Path(client.download_artifacts(run.info.run_id, RECORDS, scratch)))
+            for run in runs
+            if times[run.info.run_name] == 1
+            and any(file.path == RECORDS for file in client.list_artifacts(run.info.run_id))
+        }
+
+
+def _runs_of(client: Any, uri: str, experiment: str) -> list[Any]:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(sorted(_views(client))) or "none"
+        raise FedveilError(f"no experiment {experiment!r} at {without_passwords(uri)}; there are: {names}")
+    return _trials(client, found.experiment_id)
 
 
 def _plain(text: str) -> str | float:
@@ -138,6 +163,8 @@ def _client(uri: str) -> Iterator[Any]:
         from mlflow import MlflowClient
 
         yield MlflowClient(uri)
+    except FedveilError:
+        raise
     except Exception as error:  # MLflow raises what its transport raises
         reason = without_passwords(first_line(error))
         raise FedveilError(f"MLflow at {without_passwords(uri)} does not answer: {reason}") from error

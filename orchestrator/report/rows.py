@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -62,11 +64,10 @@ class TrialRow:
 
         Where ``trained_images`` ran, the headline is its bound and rests on no inversion.
         """
-        if "attack/trained_images/mse" in self.metrics:
+        if self._scores_of("trained_images", "mse"):
             return False
-        guess = self.metrics.get("privacy/baseline_mse")
-        missed = self.metrics.get("attack/inverting_gradients/mse_to_perturbed")
-        return guess is not None and missed is not None and missed > guess
+        missed = self._scores_of("inverting_gradients", "mse_to_perturbed")
+        return bool(missed) and min(missed) > self.metrics.get("privacy/baseline_mse", math.inf)
 
     @property
     def comparable(self) -> bool:
@@ -77,6 +78,11 @@ class TrialRow:
         """Return a metric for ranking: beyond the guess without an update (``privacy/baseline_mse``) no MSE counts more."""
         value = self.metrics[name]
         return min(value, self.metrics.get("privacy/baseline_mse", value)) if name.endswith("/mse") else value
+
+    def _scores_of(self, attack: str, score: str) -> list[float]:
+        """A score of all attacks of that name, however they are numbered."""
+        name = re.compile(rf"attack/{attack}(_\d+)?/{score}")
+        return [value for key, value in self.metrics.items() if name.fullmatch(key)]
 
     def headline_attack(self, score: str = "mse", *, among: Collection[str] | None = None) -> str | None:
         """Return the label of the attack behind ``privacy/<score>``: the leakiest; None where none has that score.

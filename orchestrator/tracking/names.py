@@ -33,6 +33,8 @@ NOT_FINITE = "not_finite/"
 SWEPT = "swept/"
 """Prefix of the metric that repeats a swept number, because MLflow keeps params as text."""
 
+RECORDS = "privacy_records.json"
+"""The artifact with a trial's scores per victim; also its name in the trial's folder."""
 RECONSTRUCTION_GRID = "grid/reconstruction"
 """Rows original / what the client trained on / reconstruction; the saved view shows it for all trials."""
 IMAGES = ("grid/<figure>", "victim/<picture>")

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.orchestrator import cli
 from fedveil.orchestrator.cli import main
-from fedveil.orchestrator.report.recorded import rows_from_mlflow
-from fedveil.orchestrator.tracking.names import KIND_TAG
+from fedveil.orchestrator.report.recorded import records_from_mlflow, rows_from_mlflow
+from fedveil.orchestrator.run.checkpoint import save_records
+from fedveil.orchestrator.tracking.names import KIND_TAG, RECORDS
 
 PARAMS: dict[str, Any] = {
     "defense.name": "latent",
@@ -58,6 +61,28 @@ def test_params_are_numbers_as_a_runs_own_json_has_them(store: str, folder: Path
     (trial,) = json.loads((folder / "r.json").read_text())["trials"]
     assert trial["status"] == "FAILED"
     assert trial["params"] == PARAMS
+
+
+def test_the_victims_records_come_back_from_mlflow_where_the_names_are_clear(folder: Path) -> None:
+    uri = f"sqlite:///{folder / 'records.db'}"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
+    record = PrivacyRecord("adaptive", ThreatModel(), 0, 1, 2, 3, 4, mse=0.25, psnr=6.0, ssim=0.5, label_recovered=True)
+    save_records((record,), folder / RECORDS)
+    for name, status, recorded in (
+        ("kept", "FINISHED", True),
+        ("again", "FINISHED", True),
+        ("again", "FINISHED", True),
+        ("failed", "FAILED", True),
+        ("without", "FINISHED", False),
+    ):
+        run = client.create_run(experiment, tags={KIND_TAG: "trial"}, run_name=name).info.run_id
+        if recorded:
+            client.log_artifact(run, str(folder / RECORDS))
+        client.set_terminated(run, status)
+    assert records_from_mlflow(uri, "e") == {"kept": (record,)}
+    with pytest.raises(FedveilError, match=r"no experiment 'f' at .*; there are: e"):
+        records_from_mlflow(uri, "f")
 
 
 RULE = "allowed: sqlite:///FILE, http://HOST:PORT, https://HOST, "
