@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
+from fedveil.attacks.figures import draw_reconstructions, save
 from fedveil.attacks.scoring import mse, psnr, ssim
-from fedveil.fl.data import Images, load_data, split_public
+from fedveil.fl.data import Images, load_data, split_train
 from fedveil.fl.hooks import NoHooks
 from fedveil.fl.messages import ThreatModel, UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, local_update
-from fedveil.orchestrator.report.figures import reconstruction_figure
 
 
 def observe(victims: Images, model: ModelSpec) -> list[Observation]:
@@ -52,7 +52,7 @@ def main() -> None:
     results = []
     for name in arguments.data:
         data = load_data(name)
-        _, private = split_public(data.train, 0.2, 0)
+        private = split_train(data.train, public_fraction=0.05, auxiliary_fraction=0.2, seed=0).private
         order = torch.randperm(len(private), generator=torch_stream(0, "quality"))[: arguments.victims]
         victims = private.take(order)
         for model_name in arguments.models:
@@ -82,8 +82,8 @@ def main() -> None:
             )
             last = results[-1]
             print(f"{name:8} {model_name:8} PSNR {last['psnr_mean']:.2f} +- {last['psnr_std']:.2f} dB  {seconds:.0f} s")
-            picture = arguments.out / f"{name}_{model_name}.png"
-            reconstruction_figure(picture, originals[:8], originals[:8], {"inverting_gradients": images[:8]})
+            figure = draw_reconstructions(originals[:8], None, {"inverting_gradients": images[:8]})
+            save(figure, arguments.out / f"{name}_{model_name}.png")
     (arguments.out / "record.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
