@@ -78,6 +78,8 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
         FedveilError: the shapes differ, or images leave [0, 1].
     """
     rows = others if originals is None else {"original": originals, **others}
+    # first of all, because it checks the shapes
+    errors = {} if originals is None else {title: mse(images, originals).tolist() for title, images in others.items()}
     columns = max(map(len, rows.values()))
     # inches: one image with its caption, and margins that hold the titles
     cell, below = 1.25, 0.05 if originals is None else 0.24
@@ -86,13 +88,12 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
     width, height = left + cell * columns + 0.15, (cell + below) * len(rows) + top + 0.1
     figure = new_figure(width, height)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for number, ((title, images), line) in enumerate(zip(rows.items(), grid, strict=True)):
+    for (title, images), line in zip(rows.items(), grid, strict=True):
         check_images(title, images)
         for image, axes in zip(images, line, strict=True):
             _show(axes, image)
-        if originals is not None and number > 0:
-            for error, axes in zip(mse(images, originals).tolist(), line, strict=True):
-                axes.set_xlabel(f"MSE {mse_text(error)}", fontsize=9, color=MUTED, labelpad=3)
+        for error, axes in zip(errors.get(title, ()), line, strict=False):
+            axes.set_xlabel(f"MSE {mse_text(error)}", fontsize=9, color=MUTED, labelpad=3)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10.5, color=INK, labelpad=8)
     for caption, axes in zip(captions or (), grid[0], strict=captions is not None):
         axes.set_title(caption, fontsize=9.5, color=INK, pad=5)
