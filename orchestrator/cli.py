@@ -1,4 +1,4 @@
-"""The command line: ``fedveil run|sweep|report|data|doctor|ui``.
+"""The command line: ``fedveil run|sweep|report|list|data|doctor|ui``.
 
 Exit codes: 0 all went well; 1 a trial, or a check of the doctor's, failed; 2 something that the user can mend, said in
 one line per mistake.
@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,10 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedveil.fl.errors import FedveilError, FedveilWarning
-from fedveil.orchestrator.cluster.connection import connect, offline_environment
+from fedveil.orchestrator.cluster.connection import offline_environment
 
 if TYPE_CHECKING:
-    from fedveil.orchestrator.config import Experiment
+    from fedveil.orchestrator.report import TrialRow
+
+LISTED = ("defenses", "attacks", "models", "data", "strategies", "partitions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,14 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("experiment")
     report.add_argument("--uri", help="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     report.add_argument("--json", type=Path, metavar="FILE", help="write the trials to FILE as well")
+    _add_plugins(report)
     report.set_defaults(run=_report)
+
+    listing = commands.add_parser("list", help="show what has a name in experiment files, with its settings")
+    listing.add_argument("kind", choices=LISTED, metavar="KIND", help=", ".join(LISTED))
+    listing.add_argument(
+        "name", nargs="?", metavar="NAME", help="one of them, with each setting, its default and paper"
+    )
+    _add_plugins(listing)
+    listing.set_defaults(run=_list)
 
     data = commands.add_parser("data", help="list data sets, or download one")
     actions = data.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="what there is, and what is here already").set_defaults(run=_data_list)
+    here = actions.add_parser("list", help="what there is, and what is here already")
+    _add_plugins(here)
+    here.set_defaults(run=_data_list)
     get = actions.add_parser("get", help="find a data set in the search folders, or download it into data/cache")
     get.add_argument("name")
     get.add_argument("--size", type=int, help="pixels per side, where the data set has several sizes")
+    _add_plugins(get)
     get.set_defaults(run=_data_get)
 
     doctor = commands.add_parser("doctor", help="check this machine: versions, devices, data, MLflow, Ray, disk")
@@ -120,8 +134,28 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key, for example fl.rounds=5",
     )
+    _add_plugins(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well")
     parser.add_argument("--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here")
+
+
+def _add_plugins(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module or a Python file of yours first, for example ./my_attack.py",
+    )
+
+
+def _import_plugins(specs: Sequence[str]) -> None:
+    from fedveil.orchestrator.config.plugins import load_plugins
+
+    try:
+        load_plugins(specs, Path())
+    except FedveilError as error:
+        raise FedveilError(f"--plugin: {error}") from error
 
 
 def _writable(path: Path | None) -> None:
@@ -138,66 +172,38 @@ def _writable(path: Path | None) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    with console.status("loading PyTorch, checking the settings and the data"):
-        from fedveil.orchestrator.config import load_experiment
-        from fedveil.orchestrator.run.setup import make_setup
+    from fedveil.orchestrator.run.api import run
 
-        experiment, _ = load_experiment(arguments.file, arguments.set)
-        _writable(arguments.json)
-        if experiment.search is not None:
-            raise FedveilError(f"{arguments.file}: has a 'search' section; run it with: fedveil sweep {arguments.file}")
-        # Before Ray starts, for its checks; what it loads is loaded again by the trial.
-        make_setup(experiment)
-    with _ray_for(experiment, arguments.ray, console):
-        from fedveil.orchestrator.run.single import run_single
-
-        row = run_single(experiment, console)
-    return _finish([row], experiment.experiment, arguments.json, console)
+    _writable(arguments.json)
+    result = run(arguments.file, overrides=arguments.set, plugins=arguments.plugin, ray=arguments.ray, console=console)
+    return _finish(result.rows, result.experiment, arguments.json, console)
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
-    with console.status("loading PyTorch, checking the settings and the data"):
-        from fedveil.orchestrator.config import load_experiment
-        from fedveil.orchestrator.run.setup import check_setups
+    from fedveil.orchestrator.run.api import sweep
 
-        experiment, raw = load_experiment(arguments.file, arguments.set)
-        _writable(arguments.json)
-        if experiment.search is None:
-            raise FedveilError(f"{arguments.file}: has no 'search' section; run it with: fedveil run {arguments.file}")
-        check_setups(experiment, raw)
-    with _ray_for(experiment, arguments.ray, console):
-        from fedveil.orchestrator.run.sweep import run_sweep
-
-        outcome = run_sweep(experiment, raw, console, resume=arguments.resume)
-    code = _finish(list(outcome.rows), outcome.experiment, arguments.json, console)
-    for figure in outcome.files:
+    _writable(arguments.json)
+    result = sweep(
+        arguments.file,
+        overrides=arguments.set,
+        plugins=arguments.plugin,
+        ray=arguments.ray,
+        resume=arguments.resume,
+        console=console,
+    )
+    code = _finish(result.rows, result.experiment, arguments.json, console)
+    for figure in result.files:
         console.print(f"{figure.stem:<11} {_near(figure)}")
-    console.print(f"{'per trial':<11} {_near(outcome.root / 'trials')}")
+    console.print(f"{'per trial':<11} {_near(result.root / 'trials')}")
     console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
     return code
-
-
-@contextmanager
-def _ray_for(experiment: Experiment, address: str | None, console: Console) -> Iterator[None]:
-    resources = experiment.resources
-    with ExitStack() as stack:
-        with console.status("starting Ray"):
-            stack.enter_context(connect(address, cpus=_cpus(resources.workers, resources.cpus_per_worker)))
-        yield
-
-
-def _cpus(workers: int, cpus_per_worker: float) -> int:
-    """Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more."""
-    import math
-
-    return max(os.cpu_count() or 1, math.ceil(workers * cpus_per_worker))
 
 
 def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _finish(rows: list, experiment: str, file: Path | None, console: Console) -> int:  # type: ignore[type-arg]
+def _finish(rows: Sequence[TrialRow], experiment: str, file: Path | None, console: Console) -> int:
     from fedveil.orchestrator.report import TrialTable
     from fedveil.orchestrator.report.recorded import rows_as_json
 
@@ -211,14 +217,27 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.report.recorded import rows_from_mlflow
 
     _writable(arguments.json)
+    _import_plugins(arguments.plugin)
     rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
     _finish(rows, arguments.experiment, arguments.json, console)
     return 0  # the report succeeded, whatever became of the trials
 
 
+def _list(arguments: argparse.Namespace, console: Console) -> int:
+    from fedveil.orchestrator.listing import KINDS, show_all, show_one
+
+    _import_plugins(arguments.plugin)
+    if arguments.name is None:
+        show_all(KINDS[arguments.kind], console)
+    else:
+        show_one(KINDS[arguments.kind], arguments.name, console)
+    return 0
+
+
 def _data_list(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.fl.data import available
 
+    _import_plugins(arguments.plugin)
     table = Table("name", "source", "sizes", "channels", "classes", "here", box=None, header_style="bold")
     for entry in available():
         table.add_row(
@@ -236,6 +255,7 @@ def _data_list(arguments: argparse.Namespace, console: Console) -> int:
 def _data_get(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.fl.data import fetch
 
+    _import_plugins(arguments.plugin)
     print(fetch(arguments.name, size=arguments.size))
     return 0
 

@@ -10,7 +10,7 @@ from fedveil.fl.models import MODELS
 from fedveil.fl.strategies import Krum
 from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 from fedveil.orchestrator.config.explain import listed, shown
-from fedveil.orchestrator.config.schema import DataSection, Experiment, ResourcesSection
+from fedveil.orchestrator.config.schema import DataSection, Experiment, ModelSection, ResourcesSection
 
 ENOUGH = 10_000
 """Clients from which on no share of them rounds to nothing."""
@@ -21,6 +21,7 @@ def conflicts(experiment: Experiment) -> list[str]:
     lines = [
         *_seeds(experiment),
         *_data(experiment.data),
+        *_model(experiment.model),
         *_federation(experiment),
         *_audit(experiment),
         *_resources(experiment.resources),
@@ -31,9 +32,6 @@ def conflicts(experiment: Experiment) -> list[str]:
             for index, part in enumerate(experiment.defense)
             if part["name"] == "none"
         ]
-    norms, norm = MODELS[experiment.model.name].norms, experiment.model.norm
-    if norm is not None and norm not in norms:
-        lines.append(f"model.norm: given {norm!r}; model {experiment.model.name} allows: {listed(norms)}")
     return lines
 
 
@@ -73,6 +71,19 @@ def _data(data: DataSection) -> list[str]:
     rule = "together they have to be below 1, to leave images to the clients"
     given = f"data.auxiliary_fraction: given {auxiliary} beside data.public_fraction {public}"
     return [f"{given}; {rule}"] if public + auxiliary >= 1 else []
+
+
+def _model(model: ModelSection) -> list[str]:
+    # A user's own classifier need not have either setting.
+    chosen = MODELS[model.name]
+    norms: tuple[str, ...] = getattr(chosen, "norms", ())
+    lines = []
+    if model.norm is not None and model.norm not in norms:
+        rule = f"allows: {listed(norms)}" if norms else "has no such setting"
+        lines.append(f"model.norm: given {model.norm!r}; model {model.name} {rule}")
+    if model.width is not None and not hasattr(chosen, "default_width"):
+        lines.append(f"model.width: given {model.width}; model {model.name} has no such setting")
+    return lines
 
 
 def _federation(experiment: Experiment) -> list[str]:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedveil.attacks import ATTACKS, Attack
 from fedveil.attacks.base import attack_labels
@@ -23,67 +14,22 @@ from fedveil.fl.models import ModelSpec
 from fedveil.fl.partition import PARTITIONS, Partition
 from fedveil.fl.strategies import STRATEGIES, Strategy
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
-from fedveil.orchestrator.config.options import build_named, normalise
-from fedveil.orchestrator.config.uri import uri_fault
-from fedveil.orchestrator.tracking import ImagePolicy
+from fedveil.orchestrator.config.options import build_named
+from fedveil.orchestrator.config.values import (
+    MOST,
+    Count,
+    GpuShare,
+    Images,
+    Kinded,
+    Name,
+    Named,
+    Round,
+    Seed,
+    SeveralNamed,
+    TrackingUri,
+)
 
-MOST = 1_000_000_000
-"""Above any count that makes sense, and well inside what the libraries below take."""
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1, le=MOST)]
-RoundName = Literal["middle", "last"]
-USUAL_ROUNDS: tuple[int | RoundName, ...] = (0, 1, "middle", "last")
-
-
-def _named(key: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _one(normalise(value, key), f"a name or {{{key}: NAME, option: value}}"))
-
-
-def _one(value: Any, allowed: str) -> Any:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"allowed: {allowed}")
-    return value
-
-
-def _several(value: Any) -> Any:
-    allowed = "a name, {name: NAME, option: value}, or a list of these"
-    return [_one(part, allowed) for part in as_list(value)]
-
-
-def _round(value: Any) -> Any:
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if not (value >= 0 if number else value in get_args(RoundName)):
-        raise ValueError(f"allowed: round numbers from 0, {', '.join(get_args(RoundName))}")
-    return value
-
-
-def _image_policy(value: Any) -> ImagePolicy:
-    names = [policy.value for policy in ImagePolicy]
-    if value not in names:
-        raise ValueError(f"allowed: {', '.join(names)}")
-    return ImagePolicy(value)
-
-
-def _tracking_uri(uri: str) -> str:
-    fault = uri_fault(uri)
-    if fault is not None:
-        raise ValueError(fault)
-    return uri
-
-
-def _gpu_share(share: float) -> float:
-    if 0 < share < LEAST_SHARE:
-        raise ValueError(f"allowed: 0, or {LEAST_SHARE} or more")
-    return share
-
-
-def _experiment_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        raise ValueError("allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first")
-    if name == "cache":
-        raise ValueError("this name is taken by the folder runs/cache")
-    return name
+USUAL_ROUNDS: tuple[Round, ...] = (0, 1, "middle", "last")
 
 
 class Section(BaseModel):
@@ -111,7 +57,7 @@ class DataSection(Section):
     pool: bool = False
     public_fraction: float = Field(default=0.05, gt=0, lt=1)
     auxiliary_fraction: float = Field(default=0.2, gt=0, lt=1)
-    partition: Annotated[dict[str, Any], _named("kind")] = Field(default={"kind": "iid"})
+    partition: Kinded = Field(default={"kind": "iid"})
 
     def build_partition(self) -> Partition:
         """Make the partition rule."""
@@ -157,7 +103,7 @@ class FLSection(Section):
     batch_size: Count = 32
     learning_rate: float = Field(default=0.05, gt=0)
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
-    strategy: Annotated[dict[str, Any], _named("name")] = Field(default={"name": "fedavg"})
+    strategy: Named = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
     client_chunks: Count = 16
 
@@ -188,15 +134,13 @@ class AuditSection(Section):
         gallery: images among which a victim has to be found; never fewer than the victims.
     """
 
-    rounds: Annotated[list[Annotated[int | RoundName, BeforeValidator(_round)]], Field(min_length=1)] | None = None
+    rounds: list[Round] | None = Field(default=None, min_length=1)
     victims: Count = 64
     clients: Count | None = None
     batch_size: Count = 1
     local_steps: Count = 1
     labels: Literal["known", "recovered"] = "known"
-    attacks: list[Annotated[dict[str, Any], _named("name")]] = Field(
-        default=[{"name": "inverting_gradients"}, {"name": "adaptive"}]
-    )
+    attacks: list[Named] = Field(default=[{"name": "inverting_gradients"}, {"name": "adaptive"}])
     balanced: bool = True
     gallery: Count = 1000
 
@@ -225,8 +169,8 @@ class TrackingSection(Section):
         images: what may leave as pictures; None for ``grid`` with published data sets and ``none`` with your own.
     """
 
-    uri: Annotated[str, AfterValidator(_tracking_uri)] | None = None
-    images: Annotated[ImagePolicy, BeforeValidator(_image_policy)] | None = None
+    uri: TrackingUri | None = None
+    images: Images | None = None
 
 
 class ResourcesSection(Section):
@@ -240,7 +184,7 @@ class ResourcesSection(Section):
 
     workers: Count = 2
     cpus_per_worker: float = Field(default=1.0, ge=LEAST_SHARE, le=10_000)
-    gpus_per_worker: Annotated[float, AfterValidator(_gpu_share)] = Field(default=0.0, ge=0, le=10_000)
+    gpus_per_worker: GpuShare = Field(default=0.0, ge=0, le=10_000)
 
 
 Objective = Literal["max", "min"]
@@ -284,14 +228,14 @@ class Experiment(Section):
         defense: a name, ``{name: NAME, option: value}``, or a list of these, which are applied in their order.
     """
 
-    experiment: Annotated[str, AfterValidator(_experiment_name)]
+    experiment: Name
     plugins: list[str] = Field(default=[])
     seed: Seed = 0
     seeds: list[Seed] = Field(default=[])
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     fl: FLSection = FLSection()
-    defense: Annotated[list[dict[str, Any]], BeforeValidator(_several)] = Field(default=[{"name": "none"}])
+    defense: SeveralNamed = Field(default=[{"name": "none"}])
     audit: AuditSection = AuditSection()
     tracking: TrackingSection = TrackingSection()
     resources: ResourcesSection = ResourcesSection()
@@ -317,8 +261,3 @@ SECTIONS = frozenset(
     )
 )
 """The keys of an experiment file that hold a section."""
-
-
-def as_list(value: Any) -> Any:
-    """``{name: ...}``, ``NAME`` and a list of either all mean a list of defences."""
-    return [normalise(part) for part in (value if isinstance(value, list) else [value])]

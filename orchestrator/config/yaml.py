@@ -53,7 +53,7 @@ def dump(value: Any) -> str:
     """Return plain values as YAML that `parse` reads back, keys in their order."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment] - typed by its default, None
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed by its default, None
     text = io.StringIO()
     writer.dump(value, text)
     return text.getvalue().removesuffix("...\n")

@@ -3,24 +3,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
-from fedveil.orchestrator import cli, progress
+from fedveil.orchestrator import cli
 from fedveil.orchestrator.cli import main
-from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.config import Experiment, plugins
+from fedveil.orchestrator.listing import KINDS
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.report.recorded import experiment_views, rows_as_json, rows_from_mlflow
+from fedveil.orchestrator.run.results import RunResult
+from fedveil.orchestrator.run.setup import Setup
 from fedveil.orchestrator.tracking.names import KIND_TAG
 
 TINY = """
@@ -29,6 +28,16 @@ data: {name: "npz:two.npz"}
 model: {name: convnet, width: 4}
 fl: {clients: 2, rounds: 1}
 audit: {victims: 2, gallery: 10}
+"""
+CONNECT = "fedveil.orchestrator.run.api.connect"
+HALVES = """
+from dataclasses import dataclass
+from fedveil.fl.partition import PARTITIONS, Partition
+
+@PARTITIONS.register("halves")
+@dataclass(frozen=True)
+class Halves(Partition):
+    '''Two clients, one half each.'''
 """
 SEARCH = "search: {panel: [{seed: 1}]}\n"
 
@@ -43,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FEDVEIL_DATA", raising=False)
-    monkeypatch.setattr(cli, "connect", started)
+    monkeypatch.setattr(CONNECT, started)
     images = np.random.default_rng(0).integers(0, 256, (60, 12, 12), dtype=np.uint8)
     arrays = {f"{split}_images": images for split in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(60) % 2 for split in ("train", "val", "test")}
@@ -80,6 +89,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["report", "x"], "sqlite:///"),
         (["report", "x", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
         (["ui"], "sqlite:///"),
+        (["run", "tiny.yaml", "--plugin", "./no.py"], "--plugin: ./no.py: there is no such file in "),
+        (["report", "x", "--plugin", "./no.py"], "--plugin: ./no.py: there is no such file in "),
+        (["run", "tiny.yaml", "--set", "plugins=[./no.py]"], "plugins: ./no.py: there is no such file in "),
+        (["list", "models", "nothing"], "unknown model 'nothing'; allowed: convnet, lenet, resnet18, resnet20"),
         (["data", "get", "nothing"], "unknown data set 'nothing'; allowed: "),
         (["data", "get", "mni152", "--size", "7"], "mni152: size 7 is not available"),
     ],
@@ -118,12 +131,12 @@ def test_a_warning_is_one_line_said_once(
     images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
     arrays = {f"{split}_images": images for split in ("train", "val", "test")}
     labels = {f"{split}_labels": np.arange(60)[:, None] % 2 for split in ("train", "val", "test")}
-    np.savez(folder / "pneumoniamnist.npz", **arrays, **labels)
     monkeypatch.setenv("FEDVEIL_DATA", str(folder))
-    for _ in range(2):
-        assert main(["run", "tiny.yaml", "--set", "data.name=pneumoniamnist", "--set", "audit.victims=400"]) == 2
+    for name in ("pneumoniamnist", "breastmnist"):
+        np.savez(folder / f"{name}.npz", **arrays, **labels)
+        assert main(["run", "tiny.yaml", "--set", f"data.name={name}", "--set", "audit.victims=400"]) == 2
         warned, error = capsys.readouterr().err.splitlines()
-        assert warned.startswith(f"fedveil: {folder}/pneumoniamnist.npz is not the official file: its md5 is ")
+        assert warned.startswith(f"fedveil: {folder}/{name}.npz is not the official file: its md5 is ")
         assert error.startswith("fedveil: audit.victims: 400")
 
 
@@ -144,8 +157,9 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run", "sweep", "report", "data", "doctor", "ui"]),
-        (["run"], ["--set KEY=VALUE", "--json FILE", "--ray ADDRESS", "experiment file"]),
+        ([], ["run", "sweep", "report", "list", "data", "doctor", "ui"]),
+        (["run"], ["--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"]),
+        (["list"], ["--plugin MODULE", "defenses, attacks, models, data, strategies, partitions", "NAME"]),
         (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
         (["report"], ["--uri", "--json FILE", "experiment"]),
         (["data"], ["list", "get"]),
@@ -163,12 +177,26 @@ def test_help(arguments: list[str], words: list[str], capsys: pytest.CaptureFixt
     assert [word for word in words if word not in text] == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["walk"], ["run"], ["data"], ["run", "a", "b"], ["ui", "--port", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["walk"], ["run"], ["data"], ["list"], ["list", "a"], ["run", "a", "b"], ["ui", "--port", "x"]]
+)
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     assert "usage: fedveil" in capsys.readouterr().err
+
+
+def test_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_installed", {})
+    monkeypatch.setattr(plugins._carried, "sources", {})
+    monkeypatch.setattr(KINDS["partitions"].registry, "_entries", dict(KINDS["partitions"].registry._entries))
+    (folder / "halves.py").write_text(HALVES, encoding="utf-8")
+    assert main(["list", "partitions", "--plugin", "halves"]) == 0
+    assert "halves     Two clients, one half each." in capsys.readouterr().out
+    assert main(["list", "partitions", "halves"]) == 0
+    assert "data: {partition: {kind: halves}}" in capsys.readouterr().out
+    assert tuple(KINDS) == cli.LISTED
 
 
 def test_data_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +227,14 @@ def _connected(*arguments: object, **options: object) -> Iterator[None]:
 def test_a_run_writes_its_results_and_says_whether_it_failed(
     status: str, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_single(experiment: Experiment, console: Console) -> TrialRow:
+    def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunResult:
         assert experiment.fl.rounds == 3
+        assert len(setup.shards) == experiment.fl.clients
         metrics = {"utility/accuracy": 0.5, "privacy/mse": float("nan")}
-        return TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
+        row = TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
+        return RunResult("tiny", (row,), folder)
 
-    monkeypatch.setattr(cli, "connect", _connected)
+    monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", run_single)
     assert main(["run", "tiny.yaml", "--set", "fl.rounds=3", "--json", "r.json"]) == code
     written = json.loads(
@@ -228,7 +258,7 @@ def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "connect", _connected)
+    monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", interrupt)
     assert main(["run", "tiny.yaml"]) == 130
     assert capsys.readouterr().err == "fedveil: interrupted\n"
@@ -300,82 +330,3 @@ def test_ui(store: str, folder: Path, capsys: pytest.CaptureFixture[str], monkey
     assert command[command.index("--backend-store-uri") + 1] == store
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
-
-
-class Board:
-    """The mailbox without Ray; what it holds may be an error."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.killed = False
-        self.posted: list[tuple[str, str]] = []
-        self.take = SimpleNamespace(remote=lambda: self.answers.pop(0) if self.answers else [])
-        self.post = SimpleNamespace(remote=lambda who, text: self.posted.append((who, text)))
-
-
-def fake_ray(board: Board) -> Any:
-    def get(answer: Any, timeout: float) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def kill(actor: Board) -> None:
-        actor.killed = True
-
-    make = SimpleNamespace(remote=lambda: board)
-    return SimpleNamespace(remote=lambda **options: lambda cls: make, get=get, kill=kill, exceptions=ray.exceptions)
-
-
-def shown_by(board: Board, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(progress, "ray", fake_ray(board))
-    console = Console(width=40, record=True)
-    with progress.progress_on(console, every=0.001):
-        while len(board.answers) > 1:
-            time.sleep(0.001)
-    return console.export_text()
-
-
-def test_progress_outlives_a_busy_moment_and_shows_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board(ray.exceptions.GetTimeoutError("busy"), [("t[0]", "round [/1] of [bold]")], [("t", "done")])
-    text = shown_by(board, monkeypatch)
-    assert "t[0]  round [/1] of [bold]" in text
-    assert "t  done" in text
-    assert board.killed
-
-
-def failing_block(board: Board, last: Any, console: Console) -> None:
-    with progress.progress_on(console, every=60):
-        board.answers = [last]
-        raise ValueError("the trial")
-
-
-def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    board, console = Board(), Console(width=80, record=True)
-    monkeypatch.setattr(progress, "ray", fake_ray(board))
-    with pytest.raises(ValueError, match="the trial"):
-        failing_block(board, [("t", "last words")], console)
-    assert "last words" in console.export_text()
-    assert board.killed
-
-
-def test_a_lost_board_does_not_hide_what_ended_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board()
-    monkeypatch.setattr(progress, "ray", fake_ray(board))
-    with pytest.raises(ValueError, match="the trial"):
-        failing_block(board, ray.exceptions.RayError("gone"), Console())
-    assert board.killed
-
-
-def test_a_speaker_posts_under_its_name_or_keeps_quiet() -> None:
-    board = Board()
-    progress.Speaker(board, "t")("hello")
-    progress.Speaker(None, "t")("hello")
-    assert board.posted == [("t", "hello")]
-
-
-def test_the_mailbox_is_emptied_by_looking() -> None:
-    board = progress._Board()
-    board.post("a", "one")
-    board.post("b", "two")
-    assert board.take() == [("a", "one"), ("b", "two")]
-    assert board.take() == []

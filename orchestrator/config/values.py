@@ -1,0 +1,79 @@
+"""The kinds of values that settings have, each with its own words for what is allowed."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fedveil.orchestrator.cluster.connection import LEAST_SHARE
+from fedveil.orchestrator.config.options import normalise
+from fedveil.orchestrator.config.uri import uri_fault
+from fedveil.orchestrator.tracking import ImagePolicy
+
+MOST = 1_000_000_000
+"""Above any count that makes sense, and well inside what the libraries below take."""
+
+
+def _one(value: Any, allowed: str) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"allowed: {allowed}")
+    return value
+
+
+def _named(key: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: _one(normalise(value, key), f"a name or {{{key}: NAME, option: value}}"))
+
+
+def _several(value: Any) -> Any:
+    allowed = "a name, {name: NAME, option: value}, or a list of these"
+    return [_one(normalise(part), allowed) for part in (value if isinstance(value, list) else [value])]
+
+
+def _round(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not (value >= 0 if number else value in get_args(RoundName)):
+        raise ValueError(f"allowed: round numbers from 0, {', '.join(get_args(RoundName))}")
+    return value
+
+
+def _image_policy(value: Any) -> ImagePolicy:
+    names = [policy.value for policy in ImagePolicy]
+    if value not in names:
+        raise ValueError(f"allowed: {', '.join(names)}")
+    return ImagePolicy(value)
+
+
+def _tracking_uri(uri: str) -> str:
+    fault = uri_fault(uri)
+    if fault is not None:
+        raise ValueError(fault)
+    return uri
+
+
+def _gpu_share(share: float) -> float:
+    if 0 < share < LEAST_SHARE:
+        raise ValueError(f"allowed: 0, or {LEAST_SHARE} or more")
+    return share
+
+
+def _experiment_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError("allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first")
+    if name == "cache":
+        raise ValueError("this name is taken by the folder runs/cache")
+    return name
+
+
+RoundName = Literal["middle", "last"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Name = Annotated[str, AfterValidator(_experiment_name)]
+Named = Annotated[dict[str, Any], _named("name")]
+Kinded = Annotated[dict[str, Any], _named("kind")]
+SeveralNamed = Annotated[list[dict[str, Any]], BeforeValidator(_several)]
+Round = Annotated[int | RoundName, BeforeValidator(_round)]
+Images = Annotated[ImagePolicy, BeforeValidator(_image_policy)]
+TrackingUri = Annotated[str, AfterValidator(_tracking_uri)]
+GpuShare = Annotated[float, AfterValidator(_gpu_share)]

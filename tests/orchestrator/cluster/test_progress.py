@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from fedveil.orchestrator.cluster import progress
+
+
+class Board:
+    """The mailbox without Ray; what it holds may be an error."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.killed = False
+        self.posted: list[tuple[str, str]] = []
+        self.take = SimpleNamespace(remote=lambda: self.answers.pop(0) if self.answers else [])
+        self.post = SimpleNamespace(remote=lambda who, text: self.posted.append((who, text)))
+
+
+def fake_ray(board: Board) -> Any:
+    def get(answer: Any, timeout: float) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(actor: Board) -> None:
+        actor.killed = True
+
+    make = SimpleNamespace(remote=lambda: board)
+    return SimpleNamespace(remote=lambda **options: lambda cls: make, get=get, kill=kill, exceptions=ray.exceptions)
+
+
+def shown_by(board: Board, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    console = Console(width=40, record=True)
+    with progress.progress_on(console, every=0.001):
+        while len(board.answers) > 1:
+            time.sleep(0.001)
+    return console.export_text()
+
+
+def test_progress_outlives_a_busy_moment_and_shows_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(ray.exceptions.GetTimeoutError("busy"), [("t[0]", "round [/1] of [bold]")], [("t", "done")])
+    text = shown_by(board, monkeypatch)
+    assert "t[0]  round [/1] of [bold]" in text
+    assert "t  done" in text
+    assert board.killed
+
+
+def failing_block(board: Board, last: Any, console: Console) -> None:
+    with progress.progress_on(console, every=60):
+        board.answers = [last]
+        raise ValueError("the trial")
+
+
+def test_the_last_lines_are_shown_when_a_block_ends_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, console = Board(), Console(width=80, record=True)
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    with pytest.raises(ValueError, match="the trial"):
+        failing_block(board, [("t", "last words")], console)
+    assert "last words" in console.export_text()
+    assert board.killed
+
+
+def test_a_lost_board_does_not_hide_what_ended_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    monkeypatch.setattr(progress, "ray", fake_ray(board))
+    with pytest.raises(ValueError, match="the trial"):
+        failing_block(board, ray.exceptions.RayError("gone"), Console())
+    assert board.killed
+
+
+def test_a_speaker_posts_under_its_name_or_keeps_quiet() -> None:
+    board = Board()
+    progress.Speaker(board, "t")("hello")
+    progress.Speaker(None, "t")("hello")
+    assert board.posted == [("t", "hello")]
+
+
+def test_the_mailbox_is_emptied_by_looking() -> None:
+    board = progress._Board()
+    board.post("a", "one")
+    board.post("b", "two")
+    assert board.take() == [("a", "one"), ("b", "two")]
+    assert board.take() == []
