@@ -67,7 +67,9 @@ def _differences(ranked: Sequence[str], mixes: Mapping[str, _Mix], records: Reco
         ahead, low, high = paired_difference_of(by_victim[first], by_victim[name])
         ends = "" if low is None or high is None else f" [{_signed(low)}, {_signed(high)}]"
         parts.append(f"{name} by {_signed(ahead)}{ends}")
-    return f"; {first} is ahead of {', of '.join(parts)} (95 % interval, paired over {len(by_victim[first])} victims)"
+    count = len(by_victim[first])
+    over = f"95 % interval, paired over {count} victims" if count > 1 else "no interval: there is one victim"
+    return f"; {first} is ahead of {', of '.join(parts)} ({over})"
 
 
 def _mix(curve: Sequence[TrialGroup], accuracy: float) -> _Mix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,20 +63,23 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
 
 
 def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRecord, ...]]:
-    """Return the victims' records of an experiment's finished trials, by name; of trials that share a name none.
+    """Return the victims' records of an experiment's finished trials, by name.
+
+    Trials that share a name have none, nor have those whose records another version of fedveil wrote.
 
     Raises:
         FedveilError: see `rows_from_mlflow`.
     """
+    records = {}
     with _client(uri) as client, TemporaryDirectory() as scratch:
         runs = [run for run in _runs_of(client, uri, experiment) if run.info.status == FINISHED]
         times = Counter(run.info.run_name for run in runs)
-        return {
-            run.info.run_name: load_records(Path(client.download_artifacts(run.info.run_id, RECORDS, scratch)))
-            for run in runs
-            if times[run.info.run_name] == 1
-            and any(file.path == RECORDS for file in client.list_artifacts(run.info.run_id))
-        }
+        for info in (run.info for run in runs if times[run.info.run_name] == 1):
+            if any(file.path == RECORDS for file in client.list_artifacts(info.run_id)):
+                path = Path(client.download_artifacts(info.run_id, RECORDS, scratch))
+                with suppress(KeyError, TypeError):  # its fields have other names
+                    records[info.run_name] = load_records(path)
+    return records
 
 
 def _runs_of(client: Any, uri: str, experiment: str) -> list[Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from rich.console import Console
 
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.orchestrator.report import TrialRow, TrialTable, matched_line
@@ -124,5 +125,11 @@ def test_without_the_same_victims_there_is_no_interval() -> None:
 
 def test_a_single_victim_has_a_difference_without_an_interval() -> None:
     line = matched_line(ROWS, {row.name: records(row, victims=1) for row in ROWS})
-    assert line.endswith("by 0.0130 (95 % interval, paired over 1 victims)")
-    assert TrialTable(ROWS, {row.name: records(row) for row in ROWS})
+    assert line.endswith("by 0.0130 (no interval: there is one victim)")
+
+
+def test_the_table_ends_with_the_sentence() -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(TrialTable(ROWS, {row.name: records(row) for row in ROWS}))
+    assert capture.get().rstrip().endswith("(95 % interval, paired over 8 victims)")

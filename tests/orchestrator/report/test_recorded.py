@@ -69,16 +69,19 @@ def test_the_victims_records_come_back_from_mlflow_where_the_names_are_clear(fol
     experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
     record = PrivacyRecord("adaptive", ThreatModel(), 0, 1, 2, 3, 4, mse=0.25, psnr=6.0, ssim=0.5, label_recovered=True)
     save_records((record,), folder / RECORDS)
+    (folder / "old").mkdir()
+    (folder / "old" / RECORDS).write_text((folder / RECORDS).read_text().replace("baseline_mse", "floor_mse"))
     for name, status, recorded in (
-        ("kept", "FINISHED", True),
-        ("again", "FINISHED", True),
-        ("again", "FINISHED", True),
-        ("failed", "FAILED", True),
-        ("without", "FINISHED", False),
+        ("kept", "FINISHED", folder / RECORDS),
+        ("again", "FINISHED", folder / RECORDS),
+        ("again", "FINISHED", folder / RECORDS),
+        ("failed", "FAILED", folder / RECORDS),
+        ("without", "FINISHED", None),
+        ("old", "FINISHED", folder / "old" / RECORDS),
     ):
         run = client.create_run(experiment, tags={KIND_TAG: "trial"}, run_name=name).info.run_id
-        if recorded:
-            client.log_artifact(run, str(folder / RECORDS))
+        if recorded is not None:
+            client.log_artifact(run, str(recorded))
         client.set_terminated(run, status)
     assert records_from_mlflow(uri, "e") == {"kept": (record,)}
     with pytest.raises(FedveilError, match=r"no experiment 'f' at .*; there are: e"):
