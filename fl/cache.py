@@ -48,7 +48,7 @@ def _versions(module: str) -> tuple[str, ...]:
 def _code(name: str) -> str:
     """Return a hash of an imported package's files or of a single module's text; "" where there is no text to see."""
     module = sys.modules[name]
-    if hasattr(module, "__path__"):
+    if getattr(module, "__path__", None):
         return "".join(sources(Path(folder)) for folder in module.__path__)
     try:
         return hashlib.blake2b(inspect.getsource(module).encode(), digest_size=16).hexdigest()

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Slot:
-    """One share of a CPU or GPU, with one model of each kind in memory. It plays many clients, one after another.
+    """One share of a CPU or GPU, with one model of each kind in memory. It serves many clients, one after another.
 
     Attributes:
         device: where this slot computes.

@@ -1,4 +1,4 @@
-"""What local training asks of a defence. The defences themselves live one floor up, in `defense`."""
+"""What local training asks of a defence. The defences themselves live one floor up, in `fedveil.defense`."""
 
 from __future__ import annotations
 

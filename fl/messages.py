@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import torch
 from torch import Tensor
 
 
@@ -43,6 +42,7 @@ class ClientUpdate:
     def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
         """Return an update that holds the mean gradient of one batch.
 
+        >>> import torch
         >>> ClientUpdate.gradient({"weight": torch.zeros(2)}).kind
         <UpdateKind.GRADIENT: 'gradient'>
         """

@@ -91,8 +91,8 @@ class Dirichlet(Partition):
         )
 
     def _spread(self, members: Indices, clients: int, stream: np.random.Generator) -> list[Indices]:
-        shares = stream.dirichlet(np.full(clients, self.alpha))
-        pieces = np.split(members, (np.cumsum(shares)[:-1] * len(members)).astype(int))
+        proportions = stream.dirichlet(np.full(clients, self.alpha))
+        pieces = np.split(members, (np.cumsum(proportions)[:-1] * len(members)).astype(int))
         # Rounding down favours the last piece; who gets it is left to chance.
         return [pieces[i] for i in stream.permutation(clients)]
 

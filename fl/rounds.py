@@ -75,7 +75,7 @@ class ServerState:
     """What the server carries from round to round, and all that a checkpoint needs.
 
     Attributes:
-        round: the next round to play.
+        round: number of the next round.
         weights: parameters and floating-point buffers by name, on the CPU.
         optimizer: the strategy's own tensors.
     """
@@ -97,7 +97,7 @@ class RoundReport:
 
     Attributes:
         loss: mean training loss over the cohort's examples.
-        failed_clients: clients whose turn was lost with a worker and had to be played again.
+        failed_clients: clients whose turn was lost with a worker and had to be run again.
         update_bytes: mean bytes that one client sent (see `ClientUpdate.nbytes`).
     """
 
@@ -120,7 +120,7 @@ class Utility:
 
 
 class Simulation:
-    """A federated run: ``round()`` plays the next round and leaves the server's new state in ``state``.
+    """A federated run: ``round()`` runs the next round and leaves the server's new state in ``state``.
 
     Args:
         federation: the run.
@@ -136,7 +136,7 @@ class Simulation:
         self._shared = executor.broadcast(federation)
 
     def round(self) -> RoundReport:
-        """Play one round.
+        """Run one round.
 
         Raises:
             FedveilError: the training diverged: the loss or a new weight is not finite.

@@ -1,6 +1,6 @@
 """Independent random streams that are a pure function of (seed, purpose, round, client, ...).
 
-Nothing in fedveil draws from a global generator: a lost worker's share can be replayed, on another process or machine,
+Nothing in fedveil draws from a global generator: a lost worker's chunk can be replayed, on another process or machine,
 and gives the same bits.
 """
 

@@ -1,41 +1,73 @@
 """Labelled images by name: `load_data` for a trial, `available` and `fetch` for ``fedveil data``.
 
-To add a data set, write a `fl.data.source.Source` in a file of its own, register it there, and import it
-here.
+To add a data set, write a `Source` in a file of its own, register it there with `register_data`, and import it here; a
+plug-in does the same in the user's file.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
 from fedveil.fl.data.images import ImageData, Images
 from fedveil.fl.data.search import search_folders
-from fedveil.fl.data.source import DataEntry, Source, named, prefixed
-from fedveil.fl.data.subsets import limited, split_public
+from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
+from fedveil.fl.data.splits import TrainSplit, pooled, split_train
+from fedveil.fl.data.subsets import limited
 from fedveil.fl.errors import unknown_name
 
-__all__ = ["DataEntry", "ImageData", "Images", "available", "fetch", "load_data", "split_public"]
+__all__ = [
+    "DataEntry",
+    "ImageData",
+    "Images",
+    "Source",
+    "TrainSplit",
+    "available",
+    "fetch",
+    "load_data",
+    "pooled",
+    "register_data",
+    "split_train",
+]
 
 # Importing a source registers it.
 _SOURCES = (folder, medmnist, mni152, npz, torchvision)
 
 
-def load_data(name: str, *, size: int | None = None, limit: int | None = None, seed: int = 0) -> ImageData:
+def load_data(
+    name: str, *, size: int | None = None, limit: int | None = None, pool: bool = False, seed: int = 0
+) -> ImageData:
     """Load a data set by name, downloading it into ``data/cache`` if no search folder has it.
+
+    The last few results are kept in the process and given again while the files are the same, so treat the tensors as
+    read-only.
 
     Args:
         name: of `available`, or ``npz:PATH`` or ``folder:PATH``.
         size: pixels a side; None for the data set's default.
         limit: keep at most so many images of each split, stratified by class; None for all.
-        seed: decides which images ``limit`` keeps, and the split of a ``folder:`` without one.
+        pool: draw the splits anew from all images (see `pooled`), before ``limit``.
+        seed: decides which images ``limit`` keeps, the splits of ``pool``, and those of a ``folder:`` without any.
 
     Raises:
         FedveilError: the name, the size or the limit is not allowed, or the files are missing, damaged or
             malformed.
     """
+    places = [file for place in _source(name).entry().found for file in (place, *sorted(place.rglob("*")))]
+    stats = [(file.resolve(), file.stat()) for file in places]
+    return _loaded(name, size, limit, pool, seed, tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
+
+
+@lru_cache(maxsize=4)
+def _loaded(
+    name: str, size: int | None, limit: int | None, pool: bool, seed: int, files: tuple[object, ...]
+) -> ImageData:
+    """Load as `load_data` does; other ``files`` are another call."""
     data = _source(name).load(size=size, seed=seed)
+    if pool:
+        data = pooled(data, seed)
     if limit is None:
         return data
     return replace(

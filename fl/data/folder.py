@@ -99,10 +99,6 @@ class FolderSource(Source):
             published=False,
         )
 
-    def fetch(self, *, size: int | None) -> Path:
-        """Always raises: the files are the user's own."""
-        raise FedveilError(f"{self.name}: these are your own files; there is nothing to download")
-
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

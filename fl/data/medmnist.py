@@ -94,14 +94,14 @@ class MedMNIST(Source):
     """
 
     def __init__(self, flag: str) -> None:
-        self.flag = flag
+        self.name = flag
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""
-        info = release(self.flag)
+        info = release(self.name)
         found = [find_first([self._filename(size)]) for size in SIZES]
         return DataEntry(
-            name=self.flag,
+            name=self.name,
             origin="MedMNIST v2 (Zenodo)",
             sizes=SIZES,
             default_size=28,
@@ -113,7 +113,7 @@ class MedMNIST(Source):
     def load(self, *, size: int | None, seed: int) -> ImageData:
         """See `Source.load`. A file whose md5 is not the official one is used, with a warning and a note."""
         chosen = chosen_size(self.entry(), size)
-        info = release(self.flag)
+        info = release(self.name)
         path = find_first([self._filename(chosen)]) or self.fetch(size=chosen)
         arrays = read_npz(path)
         expected = (chosen, chosen) if info.channels == 1 else (chosen, chosen, 3)
@@ -128,18 +128,18 @@ class MedMNIST(Source):
         if info.multi_label:
             arrays = _any_finding(arrays, len(info.classes), path)
             classes = ("no finding", "any finding")
-            notes += (f"{self.flag}: {len(info.classes)} findings were reduced to {' / '.join(classes)}",)
-        return image_data(arrays, name=self.flag, where=str(path), classes=classes, published=True, notes=notes)
+            notes += (f"{self.name}: {len(info.classes)} findings were reduced to {' / '.join(classes)}",)
+        return image_data(arrays, name=self.name, where=str(path), classes=classes, published=True, notes=notes)
 
     def fetch(self, *, size: int | None) -> Path:
         """See `Source.fetch`."""
         chosen = chosen_size(self.entry(), size)
-        url, md5 = release(self.flag).urls[chosen], release(self.flag).md5s[chosen]
+        url, md5 = release(self.name).urls[chosen], release(self.name).md5s[chosen]
         name = self._filename(chosen)
-        return official(name, md5) or download([url], cache_folder() / name, md5=md5, what=self.flag)
+        return official(name, md5) or download([url], cache_folder() / name, md5=md5, what=self.name)
 
     def _filename(self, size: int) -> str:
-        return f"{self.flag}.npz" if size == 28 else f"{self.flag}_{size}.npz"
+        return f"{self.name}.npz" if size == 28 else f"{self.name}_{size}.npz"
 
 
 def _any_finding(arrays: NpzArrays, findings: int, path: Path) -> NpzArrays:

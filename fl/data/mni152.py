@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedveil.fl.data.checks import checked_data
 from fedveil.fl.data.images import ImageData, Images
-from fedveil.fl.data.source import DataEntry, Source, chosen_size, named
+from fedveil.fl.data.source import DataEntry, Source, chosen_size, register_data
 from fedveil.fl.errors import FedveilError
 
 _FILE = Path("datasets", "data", "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
@@ -31,16 +31,19 @@ _FIELD = 192.0
 """Side of a slice in mm; the brain's longest extent is 181."""
 _SPACING = 2.3
 """The volume is sampled at least every so many mm, before the area average down to the size asked for."""
-_TILTS = (-20.0, -10.0, 0.0, 10.0, 20.0)
-"""Degrees by which a plane is tilted, as scans are in practice: more images that are not near-copies."""
+_TILTS = (-24.0, -12.0, 0.0, 12.0, 24.0)
+"""Degrees by which a plane is tilted about its first hinge, as scans are in practice: more images that are no copies."""
+_TURNS = (0.0, 15.0)
+"""Degrees about its second hinge. They all have one sign: slices turned to and fro would be mirror twins."""
 _STEP = 2.0
 """mm from one slice to the next within a block."""
-_POSITIONS = 4
-"""Slices of one tilt in a block."""
+_POSITIONS = 3
+"""Slices in a block."""
 _GAP = 6.0
 """mm from the last slice of a block to the first of the next."""
-_SPLITS = ("train", "test", "train", "train", "val", "train")
-"""Splits of successive blocks of a plane, over and over, so that each split sees all parts of the brain."""
+_SPLITS = (("train", "val", "train", "test", "train"), ("train", "test", "train", "val", "train"))
+"""Splits of the tilts at one position, without and with a turn. They move on by two tilts from position to position, a
+Latin square, and the turn swaps validation and test: both see all parts of the brain at all tilts, equally often."""
 _BRAIN_SHARE = 0.1
 """A slice with a smaller share of brain pixels is dropped."""
 
@@ -52,14 +55,14 @@ class Plane:
     Attributes:
         name: the class.
         normal: the axis that the slices stand across: 0 left to right, 1 back to front, 2 bottom to top.
-        hinge: the axis in the plane about which it is tilted.
+        hinges: the axes in the plane about which it is tilted and turned.
         first: mm from the centre to the first slice.
         last: mm from the centre beyond which no slice lies.
     """
 
     name: str
     normal: int
-    hinge: int
+    hinges: tuple[int, int]
     first: float
     last: float
 
@@ -68,9 +71,9 @@ class Plane:
 # hemisphere is cut. It begins 2 mm off the middle, where slices tilted to and fro would be mirror twins.
 # The other two planes are tilted about the left-right axis only, for the same reason.
 PLANES = (
-    Plane("sagittal", normal=0, hinge=2, first=2.0, last=72.0),
-    Plane("coronal", normal=1, hinge=0, first=-90.0, last=90.0),
-    Plane("axial", normal=2, hinge=0, first=-77.0, last=77.0),
+    Plane("sagittal", normal=0, hinges=(2, 1), first=2.0, last=72.0),
+    Plane("coronal", normal=1, hinges=(0, 2), first=-90.0, last=90.0),
+    Plane("axial", normal=2, hinges=(0, 1), first=-77.0, last=77.0),
 )
 
 
@@ -99,14 +102,15 @@ def template_volume() -> Tensor:
     return torch.from_numpy(volume / top).clamp(0.0, 1.0)
 
 
-def sample_slice(volume: Tensor, plane: Plane, *, position: float, tilt: float, size: int) -> Tensor:
+def sample_slice(volume: Tensor, plane: Plane, *, position: float, tilt: float, turn: float, size: int) -> Tensor:
     """Cut one slice, the whole field of view, trilinear and then averaged over areas.
 
     Args:
         volume: (X, Y, Z) as of `template_volume`.
         plane: which family.
         position: mm from the centre along the normal.
-        tilt: degrees about the hinge.
+        tilt: degrees about the first hinge.
+        turn: degrees about the second hinge.
         size: pixels a side.
 
     Returns:
@@ -119,7 +123,8 @@ def sample_slice(volume: Tensor, plane: Plane, *, position: float, tilt: float, 
     points = torch.zeros(fine, fine, 3)
     points[..., along] = ruler[None, :]
     points[..., up] = -ruler[:, None]
-    points = points @ _rotation(plane.hinge, tilt).T + torch.tensor(_CENTRE)
+    rotation = _rotation(plane.hinges[0], tilt) @ _rotation(plane.hinges[1], turn)
+    points = points @ rotation.T + torch.tensor(_CENTRE)
     points[..., plane.normal] += position
     last_voxel = torch.tensor(volume.shape) - 1
     grid = (points / last_voxel * 2 - 1).flip(-1)
@@ -136,13 +141,33 @@ def _rotation(axis: int, degrees: float) -> Tensor:
     return matrix
 
 
-def blocks(plane: Plane) -> Iterator[tuple[float, ...]]:
-    """Yield the positions in mm of each block of ``plane``; all tilts of a position belong to its block."""
+@dataclass(frozen=True)
+class Block:
+    """A few neighbouring slices, tilted and turned alike.
+
+    Attributes:
+        plane: number of the plane in `PLANES`.
+        tilt: degrees about the first hinge.
+        turn: degrees about the second.
+        positions: mm along the plane's normal.
+        split: ``train``, ``val`` or ``test``.
+    """
+
+    plane: int
+    tilt: float
+    turn: float
+    positions: tuple[float, ...]
+    split: str
+
+
+def blocks() -> Iterator[Block]:
+    """Yield all blocks of all planes."""
     extent = (_POSITIONS - 1) * _STEP
-    start = plane.first
-    while start + extent <= plane.last:
-        yield tuple(start + index * _STEP for index in range(_POSITIONS))
-        start += extent + _GAP
+    for label, plane in enumerate(PLANES):
+        for row, start in enumerate(np.arange(plane.first, plane.last - extent + 1e-6, extent + _GAP).tolist()):
+            positions = tuple(start + index * _STEP for index in range(_POSITIONS))
+            for (column, tilt), (turn, splits) in product(enumerate(_TILTS), zip(_TURNS, _SPLITS, strict=True)):
+                yield Block(label, tilt, turn, positions, splits[(column + 2 * row) % len(splits)])
 
 
 def _split(volume: Tensor, split: str, size: int) -> Images:
@@ -150,28 +175,28 @@ def _split(volume: Tensor, split: str, size: int) -> Images:
     slices: list[Tensor] = []
     labels: list[int] = []
     groups: list[int] = []
-    group = 0
-    for label, plane in enumerate(PLANES):
-        for number, positions in enumerate(blocks(plane)):
-            group += 1
-            if _SPLITS[number % len(_SPLITS)] != split:
-                continue
-            for position, tilt in product(positions, _TILTS):
-                image = sample_slice(volume, plane, position=position, tilt=tilt, size=size)
-                if float((image > 0.1).float().mean()) >= _BRAIN_SHARE:
-                    slices.append(image)
-                    labels.append(label)
-                    groups.append(group)
+    for group, block in enumerate(blocks()):
+        if block.split != split:
+            continue
+        for position in block.positions:
+            image = sample_slice(
+                volume, PLANES[block.plane], position=position, tilt=block.tilt, turn=block.turn, size=size
+            )
+            if float((image > 0.1).float().mean()) >= _BRAIN_SHARE:
+                slices.append(image)
+                labels.append(block.plane)
+                groups.append(group)
     pixels = (torch.stack(slices)[:, None] * 255).round().to(torch.uint8)
     return Images(pixels, torch.tensor(labels), torch.tensor(groups))
 
 
+@register_data("mni152")
 class Mni152(Source):
     """Slices of the template, plane as class: sagittal, coronal, axial.
 
-    Successive blocks of four slices, 2 mm apart and each at five tilts, go to train, val or test; 6 mm lie
-    between blocks, those of one split too. A block is a group, so that public images are carved without
-    near-copies of private ones.
+    A block is three slices, 2 mm apart, at one tilt and turn; blocks lie 6 mm or 12 degrees apart, those of one split
+    too. Of five blocks three are for training, one for validation, one for test. A block is a group, so that a split
+    of the training images makes no near-copies either.
     """
 
     def entry(self) -> DataEntry:
@@ -204,6 +229,3 @@ class Mni152(Source):
         """Return the packaged file; there is nothing to download."""
         chosen_size(self.entry(), size)
         return template_path()
-
-
-named.register("mni152")(Mni152())

@@ -153,7 +153,3 @@ class NpzSource(Source):
             height, width = data.train.shape[1:]
             raise FedveilError(f"{self.name}: size {size} is not available; allowed: the file's own {height}x{width}")
         return data
-
-    def fetch(self, *, size: int | None) -> Path:
-        """Always raises: the file is the user's own."""
-        raise FedveilError(f"{self.name}: this is your own file; there is nothing to download")

@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.errors import FedveilError, FedveilWarning
 from fedveil.fl.registry import Registry
+
+Registered = TypeVar("Registered", bound=type)
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class DataEntry:
     """One line of ``fedveil data list``.
 
     Attributes:
-        name: what `fl.data.load_data` takes.
+        name: what `fedveil.fl.data.load_data` takes.
         origin: where the images come from.
         sizes: the allowed sizes in pixels (images are square); empty where the file decides.
         default_size: the size if none is asked for; None where the file decides.
@@ -50,11 +53,18 @@ class DataEntry:
 
 
 class Source(ABC):
-    """Images under one name. To add one, subclass and register it in `named` or `prefixed`."""
+    """Images under one name. To add one, write `load` and register the class with `register_data`."""
 
-    @abstractmethod
+    name: str
+    """As in the configuration; a registered class has it from its registry."""
+
     def entry(self) -> DataEntry:
-        """Say what this source holds and what of it is on this machine. Never touches the network."""
+        """Say what this source holds and what of it is on this machine. Never touches the network.
+
+        A change of the files (or in the folders) that it has ``found`` makes `fedveil.fl.data.load_data` read anew.
+        """
+        origin = (type(self).__doc__ or "").strip().partition("\n")[0].removesuffix(".")
+        return DataEntry(self.name, origin, sizes=(), default_size=None, channels=None, classes=None, found=())
 
     @abstractmethod
     def load(self, *, size: int | None, seed: int) -> ImageData:
@@ -68,13 +78,13 @@ class Source(ABC):
             FedveilError: the size is not allowed, or the files are missing, damaged or malformed.
         """
 
-    @abstractmethod
     def fetch(self, *, size: int | None) -> Path:
         """Return where the official files are in the search folders, downloading into the cache what is nowhere.
 
         Raises:
             FedveilError: the size is not allowed, the download failed, or there is nothing to download from.
         """
+        raise FedveilError(f"{self.name}: there is nothing to download")
 
 
 named: Registry[Source] = Registry("data set")
@@ -82,6 +92,23 @@ named: Registry[Source] = Registry("data set")
 
 prefixed: Registry[Callable[[str], Source]] = Registry("kind of data")
 """Source constructors by prefix; they are given what follows the colon."""
+
+
+def register_data(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters a `Source`, whose constructor takes no arguments, in `named`.
+
+    Raises:
+        FedveilError: ``name`` is taken already, or the class is no `Source`.
+    """
+
+    def enter(source: Registered) -> Registered:
+        if not issubclass(source, Source):
+            raise FedveilError(f"data set {name!r}: {source.__name__} is no Source")
+        source.name = name
+        named.register(name)(source())
+        return source
+
+    return enter
 
 
 def chosen_size(entry: DataEntry, size: int | None) -> int:

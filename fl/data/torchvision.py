@@ -16,7 +16,7 @@ from fedveil.fl.data.download import download, file_md5, official
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.npz import image_data, read_npz
 from fedveil.fl.data.search import cache_folder, find_all, find_first
-from fedveil.fl.data.source import DataEntry, Source, caution, chosen_size, named
+from fedveil.fl.data.source import DataEntry, Source, caution, chosen_size, named, register_data
 from fedveil.fl.errors import FedveilError
 
 _CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -32,6 +32,7 @@ _CIFAR_RECORD = 1 + 3 * 32 * 32
 """One byte of label, then the red, the green and the blue plane."""
 
 
+@register_data("cifar10")
 class Cifar10(Source):
     """CIFAR-10 (A. Krizhevsky, 2009) from its *binary* version: torchvision's layout is pickles.
 
@@ -260,7 +261,6 @@ def read_idx(path: Path) -> Array:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-named.register("cifar10")(Cifar10())
 named.register("mnist")(
     IdxSource(
         name="mnist",

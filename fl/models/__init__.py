@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import convnet, lenet, resnet
@@ -13,34 +15,43 @@ from fedveil.fl.seeding import derive_seed
 __all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "resnet"]
 
 
-def build_model(spec: ModelSpec, seed: int = 0) -> Classifier:
+def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
     """Build the classifier that ``spec`` names, on the CPU and in training mode.
 
     Its first weights are drawn from the stream "model" of ``seed``. The global random generators stay as they
     were.
 
     Raises:
-        FedveilError: the name, the norm, the width, the number of classes or the image size is not allowed.
+        FedveilError: the name, the norm, the width, the number of classes or the image size is not allowed, or the
+            model's constructor does not take what it has to.
     """
     model = MODELS[spec.name]
-    norm = model.norms[0] if spec.norm is None else spec.norm
-    if norm not in model.norms:
-        raise FedveilError(f"model {spec.name!r}: norm {norm!r} is not allowed; allowed: {', '.join(model.norms)}")
-    width = model.default_width if spec.width is None else spec.width
-    if width < 1:
-        raise FedveilError(f"model {spec.name!r}: width {width} is not allowed; it must be at least 1")
+    what = f"model {spec.name!r}"
+    norms: tuple[str, ...] = getattr(model, "norms", ())
+    if norms and spec.norm not in (None, *norms):
+        raise FedveilError(f"{what}: norm {spec.norm!r} is not allowed; allowed: {', '.join(norms)}")
+    width = getattr(model, "default_width", None) if spec.width is None else spec.width
+    if width is not None and width < 1:
+        raise FedveilError(f"{what}: width {width} is not allowed; it must be at least 1")
     if spec.classes < 2:
-        raise FedveilError(f"model {spec.name!r}: {spec.classes} classes are not allowed; at least 2")
+        raise FedveilError(f"{what}: {spec.classes} classes are not allowed; at least 2")
     channels, height, side = spec.image_shape
-    if channels < 1 or min(height, side) < model.smallest_side:
+    smallest = getattr(model, "smallest_side", 1)
+    if channels < 1 or min(height, side) < smallest:
         raise FedveilError(
-            f"model {spec.name!r}: image shape {spec.image_shape} is not allowed; "
-            f"at least 1 channel and {model.smallest_side}x{model.smallest_side} pixels"
+            f"{what}: image shape {spec.image_shape} is not allowed; at least 1 channel and {smallest}x{smallest} pixels"
         )
+    norm = norms[0] if norms and spec.norm is None else spec.norm
+    keywords: dict[str, object] = {"image_shape": spec.image_shape, "classes": spec.classes}
+    keywords |= {key: value for key, value in {"norm": norm, "width": width}.items() if value is not None}
+    try:
+        inspect.signature(model).bind(**keywords)
+    except TypeError as error:
+        raise FedveilError(f"{what}: {model.__name__} does not take {', '.join(keywords)} ({error})") from error
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators too, which the fork does not put back.
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
-        return model(image_shape=spec.image_shape, classes=spec.classes, norm=norm, width=width)
+        return model(**keywords)
 
 
 def init_model(spec: ModelSpec, seed: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ class ModelSpec:
     """Which classifier, for which images.
 
     Attributes:
-        name: ``lenet``, ``convnet``, ``resnet18`` or ``resnet20``.
+        name: of `MODELS`: ``lenet``, ``convnet``, ``resnet18``, ``resnet20`` or one of a plug-in.
         image_shape: (C, H, W).
         classes: number of classes.
         norm: ``none``, ``group`` or ``batch``; None for the model's own default.
@@ -30,7 +30,7 @@ class ModelSpec:
 
 
 class Classifier(nn.Module):
-    """Base of the classifiers: (n, C, H, W) images in [0, 1] to (n, classes) logits.
+    """Base of the classifiers of this package: (n, C, H, W) images in [0, 1] to (n, classes) logits.
 
     They are constructed from keywords: ``image_shape`` (C, H, W), ``classes``, ``norm`` and ``width``.
     All of them run under ``torch.func``: no in-place activation, no control flow that depends on data.
@@ -47,4 +47,5 @@ class Classifier(nn.Module):
     smallest_side: ClassVar[int]
 
 
-MODELS: Registry[type[Classifier]] = Registry("model")
+MODELS: Registry[type[nn.Module]] = Registry("model")
+"""Any module class with the keywords ``image_shape`` and ``classes``; `Classifier` says what else one may declare."""

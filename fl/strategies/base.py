@@ -78,10 +78,12 @@ class Strategy(ABC):
     """An aggregation rule: how the server makes new weights of a round's updates.
 
     Attributes:
+        name: as it is registered.
         needs_single_updates: the rule wants each update by itself; otherwise a `Totals` is enough.
         local_kind: what clients compute for it.
     """
 
+    name: ClassVar[str]
     needs_single_updates: ClassVar[bool] = False
     local_kind: ClassVar[UpdateKind] = UpdateKind.DELTA
 

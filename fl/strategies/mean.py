@@ -27,8 +27,7 @@ class MeanStrategy(Strategy):
 
     def __post_init__(self) -> None:
         if not 0 < self.server_lr < float("inf"):
-            what = f"strategy {type(self).__name__.lower()}"
-            raise SettingError(what, "server_lr", self.server_lr, "it must be above 0 and finite")
+            raise SettingError(f"strategy {self.name}", "server_lr", self.server_lr, "it must be above 0 and finite")
 
     def step(
         self,

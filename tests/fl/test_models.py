@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,13 @@ from torch.func import functional_call, grad, jvp, replace_all_batch_norm_module
 from torch.nn import functional as F
 
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.models import MODELS, Classifier, ModelSpec, build_model, init_model
+from fedveil.fl.models import MODELS, ModelSpec, build_model, init_model
 from fedveil.fl.models.norms import BatchNorm2d
 
 torch.set_num_threads(1)
 
 SMALL = {"lenet": 12, "convnet": 4, "resnet18": 4, "resnet20": 4}
-VARIANTS = [(name, norm) for name in MODELS for norm in MODELS[name].norms]
+VARIANTS = [(name, norm) for name in SMALL for norm in MODELS[name].norms]
 
 
 def spec(name: str, norm: str | None = None, shape: tuple[int, int, int] = (1, 16, 16), classes: int = 3) -> ModelSpec:
@@ -28,7 +30,7 @@ def images(count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def functional(model: Classifier) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def functional(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     replace_all_batch_norm_modules_(model)
     return {k: v.detach() for k, v in model.named_parameters()}, dict(model.named_buffers())
 
@@ -206,3 +208,52 @@ def test_frozen_batch_norm_statistics_work_under_reverse_over_forward(name: str)
 def test_what_cannot_be_built_is_refused_with_what_is_allowed(wrong: ModelSpec, message: str) -> None:
     with pytest.raises(FedveilError, match=message):
         build_model(wrong)
+
+
+class Flat(nn.Sequential):
+    """A user's model: it knows neither norms nor widths."""
+
+    def __init__(self, *, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(image_shape), classes))
+
+
+class Wide(nn.Module):
+    """A user's model that takes a norm and a width of its own choice."""
+
+    def __init__(self, *, image_shape: tuple[int, int, int], classes: int, norm: str = "own", width: int = 5) -> None:
+        super().__init__()
+        self.norm, self.width = norm, width
+
+
+class Positional(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "flat": Flat, "wide": Wide, "positional": Positional})
+
+
+@pytest.mark.usefixtures("plugged")
+def test_any_module_class_can_be_a_model() -> None:
+    model = build_model(ModelSpec("flat", (1, 3, 5), classes=4), seed=1)
+    assert model(torch.zeros(2, 1, 3, 5)).shape == (2, 4)
+    assert torch.equal(model[1].weight, init_model(ModelSpec("flat", (1, 3, 5), classes=4), 1)["1.weight"])
+    own, told = (build_model(ModelSpec("wide", (1, 8, 8), 2, norm, width)) for norm, width in ((None, None), ("x", 3)))
+    assert (own.norm, own.width, told.norm, told.width) == ("own", 5, "x", 3)
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (ModelSpec("flat", (1, 8, 8), 2, norm="batch"), r"'flat': Flat does not take image_shape, classes, norm"),
+        (ModelSpec("flat", (1, 8, 8), 2, width=3), r"unexpected keyword argument 'width'"),
+        (ModelSpec("wide", (1, 8, 8), 2, width=0), r"'wide': width 0 is not allowed"),
+        (ModelSpec("positional", (1, 8, 8), 2), r"'positional': Positional does not take image_shape, classes \("),
+    ],
+)
+def test_a_module_that_does_not_take_a_setting_is_an_error_that_says_so(spec: ModelSpec, message: str) -> None:
+    with pytest.raises(FedveilError, match=message):
+        build_model(spec)
