@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.seeding import derive_seed, seeded_globals
 
 Weights = Mapping[str, Tensor]
 
@@ -27,6 +29,7 @@ class LocalTraining:
         batch_size: images per step.
         learning_rate: of plain SGD, as in McMahan et al. 2017.
         proximal: mu of FedProx (Li et al. 2020, eq. 2); 0 turns the term off.
+        mode: how BatchNorm and dropout run; ``eval`` is for clients that fine-tune with frozen statistics.
     """
 
     kind: UpdateKind
@@ -34,6 +37,7 @@ class LocalTraining:
     batch_size: int
     learning_rate: float
     proximal: float = 0.0
+    mode: Literal["train", "eval"] = "train"
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,15 @@ def local_update(
         shard: the client's images, at least one.
         hooks: the client's defence.
         spec: how to train.
-        stream: the only source of randomness; order of batches and the defence's noise come from it.
+        stream: the only source of randomness; order of batches, the defence's noise and dropout come from it.
         on_batch: is shown each batch as trained on, (b, C, H, W), and its indices into the shard, (b,). Audits use it
             to know what a perfect inversion would find.
     """
     device = next(model.parameters()).device
     load_exchanged(model, weights)
-    model.train()
-    parameters = dict(model.named_parameters())
+    model.train(spec.mode == "train")
+    # Frozen parameters stay as they are, and the update lacks them.
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradient_sum = {name: torch.zeros_like(p) for name, p in parameters.items()}
     steps = examples = 0
     loss_sum = 0.0
@@ -118,9 +123,10 @@ def local_update(
         trained = hooks.data(x, y, stream)
         if on_batch is not None:
             on_batch(trained.detach(), indices)
-        logits = model(trained)
+        with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):
+            logits = model(trained)
         loss = hooks.loss(F.cross_entropy(logits, y), model, trained, y, logits)
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         with torch.no_grad():
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 if spec.kind is UpdateKind.GRADIENT:
@@ -138,7 +144,7 @@ def local_update(
     tensors = change if spec.kind is UpdateKind.DELTA else gradient_sum
     update = ClientUpdate(
         tensors={name: tensors[name].cpu() for name in parameters},
-        buffers={name: delta for name, delta in change.items() if name not in parameters},
+        buffers={name: change[name] for name, _ in model.named_buffers() if name in change},
         examples=len(shard) if spec.kind is UpdateKind.DELTA else examples,
         kind=spec.kind,
         local_steps=steps,

@@ -18,7 +18,8 @@ class Images:
         pixels: (n, C, H, W) uint8, C is 1 or 3.
         labels: (n,) int64, 0 to classes - 1.
         groups: (n,) int64 or None; images of one group (one patient, one block of slices) are near-copies of
-            each other, and a split that must keep them together cuts between groups.
+            each other, and a split that must keep them together cuts between groups. An equal number in another split
+            of the data set is the same group.
     """
 
     pixels: Tensor
@@ -66,7 +67,7 @@ class ImageData:
 
     Attributes:
         name: as in the configuration, for example ``pneumoniamnist``.
-        train: clients' and public images are cut from it.
+        train: public, auxiliary and private images are cut from it (see `fedveil.fl.data.split_train`).
         val: may be empty.
         test: for utility only.
         classes: one name per label.

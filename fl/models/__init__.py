@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from torch import Tensor, nn
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import convnet, lenet, resnet
 from fedveil.fl.models.base import MODELS, Classifier, ModelSpec
-from fedveil.fl.seeding import derive_seed
+from fedveil.fl.seeding import derive_seed, seeded_globals
 
 __all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "resnet"]
 
@@ -48,9 +47,7 @@ def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
         inspect.signature(model).bind(**keywords)
     except TypeError as error:
         raise FedveilError(f"{what}: {model.__name__} does not take {', '.join(keywords)} ({error})") from error
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the accelerators too, which the fork does not put back.
-        torch.default_generator.manual_seed(derive_seed(seed, "model"))
+    with seeded_globals(derive_seed(seed, "model")):
         return model(**keywords)
 
 

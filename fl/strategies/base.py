@@ -61,8 +61,8 @@ class Totals:
         )
 
 
-def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float = 1.0) -> dict[str, Tensor]:
-    """Return ``left + factor * right`` by name.
+def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``left + right`` by name.
 
     Raises:
         FedveilError: the names differ.
@@ -70,7 +70,18 @@ def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float
     if left.keys() != right.keys():
         odd = sorted(left.keys() ^ right.keys())
         raise FedveilError(f"updates do not fit together: {', '.join(odd[:4])} on one side only")
-    return {name: tensor.add(right[name], alpha=factor) for name, tensor in left.items()}
+    return {name: tensor + right[name] for name, tensor in left.items()}
+
+
+def moved(weights: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``weights + change`` by name; weights without a change, those of frozen layers, stay as they are.
+
+    Raises:
+        FedveilError: a change is of no weight.
+    """
+    if odd := sorted(change.keys() - weights.keys()):
+        raise FedveilError(f"an update does not fit the weights: they lack {', '.join(odd[:4])}")
+    return {name: weight + change[name] if name in change else weight for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.messages import ClientUpdate
-from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, added
+from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, moved
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MeanStrategy(Strategy):
             raise FedveilError("a round ended without any update; nothing can be averaged")
         mean, buffers = totals.mean()
         change, new_state = self.change(mean, state)
-        return added(weights, {**change, **buffers}), new_state
+        return moved(weights, {**change, **buffers}), new_state
 
     @abstractmethod
     def change(self, mean: Mapping[str, Tensor], state: OptimizerState) -> tuple[Mapping[str, Tensor], OptimizerState]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
-from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, added
+from fedveil.fl.strategies.base import OptimizerState, Strategy, Totals, moved
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RobustStrategy(Strategy):
         """See `Strategy.step`."""
         if not updates:
             raise FedveilError("a round ended without any update; nothing can be summarised")
-        return added(weights, self.summary(updates)), state
+        return moved(weights, self.summary(updates)), state
 
     @abstractmethod
     def summary(self, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:

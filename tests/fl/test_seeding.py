@@ -1,10 +1,11 @@
 import hashlib
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.fl.seeding import derive_seed, numpy_stream, torch_stream
+from fedveil.fl.seeding import derive_seed, numpy_stream, seeded_globals, torch_stream
 
 names = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", max_size=8)
 paths = st.lists(names | st.integers(-5, 200), max_size=4)
@@ -47,4 +48,16 @@ def test_streams_leave_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     torch.rand(3, generator=torch_stream(1, "x"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_globals_leave_the_global_generator_as_it_was_even_on_an_error() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for seed in (1, 2, 1):
+        with seeded_globals(seed):
+            drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[2] != drawn[1]
+    with pytest.raises(ZeroDivisionError), seeded_globals(3):
+        raise ZeroDivisionError
     assert torch.equal(torch.get_rng_state(), before)

@@ -85,10 +85,19 @@ def test_totals_of_different_models_do_not_add() -> None:
         Totals.of(update([0.0, 0.0])) + Totals.of(other)
 
 
-def test_an_update_without_all_weights_is_refused() -> None:
-    partial = ClientUpdate({"w": torch.zeros(2)}, 1, UpdateKind.DELTA, 1, 0.1)
-    with pytest.raises(FedveilError, match="mean on one side only"):
-        step(FedAvg(), [partial])
+@pytest.mark.parametrize("rule", [*MEAN_RULES, *ROBUST_RULES], ids=repr)
+def test_weights_that_no_update_moves_stay_as_they_are(rule: Strategy) -> None:
+    partial = ClientUpdate({"w": torch.ones(2)}, 1, UpdateKind.DELTA, 1, 0.1)
+    new = step(rule, [partial] * 5)
+    assert torch.equal(new["mean"], WEIGHTS["mean"])
+    assert not torch.equal(new["w"], WEIGHTS["w"])
+
+
+@pytest.mark.parametrize("rule", [FedAvg(), Median()], ids=repr)
+def test_an_update_of_what_the_weights_lack_is_refused(rule: Strategy) -> None:
+    other = ClientUpdate({"w": torch.zeros(2), "v": torch.zeros(2)}, 1, UpdateKind.DELTA, 1, 0.1)
+    with pytest.raises(FedveilError, match="does not fit the weights: they lack v"):
+        step(rule, [other])
 
 
 def test_fedsgd_by_hand() -> None:

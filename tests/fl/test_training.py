@@ -303,3 +303,60 @@ def test_predictions_pass_the_clients_own_defence() -> None:
     torch.testing.assert_close(found, (-model(shard().floats() / 2)).softmax(dim=1))
     assert hooks.calls == ["data", "output"]
     assert hooks.labels == [None], "labels are not known at test time"
+
+
+class Dropping(nn.Module):
+    """Dropout, a frozen layer, and one that the loss does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(144, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(6, 3)
+        self.idle = nn.Linear(2, 2)
+        self.body.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.drop(self.norm(self.body(x.flatten(1)))))
+        return logits
+
+
+def dropped(how: LocalTraining, seed: int = 7) -> ClientUpdate:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Dropping()
+    weights = {name: value.clone() for name, value in exchanged(model).items()}
+    return local_update(model, weights, shard(), NoHooks(), how, stream(seed)).update
+
+
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
+def test_dropout_is_a_function_of_the_stream_and_leaves_the_global_generator_alone(how: LocalTraining) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = dropped(how)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert same_bits(dropped(how), first)
+    assert not same_bits(dropped(how, seed=8), first)
+    assert not same_bits(dropped(replace(how, mode="eval")), first)
+
+
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
+def test_frozen_layers_send_nothing_and_idle_ones_send_zeros(how: LocalTraining) -> None:
+    update = dropped(how)
+    assert update.tensors.keys() == {f"{n}.{p}" for n in ("norm", "head", "idle") for p in ("weight", "bias")}
+    assert not update.tensors["idle.weight"].any()
+    assert update.tensors["head.weight"].any()
+    assert update.buffers.keys() == {"norm.running_mean", "norm.running_var"}
+
+
+def test_in_eval_mode_statistics_are_used_and_not_moved() -> None:
+    how = replace(GRADIENT, mode="eval")
+    update = train(how, "batch").update
+    assert not any(delta.any() for delta in update.buffers.values())
+    model, _ = by_hand("batch")
+    x, y = shard().batch(torch.randperm(10, generator=stream())[:4])
+    gradients = torch.autograd.grad(F.cross_entropy(model.eval()(x), y), list(model.parameters()))
+    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(update.tensors[name], gradient)
