@@ -125,19 +125,20 @@ def install(plugins: Iterable[Plugin]) -> None:
     for plugin in plugins:
         if plugin in _installed:
             continue
+        fresh = [source for source in plugin.sources if source.module not in _carried.sources]
         for source in plugin.sources:
-            if _carried.sources.get(source.module, source) != source:
+            if source not in fresh and _carried.sources[source.module].text != source.text:
                 raise FedveilError(
                     f"{plugin.given}: {source.module} is here already, with another text; rename one of two, or start Python"
                     " anew if the file was changed"
                 )
         if plugin.folder is not None and plugin.folder not in sys.path and Path(plugin.folder).is_dir():
             sys.path.append(plugin.folder)
-        _carried.sources |= {source.module: source for source in plugin.sources}
+        _carried.sources |= {source.module: source for source in fresh}
         try:
             import_module(plugin.module)
         except (Exception, SystemExit) as error:
-            for source in plugin.sources:
+            for source in fresh:
                 del _carried.sources[source.module]
                 sys.modules.pop(source.module, None)
             raise FedveilError(f"{plugin.given}: {_reason(error, plugin)}") from error

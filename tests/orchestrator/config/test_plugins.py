@@ -196,6 +196,8 @@ def test_two_of_one_name_and_one_that_changed_are_refused(tmp_path: Path) -> Non
     load_plugins(["a/blur.py"], tmp_path)
     with pytest.raises(FedveilError, match=r"^b/blur\.py: fedveil_plugin_blur is here already, with another text"):
         load_plugins(["b/blur.py"], tmp_path)
+    write(tmp_path / "b", blur=BLUR)
+    load_plugins(["b/blur.py"], tmp_path)  # one text, so the same plug-in
     write(tmp_path / "a", blur=BLUR + "\n")
     with pytest.raises(FedveilError, match="start Python anew if the file was changed"):
         load_plugins(["a/blur.py"], tmp_path)
