@@ -15,7 +15,13 @@ from fedveil.attacks.scoring.statistics import (
     paired_difference_of,
     per_victim,
 )
-from fedveil.attacks.scoring.summary import BASELINE_ATTACK, headline_attack, headline_interval, summarise
+from fedveil.attacks.scoring.summary import (
+    BASELINE_ATTACK,
+    headline_attack,
+    headline_interval,
+    headline_records,
+    summarise,
+)
 from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "build_scorer",
     "headline_attack",
     "headline_interval",
+    "headline_records",
     "match",
     "mean_ci",
     "mse",

@@ -22,7 +22,7 @@ class ClassMeanGuess:
     means: Tensor
 
     @classmethod
-    def from_images(cls, auxiliary: Images, *, classes: int) -> ClassMeanGuess:
+    def of(cls, auxiliary: Images, *, classes: int) -> ClassMeanGuess:
         """Average ``auxiliary`` per class; a class that it lacks gets the mean of all images.
 
         Raises:

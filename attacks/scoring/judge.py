@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fedveil.attacks.scoring.augment import augment
+from fedveil.attacks.scoring.augment import augment, class_keeping_mirrors
 from fedveil.attacks.scoring.metrics import check_images
 from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
@@ -24,6 +24,7 @@ _SIDE = 32
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 500
 _DECAY = 0.98
+_FLAT = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +60,15 @@ class _Reader(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, seed: int) -> None:
         super().__init__()
         channels, height, width = shape
-        self.size = (min(height, _SIDE), min(width, _SIDE))
-        spec = ModelSpec("convnet", (channels, *self.size), classes, norm="batch")
+        size = (min(height, _SIDE), min(width, _SIDE))
+        self.shrink = nn.AdaptiveAvgPool2d(size)
+        spec = ModelSpec("convnet", (channels, *size), classes, norm="batch")
         self.network = build_model(spec, seed).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (n, classes) logits."""
-        small = functional.interpolate(images, self.size, mode="area")
-        logits: Tensor = self.network(small.contiguous(memory_format=torch.channels_last))
+        small = self.shrink(images).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(small)
         return logits
 
 
@@ -98,7 +100,7 @@ def train_judge(
         learning_rate: AdamW's.
         weight_decay: AdamW's.
         check_every: steps between two looks at the held-out images.
-        patience: looks in a row without a lower loss that end the training.
+        patience: looks in a row that end the training if none finds the loss lower by 0.01.
         device: where to train, and where the classifier stays.
 
     Raises:
@@ -110,7 +112,9 @@ def train_judge(
     mean = AveragedModel(reader, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True).eval()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=weight_decay)
     stream = torch_stream(seed, "judge", "batches")
-    train, held_out = _split(auxiliary, stream)
+    pixels = torch.cat([reader.shrink(chunk.float()) for chunk in auxiliary.pixels.split(_CHUNK)]).round()
+    train, held_out = _split(Images(pixels.to(torch.uint8), auxiliary.labels), stream)
+    mirrored = class_keeping_mirrors(train, held_out)
     images, labels = held_out.floats().to(device), held_out.labels.to(device)
     weights = _per_class(labels, classes)
     shares = _per_class(train.labels, classes)[train.labels]
@@ -118,7 +122,7 @@ def train_judge(
     least, idle = float("inf"), 0
     for step in range(1, steps + 1):
         x, y = train.batch(torch.multinomial(shares, batch_size, replacement=True, generator=stream))
-        loss = functional.cross_entropy(reader(augment(x, stream).to(device)), y.to(device))
+        loss = functional.cross_entropy(reader(augment(x, stream, mirrored=mirrored).to(device)), y.to(device))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -126,7 +130,7 @@ def train_judge(
         if step % check_every == 0:
             with torch.no_grad():
                 error = float(functional.cross_entropy(mean(images), labels, weights))
-            least, idle = (error, 0) if error < least else (least, idle + 1)
+            least, idle = (error, 0) if error < least - _FLAT else (least, idle + 1)
             if idle == patience:
                 break
     return Judge(mean.module.requires_grad_(False))

@@ -25,6 +25,10 @@ class PrivacyMetric:
     leakiest: Callable[[Iterable[float]], float]
     headline: bool = True
 
+    def values(self, records: Iterable[PrivacyRecord]) -> list[float]:
+        """Return the numbers of those records that have one."""
+        return [value for record in records if (value := self.value(record)) is not None]
+
 
 def _class_read(record: PrivacyRecord) -> float | None:
     return None if record.attacker_label is None else float(record.attacker_label == record.label)

@@ -141,4 +141,4 @@ def build_scorer(
         drawn = torch.randperm(len(untouched), generator=torch_stream(seed, "judge", "untouched"))[:_UNTOUCHED]
         images, labels = untouched.batch(drawn)
         quality = JudgeQuality.of(labels.tolist(), judge.labels(images).tolist(), classes=classes)
-    return Scorer(judge, gallery, ClassMeanGuess.from_images(auxiliary, classes=classes), seed, quality)
+    return Scorer(judge, gallery, ClassMeanGuess.of(auxiliary, classes=classes), seed, quality)

@@ -46,7 +46,7 @@ def summarise(
     for metric in METRICS:
         if metric.name == "attacker_accuracy" and not (judge and judge.fit):
             continue
-        means = {attack: fmean(scores) for attack, scores in _leakiest_scores(records, metric).items()}
+        means = {attack: fmean(metric.values(own)) for attack, own in _leakiest_audits(records, metric).items()}
         scalars |= {f"attack/{attack}/{metric.name}": mean for attack, mean in means.items()}
         means.pop(BASELINE_ATTACK, None)
         if metric.headline and means:
@@ -69,8 +69,8 @@ def summarise(
     return scalars
 
 
-def headline_attack(records: Sequence[PrivacyRecord], metric: str) -> str:
-    """Return the label of the attack whose mean ``metric`` is the leakiest: the one behind ``privacy/<metric>``.
+def headline_records(records: Sequence[PrivacyRecord], metric: str) -> list[PrivacyRecord]:
+    """Return the records behind ``privacy/<metric>``: of the leakiest attack, at its leakiest audit.
 
     Args:
         records: of one trial.
@@ -79,40 +79,38 @@ def headline_attack(records: Sequence[PrivacyRecord], metric: str) -> str:
     Raises:
         FedveilError: there is no such metric, or no attack but the baseline has it.
     """
-    return _headline(records, metric)[0]
+    known = metric_named(metric)
+    audits = [audit for attack, audit in _leakiest_audits(records, known).items() if attack != BASELINE_ATTACK]
+    if not audits:
+        raise FedveilError(f"audit: no attack on an update left a score of {metric}")
+    return _leakiest(audits, known)
+
+
+def headline_attack(records: Sequence[PrivacyRecord], metric: str) -> str:
+    """Return the label of the attack behind ``privacy/<metric>``; see `headline_records`."""
+    return headline_records(records, metric)[0].attack
 
 
 def headline_interval(records: Sequence[PrivacyRecord], metric: str) -> Interval:
-    """Return ``privacy/<metric>`` with its 95 % interval over the victims of that audit; see `headline_attack`."""
-    return mean_ci(_headline(records, metric)[1])
+    """Return ``privacy/<metric>`` with its 95 % interval over victims; see `headline_records`."""
+    return mean_ci(metric_named(metric).values(headline_records(records, metric)))
 
 
-def _headline(records: Sequence[PrivacyRecord], name: str) -> tuple[str, list[float]]:
-    metric = metric_named(name)
-    scores = _leakiest_scores(records, metric)
-    scores.pop(BASELINE_ATTACK, None)
-    if not scores:
-        raise FedveilError(f"audit: no attack on an update left a score of {name}")
-    return _leakiest(scores.items(), metric)
-
-
-def _leakiest_scores(records: Sequence[PrivacyRecord], metric: PrivacyMetric) -> dict[str, list[float]]:
-    """Return, by attack, the victims' scores at that attack's leakiest audit: one round under one threat model."""
-    audits: dict[tuple[str, int, ThreatModel], list[float]] = defaultdict(list)
+def _leakiest_audits(records: Sequence[PrivacyRecord], metric: PrivacyMetric) -> dict[str, list[PrivacyRecord]]:
+    """Return, by attack, the records that have ``metric`` of that attack's leakiest audit."""
+    audits: dict[tuple[str, int, ThreatModel], list[PrivacyRecord]] = defaultdict(list)
     for record in records:
-        score = metric.value(record)
-        if score is not None:
-            audits[record.attack, record.round, record.threat_model].append(score)
-    by_attack: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
-    for (attack, _, _), scores in audits.items():
-        by_attack[attack].append((attack, scores))
-    return dict(_leakiest(groups, metric) for groups in by_attack.values())
+        if metric.value(record) is not None:
+            audits[record.attack, record.round, record.threat_model].append(record)
+    by_attack: dict[str, list[list[PrivacyRecord]]] = defaultdict(list)
+    for (attack, _, _), audit in audits.items():
+        by_attack[attack].append(audit)
+    return {attack: _leakiest(own, metric) for attack, own in by_attack.items()}
 
 
-def _leakiest(groups: Iterable[tuple[str, list[float]]], metric: PrivacyMetric) -> tuple[str, list[float]]:
-    means = [(fmean(scores), name, scores) for name, scores in groups]
-    worst = metric.leakiest(mean for mean, _, _ in means)
-    return next((name, scores) for mean, name, scores in means if mean == worst)
+def _leakiest(audits: Sequence[list[PrivacyRecord]], metric: PrivacyMetric) -> list[PrivacyRecord]:
+    means = [fmean(metric.values(audit)) for audit in audits]
+    return audits[means.index(metric.leakiest(means))]
 
 
 def _chance(labels: Iterable[int], classes: int) -> float:

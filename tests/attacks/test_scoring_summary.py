@@ -11,6 +11,7 @@ from fedveil.attacks.scoring import (
     TradeOff,
     headline_attack,
     headline_interval,
+    headline_records,
     mean_ci,
     mse_at_accuracy,
     paired_difference,
@@ -130,6 +131,7 @@ def test_the_interval_is_over_the_victims_of_the_headline_s_audit() -> None:
     others = [replace(r, round=0, mse=r.mse + 0.5) for r in worst] + [replace(r, attack="weak", mse=0.9) for r in worst]
     scalars = summarise([*others, *worst], adaptive=frozenset(), judge=None)
     expected = mean_ci(scores)
+    assert headline_records([*others, *worst], "mse") == worst
     assert headline_interval([*others, *worst], "mse") == expected
     assert (scalars["privacy/mse_low"], scalars["privacy/mse_high"]) == (expected.low, expected.high)
     one = summarise(worst[:1], adaptive=frozenset(), judge=None)
