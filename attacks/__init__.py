@@ -1,8 +1,9 @@
 """Attacks on client updates, and the honest scoring of what they rebuild."""
 
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
-from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
+from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
+from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 
 __all__ = [
@@ -11,8 +12,11 @@ __all__ = [
     "AdaptiveModules",
     "Attack",
     "Baseline",
+    "Earlier",
+    "InverseTraining",
     "InvertingGradients",
     "Knowledge",
     "Observation",
     "TrainedImages",
+    "attack_labels",
 ]

@@ -7,53 +7,50 @@ bounds what the others could ever reach.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
-from fedveil.attacks.baseline import labels_of
+from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
+from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.labels import labels_of
 from fedveil.attacks.preparation import AttackerPreparation
 from fedveil.attacks.tuning import best_tv, visible_masks
 from fedveil.defense.base import Surrogate
+from fedveil.defense.devices import on_device
 from fedveil.fl.messages import Reconstruction, ThreatModel
 
 
 @ATTACKS.register("adaptive")
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Attack):
+class Adaptive(InvertingGradients):
     """Invert the update through what the defence leaves visible, then undo what it did to the data.
 
-    Granted the defence's code alone, the attacker has trained his own copy of the defence on public images, and the
-    inverse on what that copy makes of them.
+    Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
+    trained the inverse on what that copy makes of them.
 
     Attributes:
-        inversion: the gradient inversion.
+        inverse: how the inverse is trained.
     """
 
     name: ClassVar[str] = "adaptive"
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
     adaptive: ClassVar[bool] = True
 
-    inversion: InvertingGradients = field(default_factory=InvertingGradients)
+    inverse: InverseTraining = field(default_factory=InverseTraining)
 
-    @classmethod
-    def configured(cls, inversion: InvertingGradients) -> Adaptive:
-        """See `Attack.configured`."""
-        return cls(inversion=inversion)
+    @property
+    def plain(self) -> InvertingGradients:
+        """The inversion alone, with the same settings."""
+        return InvertingGradients(**{f.name: getattr(self, f.name) for f in fields(InvertingGradients)})
 
-    def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        plain = earlier.get(self.inversion.name)
+        plain = earlier.get(self.plain)
         preparations = [knowledge.preparation(observation.client) for observation in observations]
         results: dict[int, Reconstruction] = {}
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
@@ -63,22 +60,24 @@ class Adaptive(Attack):
                 inverted = [plain[at] for at in group]
             else:
                 inverted = self._invert([observations[at] for at in group], preparation.surrogate, knowledge)
-            results.update({at: undo(found, preparation) for at, found in zip(group, inverted, strict=True)})
+            results.update(
+                {at: undo(found, preparation, knowledge.device) for at, found in zip(group, inverted, strict=True)}
+            )
         return [results[at] for at in range(len(observations))]
 
     def _invert(
         self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
     ) -> list[Reconstruction]:
         if surrogate.update is None:
-            return self.inversion.invert(observations, knowledge)
-        tuned = replace(self.inversion, tv=best_tv(self.inversion, observations[0], surrogate, knowledge))
+            return self.invert(observations, knowledge)
+        tuned = replace(self, tv=best_tv(self, observations[0], surrogate, knowledge))
         return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
 
 
 @ATTACKS.register("adaptive_modules")
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveModules(Adaptive):
-    """`Adaptive` who holds the client's own trained modules too, and has trained his inverse on what they make."""
+    """`Adaptive` that holds the client's own trained modules too, and has trained its inverse on what they make."""
 
     name: ClassVar[str] = "adaptive_modules"
     needs: ClassVar[ThreatModel] = ThreatModel(
@@ -94,6 +93,9 @@ class TrainedImages(Attack):
     No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
     best estimator of x from x'; this is that estimator, as well as the attacker could train it. A defence that acts on
     the update keeps more than that from a server, of which the bound says nothing: there the attack does not apply.
+
+    Attributes:
+        inverse: how the inverse is trained.
     """
 
     name: ClassVar[str] = "trained_images"
@@ -102,21 +104,19 @@ class TrainedImages(Attack):
     )
     adaptive: ClassVar[bool] = True
 
+    inverse: InverseTraining = field(default_factory=InverseTraining)
+
     def applies(self, knowledge: Knowledge) -> bool:
         """See `Attack.applies`."""
         return all(preparation.surrogate.update is None for preparation in knowledge.preparations.values())
 
-    def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
         results = []
         for observation in observations:
-            found = Reconstruction(_granted(observation.trained_images), labels_of(observation), 0.0)
-            results.append(undo(found, knowledge.preparation(observation.client)))
+            labels = labels_of(observation, classes=knowledge.model.classes)
+            found = Reconstruction(_granted(observation.trained_images), labels, 0.0)
+            results.append(undo(found, knowledge.preparation(observation.client), knowledge.device))
         return results
 
 
@@ -127,9 +127,9 @@ def _granted(images: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def undo(found: Reconstruction, preparation: AttackerPreparation) -> Reconstruction:
+def undo(found: Reconstruction, preparation: AttackerPreparation, device: torch.device) -> Reconstruction:
     """Pass a reconstruction of the trained-on images through the learnt inverse, where the defence changes images."""
     if preparation.inverse is None:
         return found
-    device = next(preparation.inverse.parameters()).device
-    return replace(found, images=preparation.inverse(found.images.to(device)).clamp(0, 1).cpu())
+    inverse = on_device(preparation.inverse, device)
+    return replace(found, images=inverse(found.images.to(device)).clamp(0, 1).cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -97,10 +98,10 @@ class Attack(ABC):
     """An attack with its hyperparameters; `repr` shows exactly these."""
 
     name: ClassVar[str]
-    needs: ClassVar[ThreatModel]
+    needs: ClassVar[ThreatModel] = ThreatModel(labels=False)
     """The grants without which the attack can't run (labels excepted: they are given or recovered)."""
     adaptive: ClassVar[bool] = False
-    """It reckons with the defence (DESIGN: a record without such an attack is incomplete)."""
+    """It reckons with the defence; an audit without such an attack is marked incomplete."""
     reads_update: ClassVar[bool] = True
     """Its images come from the update. One that is False only shows what it was told, so no class is read from them."""
 
@@ -130,10 +131,23 @@ class Attack(ABC):
         return self.run(observations, knowledge, earlier or {})
 
     @abstractmethod
-    def run(
-        self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """Do the attack; see `__call__`, which has checked the grants."""
+
+
+def attack_labels(attacks: Sequence[Attack]) -> list[str]:
+    """Return a label for each attack: its name, with a number from the second of that name on.
+
+    >>> from fedveil.attacks import InvertingGradients
+    >>> attack_labels([InvertingGradients(steps=10), InvertingGradients(steps=20)])
+    ['inverting_gradients', 'inverting_gradients_2']
+    """
+    seen: Counter[str] = Counter()
+    labels = []
+    for attack in attacks:
+        seen[attack.name] += 1
+        labels.append(attack.name if seen[attack.name] == 1 else f"{attack.name}_{seen[attack.name]}")
+    return labels
 
 
 def _refuse_excess(observations: Sequence[Observation], knowledge: Knowledge) -> None:

@@ -1,41 +1,29 @@
-"""The attacker without a gradient: he guesses the public class mean. Every attack has to be read against him."""
+"""The attacker without an update: it guesses the mean image of the class. Every attack has to be read against it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
-from fedveil.attacks.labels import recover_label
+from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
+from fedveil.attacks.labels import labels_of
 from fedveil.attacks.scoring import BASELINE_ATTACK, ClassMeanGuess
 from fedveil.fl.messages import Reconstruction, ThreatModel
-
-
-def labels_of(observation: Observation) -> torch.Tensor:
-    """Return the (B,) labels that the attacker uses: those granted, or those he recovers from the update."""
-    if observation.labels is not None:
-        return observation.labels
-    return recover_label(observation.update, batch_size=observation.batch_size)
 
 
 @ATTACKS.register(BASELINE_ATTACK)
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Attack):
-    """Guess the mean public image of the class."""
+    """Guess the mean auxiliary image of the class."""
 
     name: ClassVar[str] = BASELINE_ATTACK
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True)
+    reads_update: ClassVar[bool] = False
 
-    def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        floor = ClassMeanGuess.from_public(knowledge.public_images(), classes=knowledge.model.classes)
-        labels = [labels_of(observation) for observation in observations]
-        return [Reconstruction(floor.guess(y), y, float("nan")) for y in labels]
+        classes = knowledge.model.classes
+        means = ClassMeanGuess.of(knowledge.auxiliary_images(), classes=classes)
+        labels = [labels_of(observation, classes=classes) for observation in observations]
+        return [Reconstruction(means.guess(y), y, float("nan")) for y in labels]

@@ -11,27 +11,17 @@ together. `oracle` is the slow textbook path, one victim at a time through ``cre
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, replace_all_batch_norm_modules_, vmap
+from torch import Tensor
+from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
+from fedveil.attacks.target import TargetModel
+
 Tensors = dict[str, Tensor]
-
-
-def attackable(model: nn.Module) -> nn.Module:
-    """Return a copy of a classifier whose gradient is the one that a training client computes, fit for `vmap`.
-
-    Clients train in training mode, so BatchNorm uses the batch's own statistics; running statistics are dropped.
-    """
-    twin = copy.deepcopy(model).train()
-    replace_all_batch_norm_modules_(twin)
-    return twin
 
 
 def flat_dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
@@ -87,34 +77,40 @@ class Schedule:
     steps: int
     learning_rate: float
 
-    def rate(self, step: int) -> float:
-        """Learning rate of iteration ``step``."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
 
 @dataclass(frozen=True)
 class Problem:
     """V victims (or victims times restarts) to match at once.
 
     Attributes:
-        model: from `attackable`, on the device.
-        weights: parameters by name, (V, ...) each if ``own_weights``, otherwise shared by all victims.
-        target: observed gradient by name, (V, ...).
+        model: the classifier, on the device.
+        weights: parameters and buffers by name, (V, ...) each if ``own_weights``, otherwise shared by all victims.
+        target: observed gradient by name, (V, ...); it may lack parameters that the client froze.
         labels: (V, B).
         own_weights: each victim has weights of its own.
         visible: masks by name, (V, ...) or broadcastable, of the entries to match; None for all.
     """
 
-    model: nn.Module
+    model: TargetModel
     weights: Tensors
     target: Tensors
     labels: Tensor
     own_weights: bool = False
     visible: Tensors | None = None
 
-    def loss(self, weights: Tensors, x: Tensor, y: Tensor) -> Tensor:
+    @property
+    def trained(self) -> Tensors:
+        """The weights whose gradient is matched."""
+        return {name: self.weights[name] for name in self.target}
+
+    @property
+    def frozen(self) -> Tensors:
+        """All others."""
+        return {name: weight for name, weight in self.weights.items() if name not in self.target}
+
+    def loss(self, trained: Tensors, frozen: Tensors, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of one victim: (B, C, H, W), (B,) to a scalar."""
-        return F.cross_entropy(functional_call(self.model, weights, (x,)), y)
+        return F.cross_entropy(self.model.logits({**frozen, **trained}, x), y)
 
 
 StepFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -123,22 +119,23 @@ StepFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 def distance_and_slope(problem: Problem, *, tv: float) -> StepFunction:
     """Return x (V, B, C, H, W) -> (objective (V,), its gradient shaped as x); objective = cosine distance + tv * TV."""
     weight_dims = 0 if problem.own_weights else None
-    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, 0, 0), randomness="error")
+    trained, frozen = problem.trained, problem.frozen
+    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
 
-    def directional(x: Tensor, weights: Tensors, y: Tensor, direction: Tensors) -> Tensor:
-        derivative: Tensor = jvp(lambda w: problem.loss(w, x, y), (weights,), (direction,))[1]
+    def directional(x: Tensor, trained: Tensors, frozen: Tensors, y: Tensor, direction: Tensors) -> Tensor:
+        derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (direction,))[1]
         return derivative + tv * total_variation(x)
 
-    slope_of = vmap(grad(directional), in_dims=(0, weight_dims, 0, 0), randomness="error")
+    slope_of = vmap(grad(directional), in_dims=(0, weight_dims, weight_dims, 0, 0), randomness="error")
     target = problem.target if problem.visible is None else _masked(problem.target, problem.visible)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = gradient_of(problem.weights, x, problem.labels)
+        gradient = gradient_of(trained, frozen, x, problem.labels)
         if problem.visible is not None:
             gradient = _masked(gradient, problem.visible)
         # The slope lives on the visible entries alone: it is a combination of masked g and masked T.
         distance, direction = cosine_distance(gradient, target)
-        slope = slope_of(x, problem.weights, problem.labels, direction)
+        slope = slope_of(x, trained, frozen, problem.labels, direction)
         return distance + tv * vmap(total_variation)(x), slope
 
     return step
@@ -148,13 +145,13 @@ def oracle(problem: Problem, *, tv: float) -> StepFunction:
     """The slow path of `distance_and_slope`: victims one by one, differentiated twice."""
 
     def one(index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        def own(weights: Tensors) -> Tensors:
+            return {n: (w[index] if problem.own_weights else w).detach() for n, w in weights.items()}
+
         x = x.detach().requires_grad_(True)
-        weights = {
-            n: (w[index] if problem.own_weights else w).detach().requires_grad_(True)
-            for n, w in problem.weights.items()
-        }
-        loss = problem.loss(weights, x, problem.labels[index])
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        weights = {name: weight.requires_grad_(True) for name, weight in own(problem.trained).items()}
+        loss = problem.loss(weights, own(problem.frozen), x, problem.labels[index])
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
         masks = problem.visible or {}
         mine = [g * masks[n][index] if n in masks else g for n, g in zip(weights, gradients, strict=True)]
         theirs = [t[index] * masks[n][index] if n in masks else t[index] for n, t in problem.target.items()]
@@ -185,9 +182,11 @@ def minimise(step: StepFunction, start: Tensor, schedule: Schedule) -> tuple[Ten
     Returns:
         (V, B, C, H, W) in [0, 1], and the objective (V,) *of those images*.
     """
+    # A copy: Adam moves x in place, and the caller's start stays.
     x = start.clamp(0, 1)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    best_x, best = x, torch.full((len(x),), torch.inf, device=x.device)
+    optimizer = torch.optim.Adam([x], lr=schedule.learning_rate)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, schedule.steps))
+    best_x, best = x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     for number in range(schedule.steps + 1):
         objective, slope = step(x)
         better = objective < best
@@ -195,9 +194,8 @@ def minimise(step: StepFunction, start: Tensor, schedule: Schedule) -> tuple[Ten
         best_x = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x, best_x)
         if number == schedule.steps:
             break
-        sign = slope.sign()
-        first = 0.9 * first + 0.1 * sign
-        second = 0.999 * second + 0.001 * sign.square()
-        unbiased = (first / (1 - 0.9 ** (number + 1))) / ((second / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8)
-        x = (x - schedule.rate(number) * unbiased).clamp(0, 1)
+        x.grad = slope.sign()
+        optimizer.step()
+        rates.step()
+        x.clamp_(0, 1)
     return best_x, best

@@ -1,7 +1,7 @@
-"""A learnt inverse: undoes a data defence, trained afresh by the attacker on public images.
+"""A learnt inverse: undoes a data defence, trained afresh by the attacker on its auxiliary images.
 
-The co-trained adversary of the minimax game under-reports leakage (the defender has learnt to fool just that one), so an
-attacker always starts from new weights.
+The adversary that a minimax defence trains beside itself under-reports leakage (the defender has learnt to fool just that
+one), so an attacker always starts from new weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fedveil.fl.data.images import Images
 
 @dataclass(frozen=True)
 class InverseTraining:
-    """How an attacker trains his inverse.
+    """How an attacker trains its inverse.
 
     Attributes:
         steps: Adam steps with a cosine schedule.
-        batch_size: public images per step.
+        batch_size: auxiliary images per step.
         learning_rate: at the start.
-        width: of the network (see `defense.modules.Inverse`).
+        width: of the network (see `fedveil.defense.modules.Inverse`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
             inverse is applied to imperfect gradient inversions as well as to perfect ones.
     """
@@ -45,23 +45,23 @@ class InverseTraining:
 
 
 def train_inverse(
-    public: Images,
+    auxiliary: Images,
     defend: Callable[[Tensor, torch.Generator], Tensor],
     training: InverseTraining,
     *,
     device: torch.device,
     stream: torch.Generator,
 ) -> Inverse:
-    """Train A to minimise MSE(A(x'), x) over public x and x' = ``defend``(x) with fresh noise for every batch.
+    """Train A to minimise MSE(A(x'), x) over auxiliary x and x' = ``defend``(x) with fresh noise for every batch.
 
     Returns:
         The inverse on ``device``, in evaluation mode.
     """
-    inverse = seeded(lambda: Inverse(public.shape, training.width), stream).to(device)
+    inverse = seeded(lambda: Inverse(auxiliary.shape, training.width), stream).to(device)
     optimizer = torch.optim.Adam(inverse.parameters(), lr=training.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, training.steps))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     for _ in range(training.steps):
-        x, _ = public.batch(torch.randint(len(public), (training.batch_size,), generator=stream))
+        x, _ = auxiliary.batch(torch.randint(len(auxiliary), (training.batch_size,), generator=stream))
         x = x.to(device)
         with torch.no_grad():
             defended = defend(x, stream)

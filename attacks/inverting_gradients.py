@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedveil.attacks.base import ATTACKS, Attack, Knowledge, Observation
-from fedveil.attacks.baseline import labels_of
-from fedveil.attacks.engine import Problem, Schedule, Tensors, attackable, distance_and_slope, minimise
+from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
+from fedveil.attacks.engine import Problem, Schedule, Tensors, distance_and_slope, minimise
+from fedveil.attacks.labels import labels_of
 from fedveil.defense.base import above_zero, at_least
-from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
-from fedveil.fl.models import build_model
+from fedveil.defense.devices import on_device
+from fedveil.fl.messages import ClientUpdate, Reconstruction, UpdateKind
 from fedveil.fl.seeding import torch_stream
 
 
@@ -27,13 +27,15 @@ def target_gradient(update: ClientUpdate) -> dict[str, Tensor]:
 
 
 def match_at(observation: Observation) -> dict[str, Tensor]:
-    """Return the parameters at which to match: those that the server sent, or, for several local steps, the midpoint.
+    """Return the weights at which to match: those that the server sent, or, for several local steps, the midpoint.
 
     The midpoint of the path is the fixed choice (alpha = 1/2) of the surrogate model extension (Zhu, Yao and Blaschko
     2023), which replaces unrolling the client's steps.
     """
-    shift = 0.5 if observation.update.local_steps > 1 else 0.0
-    return {n: observation.weights[n] + shift * d for n, d in observation.update.tensors.items()}
+    if observation.update.local_steps == 1:
+        return dict(observation.weights)
+    change = observation.update.tensors
+    return {n: w + 0.5 * change[n] if n in change else w for n, w in observation.weights.items()}
 
 
 START_NOISE = 0.02
@@ -58,8 +60,6 @@ class InvertingGradients(Attack):
     """
 
     name: ClassVar[str] = "inverting_gradients"
-    needs: ClassVar[ThreatModel] = ThreatModel(labels=False)
-
     steps: int = 300
     learning_rate: float = 0.05
     tv: float = 1e-2
@@ -67,22 +67,10 @@ class InvertingGradients(Attack):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        at_least(
-            "inversion", steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1)
-        )
-        above_zero("inversion", learning_rate=self.learning_rate)
+        at_least(self.name, steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1))
+        above_zero(self.name, learning_rate=self.learning_rate)
 
-    @classmethod
-    def configured(cls, inversion: InvertingGradients) -> InvertingGradients:
-        """See `Attack.configured`."""
-        return inversion
-
-    def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
         return self.invert(observations, knowledge)
 
@@ -112,18 +100,19 @@ class InvertingGradients(Attack):
         masks: Sequence[Tensors] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = knowledge.device
-        labels = torch.stack([labels_of(observation) for observation in observations])
+        model = replace(knowledge.model, module=on_device(knowledge.model.module, device))
+        labels = torch.stack([labels_of(observation, classes=model.classes) for observation in observations])
         own_weights = any(o.update.local_steps > 1 or o.weights is not observations[0].weights for o in observations)
-        places = [match_at(o) for o in (observations if own_weights else observations[:1])]
+        places = [model.known(match_at(o)) for o in (observations if own_weights else observations[:1])]
         problem = Problem(
-            model=attackable(build_model(knowledge.model)).to(device),
+            model=model,
             weights=_stack(places, device) if own_weights else {n: w.to(device) for n, w in places[0].items()},
             target=_stack([target_gradient(o.update) for o in observations], device),
             labels=labels.to(device),
             own_weights=own_weights,
             visible=None if masks is None else _stack(masks, device),
         )
-        shape = (observations[0].batch_size, *knowledge.model.image_shape)
+        shape = (observations[0].batch_size, *model.image_shape)
         streams = [
             torch_stream(knowledge.seed, "start", observation.number, restart)
             for observation, (_, restart) in zip(observations, jobs, strict=True)

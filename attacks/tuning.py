@@ -1,29 +1,30 @@
-"""Choosing an attack's weights on other victims: the attacker's own public images, never the clients'."""
+"""Choosing an attack's weights on other victims: the attacker's own auxiliary images, never the clients'."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedveil.attacks.base import Knowledge, Observation
+from fedveil.attacks.elementary import Elementary
 from fedveil.attacks.inverting_gradients import InvertingGradients, target_gradient
 from fedveil.attacks.scoring import match
 from fedveil.defense.base import Surrogate
 from fedveil.fl.hooks import NoHooks
 from fedveil.fl.messages import ClientUpdate
-from fedveil.fl.models import build_model
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.training import LocalTraining, local_update
+from fedveil.fl.training import LocalTraining, exchanged, local_update
 
 FACTORS = (0.1, 1.0, 10.0)
-REHEARSAL_VICTIMS = 8
+OWN_VICTIMS = 8
 
 
-class _Played(NoHooks):
-    """The defence as the attacker plays it to himself."""
+class _Surrogate(NoHooks):
+    """The defence as the attacker knows it, in front of its own training."""
 
     def __init__(self, surrogate: Surrogate) -> None:
         self._surrogate = surrogate
@@ -35,12 +36,6 @@ class _Played(NoHooks):
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)
 
 
-@dataclass(frozen=True)
-class _Rehearsed:
-    observation: Observation
-    trained: Tensor
-
-
 def visible_masks(observations: Sequence[Observation], surrogate: Surrogate) -> list[dict[str, Tensor]] | None:
     """Return, per observation, the masks of the update's entries that tell anything; None where all do."""
     if surrogate.visible is None:
@@ -49,56 +44,68 @@ def visible_masks(observations: Sequence[Observation], surrogate: Surrogate) -> 
 
 
 def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
-    """Return the total-variation weight that inverts defended updates of public images best.
+    """Return the total-variation weight that inverts defended updates of auxiliary images best.
 
     A stronger image prior sees through noise on updates, a weaker one keeps detail where there is little of it. Which
-    holds is settled by trying `FACTORS` times the weight on updates that the attacker makes himself, with the client's
-    own training function, the same weights and the defence as he knows it. With fewer public images than one update
+    holds is settled by trying `FACTORS` times the weight on updates that the attacker makes itself, with the client's
+    own training function, the same weights and the defence as it knows it. With fewer auxiliary images than one update
     has behind it, the weight stays as it is.
 
     Args:
         inversion: the attack to tune.
         like: an observation, for weights, batch size and the protocol.
         surrogate: the defence as the attacker knows it.
-        knowledge: with public images.
+        knowledge: with auxiliary images.
     """
-    rehearsed = _rehearse_updates(like, surrogate, knowledge)
-    if not rehearsed:
+    made = _own_updates(like, surrogate, knowledge)
+    if not made:
         return inversion.tv
-    observations = [r.observation for r in rehearsed]
+    observations = [observation for observation, _ in made]
     masks = visible_masks(observations, surrogate)
     errors: dict[float, float] = {}
     for factor in FACTORS:
         tuned = replace(inversion, tv=inversion.tv * factor)
         found = tuned.invert(observations, knowledge, masks)
         errors[tuned.tv] = sum(
-            float((f.images[match(f.images, r.trained)] - r.trained).square().mean())
-            for f, r in zip(found, rehearsed, strict=True)
+            float((f.images[match(f.images, trained)] - trained).square().mean())
+            for f, (_, trained) in zip(found, made, strict=True)
         )
     return min(errors, key=errors.__getitem__)
 
 
-def _rehearse_updates(like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> list[_Rehearsed]:
-    public = knowledge.public_images()
+def _own_updates(like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> list[tuple[Observation, Tensor]]:
+    """Return updates of auxiliary images as the attacker observes them, each with what was trained on."""
+    auxiliary = knowledge.auxiliary_images()
     stream = torch_stream(knowledge.seed, "tuning")
-    model = build_model(knowledge.model).to(knowledge.device)
+    model = _trainable(knowledge, like.update)
+    weights = {**exchanged(model), **like.weights}
     spec = LocalTraining(
         kind=like.update.kind,
         epochs=like.update.local_steps,
         batch_size=like.batch_size,
         learning_rate=like.update.learning_rate,
+        mode=knowledge.model.mode,
     )
-    order = torch.randperm(len(public), generator=stream)
-    rehearsed = []
+    order = torch.randperm(len(auxiliary), generator=stream)
+    made = []
     whole = [indices for indices in order.split(like.batch_size) if len(indices) == like.batch_size]
-    for number, indices in enumerate(whole[:REHEARSAL_VICTIMS]):
-        batch = public.take(indices)
+    for number, indices in enumerate(whole[:OWN_VICTIMS]):
+        batch = auxiliary.take(indices)
         seen: list[Tensor] = []
 
         def note(trained: Tensor, at: Tensor, seen: list[Tensor] = seen) -> None:
             seen.append(trained[at.argsort()].cpu())
 
-        result = local_update(model, like.weights, batch, _Played(surrogate), spec, stream, on_batch=note)
-        observation = replace(like, number=number, client=-1, update=result.update, labels=batch.labels)
-        rehearsed.append(_Rehearsed(observation, torch.stack(seen).mean(dim=0)))
-    return rehearsed
+        with Elementary():
+            result = local_update(model, weights, batch, _Surrogate(surrogate), spec, stream, on_batch=note)
+        own = replace(like, number=number, client=-1, update=result.update, weights=weights, labels=batch.labels)
+        made.append((own, torch.stack(seen).mean(dim=0)))
+    return made
+
+
+def _trainable(knowledge: Knowledge, update: ClientUpdate) -> nn.Module:
+    """A copy of the model to train on, in which those parameters learn that the client's update holds."""
+    model = copy.deepcopy(knowledge.model.module).to(knowledge.device)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in update.tensors)
+    return model

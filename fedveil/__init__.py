@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from fedveil.attacks.adaptive import Adaptive as Adaptive
     from fedveil.attacks.adaptive import AdaptiveModules as AdaptiveModules
     from fedveil.attacks.adaptive import TrainedImages as TrainedImages
-    from fedveil.attacks.audit import audit as audit
+    from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.capture import client_update as client_update
+    from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.defense.base import Defense as Defense
@@ -49,6 +50,7 @@ __all__ = [
     "AuditReport",
     "Defense",
     "FedveilError",
+    "InverseTraining",
     "InvertingGradients",
     "PreparedDefense",
     "PrivacyRecord",
@@ -79,6 +81,7 @@ _PLACES = {
     "AuditReport": "attacks.report",
     "Defense": "defense.base",
     "FedveilError": "fl.errors",
+    "InverseTraining": "attacks.inverse",
     "InvertingGradients": "attacks.inverting_gradients",
     "PreparedDefense": "defense.base",
     "PrivacyRecord": "fl.messages",
@@ -89,7 +92,7 @@ _PLACES = {
     "ThreatModel": "fl.messages",
     "TrainedImages": "attacks.adaptive",
     "Update": "fl.messages:ClientUpdate",
-    "audit": "attacks.audit",
+    "audit": "attacks.api",
     "client_update": "attacks.capture",
     "load_data": "fl.data",
     "run": "orchestrator.run.api",

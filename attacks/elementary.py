@@ -1,0 +1,134 @@
+"""Layers from elementary operations: a forward-mode derivative of them exists, and can be differentiated rightly once more.
+
+PyTorch's fused batch, layer and instance normalisation take mean and variance for constants when a jvp is differentiated
+again, and say nothing (github.com/pytorch/pytorch/issues/196699). Flash attention and a few others have no derivative of
+that kind at all. Random masks are replaced by their mean: no attacker knows which units a client dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class Elementary(TorchFunctionMode):
+    """While it is active, every model computes those layers from elementary operations, whatever its modules are."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call what stands in for ``func``, or ``func`` itself."""
+        return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """One value per channel is allowed: its batch statistics hide it altogether."""
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        x = _standardised(x, (0, *range(2, x.ndim)), eps)
+    else:
+        x = (x - running_mean.view(shape)) * torch.rsqrt(running_var.view(shape) + eps)
+    return _scaled(x, weight, bias, shape)
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return _batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    return _scaled(_standardised(x, tuple(range(2, x.ndim)), eps), weight, bias, (1, -1, *[1] * (x.ndim - 2)))
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    return _scaled(_standardised(x, tuple(range(-len(normalized_shape), 0)), eps), weight, bias, normalized_shape)
+
+
+def _attention_module(*args: Any, **kwargs: Any) -> Any:
+    return F.multi_head_attention_forward(*args, **{**kwargs, "training": False})
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **options)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    dims = [d for d in range(v.ndim) if d != dim % v.ndim] if dim != -1 else None
+    weight: Tensor = v * (g / torch.linalg.vector_norm(v, dim=dims, keepdim=True))
+    return weight
+
+
+def _identity(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x
+
+
+_INSTEAD: dict[Any, Callable[..., Any]] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest[:3]),
+    torch.instance_norm: lambda x, weight, bias, mean, var, *rest: _instance_norm(
+        x, mean, var, weight, bias, *rest[:3]
+    ),
+    torch._weight_norm: _weight_norm,
+    F.multi_head_attention_forward: _attention_module,
+    F.scaled_dot_product_attention: _attention,
+    F.hardsigmoid: lambda x, inplace=False: (x + 3).clamp(0, 6) / 6,
+    F.rrelu: lambda x, lower=1 / 8, upper=1 / 3, *_, **__: F.leaky_relu(x, (lower + upper) / 2),
+    **dict.fromkeys(
+        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _identity
+    ),
+    torch.dropout: _identity,
+    torch.bernoulli: lambda p, *_, **__: p,
+    Tensor.bernoulli_: lambda x, p=0.5, **_: x.fill_(p),
+}
