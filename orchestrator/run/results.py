@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fedveil.attacks.scoring import BASELINE_ATTACK
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.report import TRADE_OFF, TrialGroup, TrialRow, competing, front_of, hypervolume
@@ -75,23 +78,25 @@ def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: Experiment
 
 
 def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
-    """Draw the same victims under each defence, as far as their pictures are there."""
+    """Draw the same victims under each defence; trials with other victims, or without pictures, are left out."""
     from fedveil.orchestrator.report.comparison import comparison_figure, representatives
 
     panels = {}
-    originals = None
+    originals: Tensor | None = None
     for row in representatives(result.rows):
         file = paths.trial(row.name).pictures
         if not file.exists():
             continue
         pictures = Pictures.load(file)
+        originals = pictures.originals if originals is None else originals
+        if not torch.equal(originals, pictures.originals):
+            continue
         shown = {r.attack for r in load_records(paths.trial(row.name).records) if not r.threat_model.trained_images}
         attack = row.headline_attack(among=shown - {BASELINE_ATTACK})
         if attack is not None:
             title = row.defense.replace("_", " ") + ("" if row.strength is None else f" {row.strength:.2g}")
             panels[title] = (pictures.trained, attack, pictures.reconstructions[attack])
-            originals = pictures.originals
-    if originals is None:
+    if originals is None or not panels:
         return []
     comparison_figure(paths.root / "comparison.png", originals, panels)
     return [paths.root / "comparison.png"]

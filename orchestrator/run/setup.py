@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,14 +53,13 @@ class Setup:
 
 
 def make_setup(experiment: Experiment) -> Setup:
-    """Load, split and deal the images, and draw the victims. The images are loaded once per process.
+    """Load, split and deal the images, and draw the victims. A process keeps what it has loaded, see `load_data`.
 
     Raises:
         FedveilError: the data, the model or the audit do not fit each other.
     """
     settings, audit, seed = experiment.data, experiment.audit, experiment.seed
-    drawn = settings.limit is not None or settings.pool
-    data = _loaded(settings.name, settings.size, settings.limit, settings.pool, seed if drawn else 0)
+    data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
     if len(data.test) == 0:
         raise FedveilError(f"data {settings.name!r} has no test images, so utility cannot be measured")
     sides = data.train.shape[1:]
@@ -101,11 +99,6 @@ def make_setup(experiment: Experiment) -> Setup:
         gallery=gallery,
         untouched=split.private.take(order[:JUDGED]),
     )
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, size: int | None, limit: int | None, pool: bool, seed: int) -> ImageData:
-    return load_data(name, size=size, limit=limit, pool=pool, seed=seed)
 
 
 def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> Setup:

@@ -78,23 +78,22 @@ def tune_config(experiment: Experiment, search: SearchSection, *, samples: int, 
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-    seeds = one_per_seed(experiment)
+    seed = one_per_seed(experiment)[0].seed
     metric, mode = next(iter(search.objectives.items()))
     optuna = searching and search.searcher == "optuna"
     # Tune limits Optuna, but only warns that it does not limit a generator that it is handed.
-    algorithm: Any = BasicVariantGenerator(max_concurrent=search.concurrent or 0, random_state=seeds[0].seed)
+    algorithm: Any = BasicVariantGenerator(max_concurrent=search.concurrent or 0, random_state=seed)
     if optuna:
         several = len(search.objectives) > 1
         algorithm = OptunaSearch(
             metric=list(search.objectives) if several else metric,
             mode=list(search.objectives.values()) if several else mode,
-            seed=seeds[0].seed,
+            seed=seed,
         )
     scheduler = None
     if searching and search.scheduler == "asha":
-        # Each seed reports after each round and once more with its final metrics, which must not be cut off.
-        reports = len(seeds) * (experiment.fl.rounds + 1)
-        scheduler = ASHAScheduler(metric=metric, mode=mode, grace_period=1, max_t=reports)
+        # A trial reports after each round and once more with its final metrics, which must not be cut off.
+        scheduler = ASHAScheduler(metric=metric, mode=mode, grace_period=1, max_t=experiment.fl.rounds + 1)
     return tune.TuneConfig(
         num_samples=samples,
         search_alg=algorithm,

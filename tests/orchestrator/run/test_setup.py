@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.fl.data import Images, load_data
+from fedveil.fl import data as fl_data
+from fedveil.fl.data import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
-from fedveil.orchestrator.run import setup as setup_module
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
-from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.setup import Setup, check_setups, make_setup
 from fedveil.orchestrator.tracking import ImagePolicy
 
@@ -97,22 +96,14 @@ def test_the_setup_depends_on_the_seed_and_not_on_the_defence(npz: Path) -> None
     assert victims(one) != victims(other)
 
 
-def test_a_process_loads_its_images_once(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(
-        setup_module, "load_data", lambda *a, seed, **o: asked.append(seed) or load_data(*a, seed=seed, **o)
-    )
-    setup_module._loaded.cache_clear()
-    raw = {"experiment": "x", "data": {"name": f"npz:{npz}"}, "audit": {"victims": 8}, "seeds": [3, 4]}
+def test_the_images_are_loaded_once_for_all_variants(npz: Path) -> None:
+    raw = {"experiment": "x", "data": {"name": f"npz:{npz}"}, "audit": {"victims": 8}}
     search = {"panel": [{"defense": "none"}, {"fl.clients": 3}], "space": {"audit.victims": {"choice": [4, 8]}}}
     experiment = check({**raw, "search": search})
+    loaded = fl_data._loaded.cache_info().misses
     setup = check_setups(experiment, {**raw, "search": search})
-    assert asked == [0]
-    assert keys(setup.public) == keys(make_setup(one_per_seed(experiment)[0]).public)
-    assert asked == [0]
-    make_setup(check({**raw, "data": {"name": f"npz:{npz}", "limit": 60}, "seeds": [3]}))
-    make_setup(one_per_seed(check({**raw, "data": {"name": f"npz:{npz}", "limit": 60}}))[1])
-    assert asked == [0, 0, 4]  # which images are left depends on the seed
+    assert make_setup(experiment).data is setup.data
+    assert fl_data._loaded.cache_info().misses == loaded + 1
 
 
 def test_a_variant_that_does_not_fit_is_named_before_the_sweep(npz: Path) -> None:

@@ -47,7 +47,7 @@ Swept = tuple[SweepResult, str, Path]
 
 @pytest.fixture(scope="module")
 def swept(bars: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """A panel, a two-objective Optuna search, one trial that fails (FedAvg diverges at 1e30), a user's defence and attack."""
+    """A panel, a two-objective Optuna search, a trial that fails (no FedAvg at 1e30), a user's defence and attack."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("sweep")
         patch.chdir(folder)

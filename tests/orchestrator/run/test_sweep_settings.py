@@ -83,15 +83,6 @@ def test_the_panel_and_a_grid_are_fixed_trials_with_names_and_the_rest_is_drawn(
     assert len(fixed.space["panel"]["grid_search"]) == 8
 
 
-def test_a_scheduler_cuts_off_no_seeds_last_report() -> None:
-    raw = sweep(DRAWN, scheduler="asha", objectives={"fl/accuracy": "max"})
-    for seeds, reports in (([0], 3), ([0, 1, 2], 9)):  # two rounds and the final metrics, per seed
-        experiment = check({**raw, "seeds": seeds})
-        assert experiment.search is not None
-        scheduler = tune_config(experiment, experiment.search, samples=1, searching=True).scheduler
-        assert scheduler._max_t == reports
-
-
 def resume(raw: dict[str, Any]) -> None:
     run_sweep(check(raw), raw, Console(file=io.StringIO()), published=True, resume=True)
 
