@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedveil.attacks import Observation
+from fedveil.attacks.target import TargetModel, target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.hooks import ClientHooks, NoHooks
 from fedveil.fl.messages import UpdateKind
@@ -15,6 +16,7 @@ from fedveil.fl.training import LocalTraining, local_update
 
 Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]
+TargetOf = Callable[[ModelSpec], TargetModel]
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,12 @@ def blobs() -> Blobs:
         return Images(pixels[:, None].repeat(1, channels, 1, 1), labels)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def target_of() -> TargetOf:
+    """A classifier of this package as an attack needs it."""
+    return lambda spec: target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ import fedveil.attacks.adaptive as module
 from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
 from fedveil.attacks.adaptive import undo
 from fedveil.attacks.inverse import InverseTraining, train_inverse
-from fedveil.attacks.preparation import CODE, MODULES, AttackerPreparation, prepare_attacker
+from fedveil.attacks.preparation import AttackerPreparation, prepare_attacker, shadow_defense
+from fedveil.attacks.target import target_model
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
-from fedveil.defense.base import Surrogate
+from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
 from fedveil.defense.modules import Inverse
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
-from fedveil.fl.models import ModelSpec
+from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
@@ -43,10 +45,9 @@ def answering(grey: float, surrogate: Surrogate | None = None) -> AttackerPrepar
     return AttackerPreparation(surrogate or Surrogate(data=lambda x, stream: x), Constant(grey))  # type: ignore[arg-type]
 
 
-def known(
-    preparations: dict[int | None, AttackerPreparation], needs: ThreatModel, public: Images | None = None
-) -> Knowledge:
-    return Knowledge(replace(needs, labels=True), SPEC, CPU, 3, public=public, preparations=preparations)
+def known(preparations: dict[int | None, AttackerPreparation], needs: ThreatModel) -> Knowledge:
+    target = target_model(build_model(SPEC), image_shape=SPEC.image_shape, classes=SPEC.classes)
+    return Knowledge(replace(needs, labels=True), target, CPU, 3, preparations=preparations)
 
 
 def each(images: Images, observe: Observe, **options: object) -> list[Observation]:
@@ -61,20 +62,24 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
     inversion = InvertingGradients(steps=4)
     knowledge = known({None: AttackerPreparation(Surrogate(), None)}, Adaptive.needs)
     plain = inversion(observations, replace(knowledge, threat_model=ThreatModel(), preparations={}))
-    adaptive = Adaptive(inversion=inversion)
+    adaptive = Adaptive(steps=4)
     alone = adaptive(observations, knowledge)
     for mine, right in zip(alone, plain, strict=True):
         assert torch.equal(mine.images, right.images)
         assert mine.loss == right.loss
     # What was inverted already is not inverted again.
-    built_on = adaptive(observations, knowledge, earlier={inversion.name: plain})
+    built_on = adaptive(observations, knowledge, earlier={inversion: plain})
     assert all(mine is right for mine, right in zip(built_on, plain, strict=True))
+    # Of other settings, or by another attack, it is another result.
+    for other in (replace(inversion, steps=3), replace(adaptive, tv=0.5)):
+        anew = adaptive(observations, knowledge, earlier={other: plain})
+        assert not any(mine is right for mine, right in zip(anew, plain, strict=True))
 
 
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 1, side=12), observe)
     plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i]), 0.1 * i) for i in range(3)]
-    earlier = {InvertingGradients.name: plain}
+    earlier = {InvertingGradients(): plain}
     knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
     found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
@@ -86,18 +91,19 @@ def test_a_defended_update_is_inverted_anew_through_what_is_visible(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defense, victims = TopK(keep=0.1), blobs(2, 1, side=12)
-    observations = each(victims, observe, hooks=defense)
+    observations = each(victims, observe, hooks=Stateless(defense))
     inversion = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
     monkeypatch.setattr(module, "best_tv", lambda *_: 1e-3)
-    surrogate = defense.surrogate(CODE, None)  # type: ignore[arg-type]
+    surrogate = Stateless(defense).surrogate()
     knowledge = known({None: AttackerPreparation(surrogate, None)}, Adaptive.needs)
     plain = inversion.invert(observations, knowledge)
-    found = Adaptive(inversion=inversion)(observations, knowledge, earlier={inversion.name: plain})
+    adaptive = Adaptive(steps=60, learning_rate=0.1, tv=1e-3)
+    found = adaptive(observations, knowledge, earlier={inversion: plain})
     for mine, naive, truth in zip(found, plain, victims.floats(), strict=True):
         assert float((mine.images[0] - truth).square().mean()) < 0.2 * float((naive.images[0] - truth).square().mean())
 
 
-def test_it_is_tuned_against_each_rehearsal_whoever_else_is_attacked(
+def test_it_is_tuned_against_each_preparation_whoever_else_is_attacked(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = UpdateNoise(strength=0.01)
@@ -109,12 +115,12 @@ def test_it_is_tuned_against_each_rehearsal_whoever_else_is_attacked(
         return 0.5 if surrogate is surrogates[0] else 0.001
 
     monkeypatch.setattr(module, "best_tv", best_tv)
-    observations = each(blobs(4, 1, side=12), observe, hooks=noise)
+    observations = each(blobs(4, 1, side=12), observe, hooks=Stateless(noise))
     observations = [replace(o, client=o.number % 2) for o in observations]
     preparations: dict[int | None, AttackerPreparation] = {
         c: AttackerPreparation(surrogates[c], None) for c in range(2)
     }
-    attack = AdaptiveModules(inversion=InvertingGradients(steps=4))
+    attack = AdaptiveModules(steps=4)
     knowledge = known(preparations, attack.needs)
     together = attack(observations, knowledge)
     assert [s is surrogates[0] for s in asked] == [True, False]
@@ -152,8 +158,8 @@ def test_a_perfect_inversion_goes_through_the_inverse_too(blobs: Blobs, observe:
 
 def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
     found = Reconstruction(torch.rand((2, 1, 12, 12), generator=torch_stream(0, "x")), torch.tensor([0, 1]), 0.3)
-    assert undo(found, AttackerPreparation(Surrogate(), None)) is found
-    undone = undo(found, answering(1.5))
+    assert undo(found, AttackerPreparation(Surrogate(), None), CPU) is found
+    undone = undo(found, answering(1.5), CPU)
     assert undone.images.unique().tolist() == [1.0]
     assert not undone.images.requires_grad
     assert (undone.labels.tolist(), undone.loss) == ([0, 1], 0.3)
@@ -162,11 +168,11 @@ def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
 @pytest.mark.parametrize("strength", [0.2, 0.4])
 def test_a_learnt_inverse_takes_pixel_noise_away(strength: float, blobs: Blobs) -> None:
     defense = PixelNoise(strength=strength)
-    preparation = DefenseContext(blobs(64, 2, side=12), SPEC, CPU, seed=1)
-    preparation = prepare_attacker(defense, CODE, preparation, QUICK)
+    stream = torch_stream(1, "inverse")
+    preparation = prepare_attacker(Stateless(defense), blobs(64, 2, side=12), QUICK, device=CPU, stream=stream)
     x = blobs(32, 9, side=12).floats()
     defended = defense.data(x, None, torch_stream(1, "client"))
-    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), preparation).images
+    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), preparation, CPU).images
     assert float((undone - x).square().mean()) < 0.5 * float((defended - x).square().mean())
 
 
@@ -185,9 +191,9 @@ def test_an_inverse_is_a_function_of_its_stream(blobs: Blobs) -> None:
     assert not torch.equal(first, weights(2))
 
 
-def test_an_inverse_sees_fresh_noise_of_public_images_with_every_batch(blobs: Blobs) -> None:
-    public = blobs(8, 2, side=12)
-    pool = {str(image.tolist()) for image in public.floats()}
+def test_an_inverse_sees_fresh_noise_of_auxiliary_images_with_every_batch(blobs: Blobs) -> None:
+    auxiliary = blobs(8, 2, side=12)
+    pool = {str(image.tolist()) for image in auxiliary.floats()}
     given: list[Tensor] = []
     noise: list[Tensor] = []
 
@@ -197,7 +203,7 @@ def test_an_inverse_sees_fresh_noise_of_public_images_with_every_batch(blobs: Bl
         return x
 
     training = InverseTraining(steps=3, batch_size=4, width=4)
-    train_inverse(public, defend, training, device=CPU, stream=torch_stream(1, "inverse"))
+    train_inverse(auxiliary, defend, training, device=CPU, stream=torch_stream(1, "inverse"))
     assert [len(x) for x in given] == [4, 4, 4]
     assert all(str(image.tolist()) in pool for x in given for image in x)
     assert len({str(n.tolist()) for n in noise}) == 3
@@ -207,36 +213,55 @@ def test_an_inverse_sees_fresh_noise_of_public_images_with_every_batch(blobs: Bl
 def test_a_defence_that_leaves_images_alone_needs_no_inverse(
     defense: NoDefense | UpdateNoise | TopK, blobs: Blobs
 ) -> None:
-    assert (
-        prepare_attacker(defense, CODE, DefenseContext(blobs(4, 2, side=12), SPEC, CPU, seed=1), QUICK).inverse is None
-    )
+    stream = torch_stream(1, "inverse")
+    found = prepare_attacker(Stateless(defense), blobs(4, 2, side=12), QUICK, device=CPU, stream=stream)
+    assert found.inverse is None
 
 
-def test_with_the_code_alone_the_attacker_trains_the_defence_himself(
-    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seeds: list[int] = []
-    real = LatentNoise.pretrain
+@dataclass(frozen=True, kw_only=True)
+class Shade(Defense[float]):
+    """Darkens by what it learnt on public images, and by the mean of the private ones."""
 
-    def pretrain(self: LatentNoise, preparation: DefenseContext) -> LatentNoise:
-        seeds.append(preparation.seed)
-        return real(self, preparation)
+    name: ClassVar[str] = "shade"
 
-    monkeypatch.setattr(LatentNoise, "pretrain", pretrain)
+    @property
+    def trained_on(self) -> TrainedOn:
+        return TrainedOn.CLIENT
+
+    def pretrain(self, context: DefenseContext) -> float:
+        return float(context.public.floats().mean())
+
+    def prepare(self, private: Images, context: DefenseContext, public: float, *, client: int) -> PreparedDefense:
+        return PreparedShade(public, float(private.floats().mean()), context.seed, client)
+
+
+@dataclass(frozen=True)
+class PreparedShade(PreparedDefense):
+    public: float
+    private: float
+    seed: int
+    client: int
+
+
+def test_the_attackers_copy_holds_the_public_modules_and_its_own_images_alone(blobs: Blobs) -> None:
+    public, private, auxiliary = blobs(4, 1, side=12), blobs(4, 2, side=12), blobs(4, 3, side=12)
+    defense = Shade()
+    context = DefenseContext(public, SPEC, CPU, seed=1)
+    learnt = defense.pretrain(context)
+    clients = defense.prepare(private, context, learnt, client=2)
+    attackers = shadow_defense(defense, auxiliary, replace(context, seed=9), learnt)
+    assert clients == PreparedShade(learnt, float(private.floats().mean()), 1, 2)
+    assert attackers == PreparedShade(learnt, float(auxiliary.floats().mean()), 9, -1)
+
+
+def test_an_inverse_is_trained_on_what_the_prepared_defence_does(blobs: Blobs) -> None:
     public = blobs(8, 2, side=12)
-    untrained = LatentNoise(public_steps=1)
-    clients = real(untrained, DefenseContext(public, SPEC, CPU, seed=1))
-    attackers = DefenseContext(public, SPEC, CPU, seed=2)
+    defense, context = LatentNoise(public_steps=1), DefenseContext(public, SPEC, CPU, seed=1)
+    prepared = defense.prepare(public, context, defense.pretrain(context), client=0)
     quick = InverseTraining(steps=1, batch_size=4, width=4)
-    by_code = prepare_attacker(untrained, CODE, attackers, quick)
-    assert seeds == [2]
-    by_modules = prepare_attacker(clients, MODULES, attackers, quick)
-    assert seeds == [2]
-
+    found = prepare_attacker(prepared, public, quick, device=CPU, stream=torch_stream(2, "inverse"))
     x = public.floats()
-    truly = clients.data(x, None, torch_stream(3, "noise"))
-    assert by_code.surrogate.data is not None
-    assert by_modules.surrogate.data is not None
-    assert torch.equal(by_modules.surrogate.data(x, torch_stream(3, "noise")), truly)
-    assert not torch.allclose(by_code.surrogate.data(x, torch_stream(3, "noise")), truly, atol=1e-3)
-    assert isinstance(by_modules.inverse, Inverse)
+    assert found.surrogate.data is not None
+    truly = prepared.data(x, None, torch_stream(3, "noise"))
+    assert torch.equal(found.surrogate.data(x, torch_stream(3, "noise")), truly)
+    assert isinstance(found.inverse, Inverse)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -15,17 +15,21 @@ from fedveil.attacks import (
     AdaptiveModules,
     Attack,
     Baseline,
+    Earlier,
+    InverseTraining,
     InvertingGradients,
     Knowledge,
     Observation,
     TrainedImages,
+    attack_labels,
 )
 from fedveil.attacks.preparation import AttackerPreparation
+from fedveil.attacks.target import target_model
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
-from fedveil.fl.models import ModelSpec
+from fedveil.fl.models import ModelSpec, build_model
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=4)
 GRANTS = [f.name for f in fields(ThreatModel)]
@@ -43,17 +47,13 @@ class Guess(Attack):
     name: ClassVar[str] = "guess"
     needs: ClassVar[ThreatModel] = NOTHING
 
-    def run(
-        self,
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        earlier: Mapping[str, Sequence[Reconstruction]],
-    ) -> list[Reconstruction]:
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         return [Reconstruction(torch.full((1, 1, 16, 16), 0.5), torch.zeros(1, dtype=torch.int64), 0.0)]
 
 
 def known(threat_model: ThreatModel, **held: object) -> Knowledge:
-    return Knowledge(threat_model, SPEC, torch.device("cpu"), 0, **held)  # type: ignore[arg-type]
+    target = target_model(build_model(SPEC), image_shape=SPEC.image_shape, classes=SPEC.classes)
+    return Knowledge(threat_model, target, torch.device("cpu"), 0, **held)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -118,23 +118,25 @@ def test_an_observation_that_holds_more_than_is_granted_is_refused(
 
 
 def test_an_attacker_who_holds_more_than_is_granted_is_refused(observation: Observation, blobs: Blobs) -> None:
-    public, preparations = blobs(2, 1), {None: AttackerPreparation(Surrogate(), None)}
+    auxiliary, preparations = blobs(2, 1), {None: AttackerPreparation(Surrogate(), None)}
     with pytest.raises(FedveilError, match="the attacker holds auxiliary_data, which is not granted"):
-        Guess()([observation], known(NOTHING, public=public))
+        Guess()([observation], known(NOTHING, auxiliary=auxiliary))
     with pytest.raises(FedveilError, match="the attacker holds defense_algorithm, which is not granted"):
-        Guess()([observation], known(replace(NOTHING, auxiliary_data=True), public=public, preparations=preparations))
+        Guess()(
+            [observation], known(replace(NOTHING, auxiliary_data=True), auxiliary=auxiliary, preparations=preparations)
+        )
     granted = replace(NOTHING, auxiliary_data=True, defense_algorithm=True)
-    assert len(Guess()([observation], known(granted, public=public, preparations=preparations))) == 1
+    assert len(Guess()([observation], known(granted, auxiliary=auxiliary, preparations=preparations))) == 1
 
 
 def test_what_was_not_handed_over_cannot_be_asked_for() -> None:
-    with pytest.raises(FedveilError, match="no public images"):
-        known(NOTHING).public_images()
-    with pytest.raises(FedveilError, match="no preparation against the defence of client 2"):
+    with pytest.raises(FedveilError, match="no auxiliary images"):
+        known(NOTHING).auxiliary_images()
+    with pytest.raises(FedveilError, match="nothing is prepared against the defence of client 2"):
         known(ALL, preparations={1: AttackerPreparation(Surrogate(), None)}).preparation(2)
 
 
-def test_a_clients_own_rehearsal_comes_before_the_common_one() -> None:
+def test_a_clients_own_preparation_comes_before_the_common_one() -> None:
     own, common = AttackerPreparation(Surrogate(), None), AttackerPreparation(Surrogate(), None)
     knowledge = known(ALL, preparations={None: common, 1: own})
     assert knowledge.preparation(1) is own
@@ -157,37 +159,51 @@ def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> 
     }
 
 
-def test_each_registered_attack_takes_the_inversions_settings() -> None:
-    inversion = InvertingGradients(steps=7, tv=0.5)
-    made = {name: ATTACKS[name].configured(inversion) for name in ATTACKS}
-    assert {name: attack.name for name, attack in made.items()} == {name: name for name in ATTACKS}
-    assert made["inverting_gradients"] == inversion
-    assert made["adaptive"] == Adaptive(inversion=inversion)
-    assert made["adaptive_modules"] == AdaptiveModules(inversion=inversion)
-    assert {name for name, attack in made.items() if attack.adaptive} == {
+def test_options_belong_to_each_attack() -> None:
+    quick = InverseTraining(steps=8)
+    assert repr(InvertingGradients(steps=7)).startswith("InvertingGradients(steps=7, learning_rate=0.05, ")
+    adaptive = Adaptive(steps=7, tv=0.5, inverse=quick)
+    assert (adaptive.plain, adaptive.inverse) == (InvertingGradients(steps=7, tv=0.5), quick)
+    assert AdaptiveModules(steps=7, tv=0.5, inverse=quick) != adaptive
+    assert TrainedImages(inverse=quick).inverse == quick
+    assert {name: ATTACKS[name]().name for name in ATTACKS} == {name: name for name in ATTACKS}
+    assert {name for name in ATTACKS if ATTACKS[name].adaptive} == {"adaptive", "adaptive_modules", "trained_images"}
+    assert {name for name in ATTACKS if not ATTACKS[name].reads_update} == {"baseline"}
+
+
+def test_attacks_of_one_name_are_numbered() -> None:
+    attacks = [InvertingGradients(), Adaptive(), InvertingGradients(steps=2), InvertingGradients()]
+    assert attack_labels(attacks) == [
+        "inverting_gradients",
         "adaptive",
-        "adaptive_modules",
-        "trained_images",
-    }
-    assert repr(Adaptive(inversion=inversion)) == f"Adaptive(inversion={inversion!r})"
-    assert "steps=7" in repr(inversion)
+        "inverting_gradients_2",
+        "inverting_gradients_3",
+    ]
+    assert attack_labels([]) == []
 
 
-# The floor
+def test_an_adaptive_attacks_settings_are_refused_under_its_own_name() -> None:
+    with pytest.raises(FedveilError, match="adaptive: steps is 0"):
+        Adaptive(steps=0)
+    with pytest.raises(FedveilError, match="inverse: width is 0"):
+        InverseTraining(width=0)
 
 
-def test_the_floor_guesses_the_public_class_mean(observe: Observe) -> None:
+# The baseline
+
+
+def test_the_baseline_guesses_the_class_mean(observe: Observe) -> None:
     pixels = torch.tensor([0, 100, 51, 255]).view(4, 1, 1, 1).expand(4, 1, 16, 16).to(torch.uint8)
-    public = Images(pixels, torch.tensor([0, 0, 1, 1]))
-    victims = public.take(torch.tensor([1, 2]))
+    auxiliary = Images(pixels, torch.tensor([0, 0, 1, 1]))
+    victims = auxiliary.take(torch.tensor([1, 2]))
     observations = [observe(victims.take(torch.tensor([i])), SPEC, number=i) for i in range(2)]
-    found = Baseline()(observations, known(ThreatModel(labels=True, auxiliary_data=True), public=public))
+    found = Baseline()(observations, known(ThreatModel(labels=True, auxiliary_data=True), auxiliary=auxiliary))
     torch.testing.assert_close(found[0].images, torch.full((1, 1, 16, 16), 50 / 255))
     torch.testing.assert_close(found[1].images, torch.full((1, 1, 16, 16), 153 / 255))
     assert [f.labels.tolist() for f in found] == [[0], [1]]
 
 
-def test_the_floor_recovers_labels_that_are_not_granted(blobs: Blobs, observe: Observe) -> None:
+def test_the_baseline_recovers_labels_that_are_not_granted(blobs: Blobs, observe: Observe) -> None:
     victim = blobs(2, 5).take(torch.tensor([1]))
-    found = Baseline()([observe(victim, SPEC, labels=False)], known(Baseline.needs, public=blobs(8, 6)))
+    found = Baseline()([observe(victim, SPEC, labels=False)], known(Baseline.needs, auxiliary=blobs(8, 6)))
     assert found[0].labels.tolist() == [1]

@@ -9,10 +9,12 @@ from torch import Tensor
 
 import fedveil.attacks.inverting_gradients as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.engine import Problem, Schedule, attackable, oracle
+from fedveil.attacks.engine import Problem, Schedule, oracle
 from fedveil.attacks.inverting_gradients import match_at, target_gradient
 from fedveil.attacks.scoring import ClassMeanGuess
+from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.models.lenet import LeNet
@@ -25,7 +27,8 @@ Observe = Callable[..., Observation]
 
 
 def known(spec: ModelSpec = SPEC, *, labels: bool = True, seed: int = 3) -> Knowledge:
-    return Knowledge(ThreatModel(labels=labels), spec, torch.device("cpu"), seed)
+    target = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
+    return Knowledge(ThreatModel(labels=labels), target, torch.device("cpu"), seed)
 
 
 def each(images: Images, observe: Observe, spec: ModelSpec, **options: object) -> list[Observation]:
@@ -48,7 +51,7 @@ def test_a_gradient_is_matched_as_sent_at_the_weights_sent() -> None:
     update = update_of(UpdateKind.GRADIENT, 1)
     observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0]), "running_mean": torch.zeros(1)}, 1)
     assert torch.equal(target_gradient(update)["w"], update.tensors["w"])
-    assert {name: w.tolist() for name, w in match_at(observation).items()} == {"w": [1.0, 2.0]}
+    assert {name: w.tolist() for name, w in match_at(observation).items()} == {"w": [1.0, 2.0], "running_mean": [0.0]}
 
 
 def test_a_delta_of_several_steps_is_matched_at_the_midpoint_by_hand() -> None:
@@ -103,13 +106,13 @@ def test_victims_of_one_round_share_the_weights(
 
 
 def test_undefended_images_come_back(blobs: Blobs, observe: Observe) -> None:
-    victims, public = blobs(3, 1), blobs(64, 2)
-    guess = ClassMeanGuess.from_public(public, classes=2).guess(victims.labels)
-    floor = (guess - victims.floats()).square().mean((1, 2, 3))
+    victims, auxiliary = blobs(3, 1), blobs(64, 2)
+    guess = ClassMeanGuess.of(auxiliary, classes=2).guess(victims.labels)
+    baseline = (guess - victims.floats()).square().mean((1, 2, 3))
     found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(each(victims, observe, SPEC), known())
     error = errors(found, victims)
     assert float(error.max()) < 2e-3
-    assert bool((error < floor / 5).all())
+    assert bool((error < baseline / 5).all())
     assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
 
 
@@ -152,7 +155,7 @@ def test_the_loss_is_that_of_the_returned_images(blobs: Blobs, observe: Observe)
     # A step that is too large: the last iterate is not the best one.
     (found,) = InvertingGradients(steps=12, learning_rate=0.3, tv=1e-2)([observation], known(SMALL))
     problem = Problem(
-        model=attackable(build_model(SMALL)),
+        model=known(SMALL).model,
         weights=match_at(observation),
         target={n: t[None] for n, t in observation.update.tensors.items()},
         labels=found.labels[None],
@@ -252,11 +255,12 @@ def test_work_does_not_grow_with_restarts(blobs: Blobs, observe: Observe, monkey
         return forward(self, images)
 
     monkeypatch.setattr(LeNet, "forward", counted)
+    knowledge = known(SMALL)
 
     def cost(restarts: int, chunk: int) -> int:
         nonlocal passes
         passes = 0
-        InvertingGradients(steps=2, restarts=restarts, chunk=chunk)([observation], known(SMALL))
+        InvertingGradients(steps=2, restarts=restarts, chunk=chunk)([observation], knowledge)
         return passes
 
     one = cost(1, 8)
@@ -264,3 +268,49 @@ def test_work_does_not_grow_with_restarts(blobs: Blobs, observe: Observe, monkey
     assert cost(6, 8) == one
     assert cost(6, 1) == 6 * one
     assert not any(m._forward_hooks or m._forward_pre_hooks for model in models for m in model.modules())
+
+
+def test_an_update_without_the_frozen_layers_is_inverted(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(1, 1)
+    (whole,) = each(victims, observe, SPEC)
+    kept = {n: t for n, t in whole.update.tensors.items() if not n.startswith("body.4")}
+    assert len(kept) < len(whole.update.tensors)
+    found = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)(
+        [replace(whole, update=replace(whole.update, tensors=kept))], known()
+    )
+    assert float(errors(found, victims).max()) < 5e-3
+
+
+def test_in_evaluation_mode_the_running_statistics_that_were_sent_are_used(blobs: Blobs) -> None:
+    """And where none are sent, those that the model came with."""
+    spec = ModelSpec("convnet", (1, 12, 12), 2, norm="batch", width=4)
+    model, victim = build_model(spec), blobs(1, 2, side=12)
+    model(blobs(8, 3, side=12).floats())
+    own = target_model(model.eval(), image_shape=spec.image_shape, classes=2, mode="eval")
+    loss = torch.nn.functional.cross_entropy(model(victim.floats()), victim.labels)
+    gradient = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, [*model.parameters()]), strict=True))
+    state = {n: w.detach() for n, w in model.state_dict().items() if w.is_floating_point()}
+    parameters = {n: w for n, w in state.items() if n in gradient}
+    knowledge = replace(known(spec), model=own)
+    observation = Observation(0, 0, ClientUpdate.gradient(gradient), state, 1, labels=victim.labels)
+    moved = {n: w if n in gradient else w + 1.0 for n, w in state.items()}
+    attack = InvertingGradients(steps=3)
+    (sent,), (partial,), (other,) = (
+        attack([replace(observation, weights=weights)], knowledge) for weights in (state, parameters, moved)
+    )
+    assert torch.equal(sent.images, partial.images)
+    assert not torch.equal(sent.images, other.images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "inverting_gradients: steps is 0; it has to be at least 1 and finite"),
+        ({"learning_rate": 0.0}, "inverting_gradients: learning_rate is 0.0; it has to be above 0 and finite"),
+        ({"tv": -1.0}, "inverting_gradients: tv is -1.0; it has to be at least 0 and finite"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(FedveilError) as refusal:
+        InvertingGradients(**settings)  # type: ignore[arg-type]
+    assert str(refusal.value) == sentence
