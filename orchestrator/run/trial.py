@@ -63,11 +63,13 @@ class Trial:
 
         simulation = Simulation(federation, executor, resumed.state if resumed else None)
         progress = resumed or Progress(simulation.state)
+        privacy = auditor.summary(progress.records)
         audited = experiment.audit.round_numbers(experiment.fl.rounds)
         for number in range(simulation.state.round, experiment.fl.rounds):
             if number in audited:
                 with self._during(Phase.AUDIT, number):
                     progress = progress.after_audit(auditor.audit(simulation.state))
+                    privacy = auditor.summary(progress.records)
             with self._during(Phase.ROUND, number):
                 trained = simulation.round()
                 accuracy = simulation.evaluate_quickly(setup.validation)
@@ -77,26 +79,27 @@ class Trial:
                 "fl/loss": trained.loss,
                 "fl/failed_clients": float(trained.failed_clients),
             }
-            running = {**curves, "utility/val_accuracy": accuracy, **auditor.summary(progress.records)}
+            running = {**curves, "utility/val_accuracy": accuracy, **privacy}
             for callback in self.callbacks:
                 callback.on_round(progress, trained, running)
 
-        test, validation = executor.broadcast(setup.data.test), executor.broadcast(setup.validation)
-        utility = simulation.evaluate(test)
-        metrics = {
-            "utility/accuracy": utility.accuracy,
-            "utility/val_accuracy": simulation.evaluate(validation).accuracy,
-            "utility/auc": utility.auc,
-            "utility/clean_accuracy": simulation.evaluate_clean(test).accuracy,
-            **auditor.summary(progress.records),
-            **diagnostics,
-        }
+        metrics = {**self._utility(simulation), **privacy, **diagnostics}
         for callback in self.callbacks:
             metrics |= callback.scores()
         result = TrialResult(progress, metrics)
         for callback in self.callbacks:
             callback.on_final(result)
         return result
+
+    def _utility(self, simulation: Simulation) -> dict[str, float]:
+        test, validation = (self.executor.broadcast(images) for images in (self.setup.data.test, self.setup.validation))
+        utility = simulation.evaluate(test)
+        return {
+            "utility/accuracy": utility.accuracy,
+            "utility/val_accuracy": simulation.evaluate(validation).accuracy,
+            "utility/auc": utility.auc,
+            "utility/clean_accuracy": simulation.evaluate_clean(test).accuracy,
+        }
 
     @contextmanager
     def _during(self, phase: Phase, number: int = 0) -> Iterator[None]:

@@ -183,9 +183,11 @@ class Kept(TrialCallback):
         self.running.append(running)
 
 
-def play(raw: dict[str, Any], executor: Executor, resumed: Progress | None = None) -> tuple[TrialResult, Kept]:
+def play(
+    raw: dict[str, Any], executor: Executor, resumed: Progress | None = None, *, cache: Path | None = None
+) -> tuple[TrialResult, Kept]:
     experiment, kept = check(raw), Kept()
-    result = Trial(experiment, make_setup(experiment), executor, callbacks=[kept]).run(resumed)
+    result = Trial(experiment, make_setup(experiment), executor, cache=cache, callbacks=[kept]).run(resumed)
     return result, kept
 
 
@@ -216,9 +218,9 @@ def test_serial_and_ray_give_the_same_bits(bars: Path, one_thread: None) -> None
 
 def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_path: Path) -> None:
     raw = tiny_experiment(bars, fl={"rounds": 3})
-    whole, kept = play(raw, SerialExecutor())
+    whole, kept = play(raw, SerialExecutor(), cache=bars.parent)
     checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
-    again, _ = play(raw, SerialExecutor(), checkpoint.load(tmp_path).progress)
+    again, _ = play(raw, SerialExecutor(), checkpoint.load(tmp_path).progress, cache=bars.parent)
     assert same_weights(whole.progress, again.progress)
     assert whole.progress.records == again.progress.records
     assert whole.metrics == again.metrics
@@ -244,7 +246,7 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     learnt = {"defense": {**raw.get("defense", {}), **TINY_LATENT}}
     corner = next(iter(corners(raw["search"].get("space", {}))), {})
     for overrides in (raw["search"]["panel"][0], {**learnt, **corner}):
-        result, _ = play(with_overrides(cut, overrides), SerialExecutor())
+        result, _ = play(with_overrides(cut, overrides), SerialExecutor(), cache=bars.parent)
         assert math.isfinite(result.metrics["utility/accuracy"])
         assert result.metrics["privacy/complete"] == 1
 
