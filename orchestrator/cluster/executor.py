@@ -139,7 +139,7 @@ class _Work(Generic[Item, Result]):
 
 
 class RayExecutor:
-    """A pool of worker slots, each a Ray actor that plays many clients in turn: a `fedveil.fl.executor.Executor`.
+    """A pool of worker slots, each a Ray actor that trains many clients in turn: a `fedveil.fl.executor.Executor`.
 
     Ray has to be connected (see `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with``
     block; that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.

@@ -71,7 +71,7 @@ class Auditor:
         self._adaptive = frozenset(label for label, attack in labels if attack.adaptive)
 
     def audit(self, state: ServerState) -> AuditReport:
-        """Audit the round that ``state`` is about to play."""
+        """Audit the round that comes after ``state``."""
         shared = (*self._shared, state.weights, state.round, self._local_steps, self._pictures)
         return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
 

@@ -79,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of a setting's trials, which play its seeds in turn.
+    """A checkpoint of a setting's trials, which run under its seeds in turn.
 
     Attributes:
         finished: final metrics of the seeds that are done, in their order.

@@ -183,7 +183,7 @@ class Kept(TrialCallback):
         self.running.append(running)
 
 
-def play(
+def run_trial(
     raw: dict[str, Any], executor: Executor, resumed: Progress | None = None, *, cache: Path | None = None
 ) -> tuple[TrialResult, Kept]:
     experiment, kept = check(raw), Kept()
@@ -207,9 +207,9 @@ def one_thread() -> Iterator[None]:
 
 def test_serial_and_ray_give_the_same_bits(bars: Path, one_thread: None) -> None:
     raw = tiny_experiment(bars, defense=TINY_LATENT, model={"name": "resnet20", "width": 4, "norm": "batch"})
-    serial, alone = play(raw, SerialExecutor())
+    serial, alone = run_trial(raw, SerialExecutor())
     with RayExecutor(2, cpus_per_worker=0.5) as pool:
-        ray_result, together = play(raw, pool)
+        ray_result, together = run_trial(raw, pool)
     assert same_weights(alone.progress[-1], together.progress[-1])
     assert alone.running == together.running
     for name in ("utility/accuracy", "utility/auc", "privacy/mse"):
@@ -218,9 +218,9 @@ def test_serial_and_ray_give_the_same_bits(bars: Path, one_thread: None) -> None
 
 def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_path: Path) -> None:
     raw = tiny_experiment(bars, fl={"rounds": 3})
-    whole, kept = play(raw, SerialExecutor(), cache=bars.parent)
+    whole, kept = run_trial(raw, SerialExecutor(), cache=bars.parent)
     checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
-    again, _ = play(raw, SerialExecutor(), checkpoint.load(tmp_path).progress, cache=bars.parent)
+    again, _ = run_trial(raw, SerialExecutor(), checkpoint.load(tmp_path).progress, cache=bars.parent)
     assert same_weights(whole.progress, again.progress)
     assert whole.progress.records == again.progress.records
     assert whole.metrics == again.metrics
@@ -246,7 +246,7 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     learnt = {"defense": {**raw.get("defense", {}), **TINY_LATENT}}
     corner = next(iter(corners(raw["search"].get("space", {}))), {})
     for overrides in (raw["search"]["panel"][0], {**learnt, **corner}):
-        result, _ = play(with_overrides(cut, overrides), SerialExecutor(), cache=bars.parent)
+        result, _ = run_trial(with_overrides(cut, overrides), SerialExecutor(), cache=bars.parent)
         assert math.isfinite(result.metrics["utility/accuracy"])
         assert result.metrics["privacy/complete"] == 1
 
@@ -324,7 +324,7 @@ def test_each_seed_has_a_run_of_its_own_and_the_searcher_sees_the_mean(
 def test_a_resumed_trial_keeps_the_seeds_that_are_done(
     bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second seed's records fall on a folder that cannot be made; once it can, only that seed is played."""
+    """The second seed's records fall on a folder that cannot be made; once it can, only that seed is run."""
     monkeypatch.chdir(tmp_path)
     panel = [{"defense": "none"}]
     raw = tiny_experiment(bars, seeds=[5, 6], fl={"rounds": 1}, audit={"rounds": [0]}, search={"panel": panel})
