@@ -7,6 +7,8 @@ READY := .venv/.ready
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export MLFLOW_DISABLE_TELEMETRY := true
+# Where it is set, each worker process compiles PyTorch's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint clean
 

@@ -125,7 +125,7 @@ _COLUMNS = (
     _metric("privacy/psnr", 5),
     _metric("privacy/ssim", 5),
     _Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
-    _metric("privacy/identification_rate", 6),
+    _metric("privacy/identification_rate", 1),
     _Column("MSE\nperfect / guess", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
     _Column("seconds\n", _seconds, 8),
 )
