@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedveil.attacks.elementary import Elementary
 from fedveil.attacks.engine import Problem, distance_and_slope, oracle
@@ -98,7 +97,7 @@ def _differentiable(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
     def response(weights: dict[str, Tensor], images: dict[int, Tensor]) -> Tensor:
         own = tuple(images.get(at, a) for at, a in enumerate(args))
-        with Elementary(), sdpa_kernel(SDPBackend.MATH):
+        with Elementary():
             output = functional_call(module, weights, own, kwargs)
         tensors = [o for o in (output if isinstance(output, tuple) else (output,)) if isinstance(o, Tensor)]
         # Twice curved, so that a layer that is linear in its inputs is differentiated like any other.

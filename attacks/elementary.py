@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
@@ -86,7 +87,8 @@ def _layer_norm(
 
 
 def _attention_module(*args: Any, **kwargs: Any) -> Any:
-    return F.multi_head_attention_forward(*args, **{**kwargs, "training": False})
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.multi_head_attention_forward(*args, **{**kwargs, "training": False})
 
 
 def _attention(
@@ -98,7 +100,8 @@ def _attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **options)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
     python benchmarks/attack_quality.py --victims 32 --out runs/attack_quality
 
-Victims are private images; the attack's settings were chosen on public ones. Each victim sends the gradient of one image at
+Victims are private images; the attack's settings were chosen on other ones. Each victim sends the gradient of one image at
 the seeded initial weights; labels are known.
 """
 
@@ -13,29 +13,13 @@ import json
 import platform
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 
-from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.figures import draw_reconstructions, save
-from fedveil.attacks.scoring import mse, psnr, ssim
-from fedveil.fl.data import Images, load_data, split_train
-from fedveil.fl.hooks import NoHooks
-from fedveil.fl.messages import ThreatModel, UpdateKind
-from fedveil.fl.models import ModelSpec, build_model, init_model
+import fedveil as fv
+from fedveil.fl.data import split_train
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.training import LocalTraining, local_update
-
-
-def observe(victims: Images, model: ModelSpec) -> list[Observation]:
-    weights, classifier = init_model(model, 0), build_model(model)
-    training = LocalTraining(kind=UpdateKind.GRADIENT, epochs=1, batch_size=1, learning_rate=0.1)
-    observations = []
-    for number in range(len(victims)):
-        one = victims.take(torch.tensor([number]))
-        sent = local_update(classifier, weights, one, NoHooks(), training, torch_stream(0, "victim", number)).update
-        observations.append(Observation(number, 0, sent, weights, 1, labels=one.labels))
-    return observations
 
 
 def main() -> None:
@@ -51,29 +35,31 @@ def main() -> None:
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     results = []
     for name in arguments.data:
-        data = load_data(name)
+        data = fv.load_data(name)
         private = split_train(data.train, public_fraction=0.05, auxiliary_fraction=0.2, seed=0).private
         order = torch.randperm(len(private), generator=torch_stream(0, "quality"))[: arguments.victims]
         victims = private.take(order)
         for model_name in arguments.models:
-            model = ModelSpec(model_name, victims.shape, len(data.classes))
-            attack = InvertingGradients(steps=arguments.steps)
+            model = fv.build_model(model_name, image_shape=victims.shape, classes=len(data.classes)).to(device)
+            updates = [
+                fv.client_update(model, victims.take(one), None)[0] for one in torch.arange(len(victims)).split(1)
+            ]
+            attack = fv.InvertingGradients(steps=arguments.steps)
             began = time.perf_counter()
-            found = attack(observe(victims, model), Knowledge(ThreatModel(), model, device, seed=0))
+            report = fv.audit(model, updates, images=victims, attacks=[attack])
             seconds = time.perf_counter() - began
-            originals, images = victims.floats(), torch.cat([f.images for f in found])
-            error = mse(images, originals)
+            psnrs = [record.psnr for record in report.records]
             results.append(
                 {
                     "data": name,
                     "model": model_name,
                     "victims": len(victims),
                     "attack": repr(attack),
-                    "psnr_mean": float(psnr(error).mean()),
-                    "psnr_std": float(psnr(error).std()),
-                    "psnr_least": float(psnr(error).min()),
-                    "ssim_mean": float(ssim(images, originals).mean()),
-                    "mse_mean": float(error.mean()),
+                    "psnr_mean": fmean(psnrs),
+                    "psnr_std": stdev(psnrs),
+                    "psnr_least": min(psnrs),
+                    "ssim_mean": fmean(record.ssim for record in report.records),
+                    "mse_mean": fmean(record.mse for record in report.records),
                     "seconds": seconds,
                     "hardware": hardware,
                     "threads": torch.get_num_threads(),
@@ -82,8 +68,7 @@ def main() -> None:
             )
             last = results[-1]
             print(f"{name:8} {model_name:8} PSNR {last['psnr_mean']:.2f} +- {last['psnr_std']:.2f} dB  {seconds:.0f} s")
-            figure = draw_reconstructions(originals[:8], None, {"inverting_gradients": images[:8]})
-            save(figure, arguments.out / f"{name}_{model_name}.png")
+            report.figure(arguments.out / f"{name}_{model_name}.png")
     (arguments.out / "record.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -28,7 +28,9 @@ def main(steps: int = 300, figure: str = "flower_update.png") -> fv.AuditReport:
 
     attacks = [fv.InvertingGradients(steps=steps)]
     report = fv.audit(model, arrays, images=x, labels=y, attacks=attacks, gallery=others.floats())
-    print(f"mean squared error {report.worst('mse'):.4f}, found in the gallery {report.worst('identification_rate'):.0%}")
+    print(
+        f"mean squared error {report.worst('mse'):.4f}, found in the gallery {report.worst('identification_rate'):.0%}"
+    )
     report.figure(figure)
     return report
 

@@ -161,7 +161,8 @@ def test_the_loss_is_that_of_the_returned_images(blobs: Blobs, observe: Observe)
         labels=found.labels[None],
     )
     objective, _ = oracle(problem, tv=1e-2)(found.images[None])
-    assert found.loss == pytest.approx(float(objective), rel=1e-4)
+    # One minus a cosine in float32.
+    assert found.loss == pytest.approx(float(objective), abs=1e-6)
 
 
 def test_labels_that_are_not_granted_are_recovered(blobs: Blobs, observe: Observe) -> None:
@@ -299,7 +300,7 @@ def test_in_evaluation_mode_the_running_statistics_that_were_sent_are_used(blobs
         attack([replace(observation, weights=weights)], knowledge) for weights in (state, parameters, moved)
     )
     assert torch.equal(sent.images, partial.images)
-    assert not torch.equal(sent.images, other.images)
+    assert sent.loss == partial.loss < other.loss
 
 
 @pytest.mark.parametrize(
