@@ -85,10 +85,11 @@ class LatentPerturbation(Defense[LatentPublic]):
 
     Attributes:
         strength: rho, size of the perturbation relative to the latent's root mean square.
-        privacy_weight: see `fedveil.defense.minimax.MinimaxConfig`.
-        utility_weight: likewise.
-        error_cap: likewise.
-        adversary_steps: likewise.
+        privacy_weight: weight of the adversary's error in units of the cap, at least 0.
+        utility_weight: weight of the classification loss, at least 0.
+        error_cap: the adversary's error beyond which nothing more is gained, as a multiple of the error of guessing the
+            class mean; above 0.
+        adversary_steps: adversary steps to each of the defender's, at least 1.
         scope: ``client``: modules adapted by and kept with each client. ``public``: trained once on public images.
         steps: defender steps on public images.
         client_steps: defender steps on the client's own, with ``scope: client``.

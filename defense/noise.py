@@ -23,7 +23,7 @@ class NoDefense(Defense[None]):
 @DEFENSES.register("pixel_noise")
 @dataclass(frozen=True, kw_only=True)
 class PixelNoise(Defense[None]):
-    """x' = clip(x + strength * n, 0, 1), n ~ N(0, I), fresh for every batch.
+    """White noise on the pixels, fresh for every batch: x' = clip(x + strength * n, 0, 1), n ~ N(0, I).
 
     Attributes:
         strength: standard deviation in pixel units.
@@ -67,7 +67,9 @@ class PreparedLatentNoise(PreparedDefense):
 @DEFENSES.register("latent_noise")
 @dataclass(frozen=True, kw_only=True)
 class LatentNoise(Defense[Autoencoder]):
-    """x' = clip(Dec(z + strength * rms(z) * n), 0, 1), z = Enc(x), n ~ N(0, I): the learnt defence with nothing learnt.
+    """White noise on the latent of a public autoencoder: the learnt defence with nothing learnt.
+
+    x' = clip(Dec(z + strength * rms(z) * n), 0, 1), z = Enc(x), n ~ N(0, I), fresh for every batch.
 
     Attributes:
         strength: rho, relative to the latent's root mean square, as in `fedveil.defense.latent.LatentPerturbation`.

@@ -22,7 +22,6 @@ from fedveil.attacks.scoring.summary import (
     headline_records,
     summarise,
 )
-from fedveil.attacks.scoring.utility import TradeOff, mse_at_accuracy
 
 __all__ = [
     "BASELINE_ATTACK",
@@ -35,7 +34,6 @@ __all__ = [
     "JudgeQuality",
     "PrivacyMetric",
     "Scorer",
-    "TradeOff",
     "build_scorer",
     "headline_attack",
     "headline_interval",
@@ -43,7 +41,6 @@ __all__ = [
     "match",
     "mean_ci",
     "mse",
-    "mse_at_accuracy",
     "paired_difference",
     "paired_difference_of",
     "per_victim",

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -97,6 +96,8 @@ def template_volume() -> Tensor:
 
     One scale for the whole volume: a scale per slice would make dim slices bright.
     """
+    import nibabel  # seconds, of which only this source has need
+
     volume = np.asarray(nibabel.Nifti1Image.from_filename(template_path()).dataobj, dtype=np.float32)
     top = float(np.percentile(volume[volume > 0], 99.9))
     return torch.from_numpy(volume / top).clamp(0.0, 1.0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 from fedveil.attacks.figures import mse_text
-from fedveil.attacks.scoring import headline_attack, paired_difference_of
-from fedveil.fl.messages import PrivacyRecord, ThreatModel
+from fedveil.attacks.scoring import headline_records, paired_difference_of
+from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.report.groups import TrialGroup
 from fedveil.orchestrator.report.pareto import TRADE_OFF, competing, pareto_front
 from fedveil.orchestrator.report.rows import TrialRow
@@ -99,16 +98,10 @@ def _errors(row: TrialRow, records: Sequence[PrivacyRecord]) -> _Errors:
 
     Where the trial's error is beyond the guess without an update, each victim counts with that guess.
     """
-    attack = headline_attack(records, "mse")
-    audits: dict[tuple[int, ThreatModel], list[PrivacyRecord]] = defaultdict(list)
-    for record in records:
-        if record.attack == attack:
-            audits[record.round, record.threat_model].append(record)
-    leakiest = min(audits.values(), key=lambda audit: fmean(record.mse for record in audit))
     beyond = row.score("privacy/mse") < row.metrics["privacy/mse"]
     return {
         (record.seed, record.victim): record.baseline_mse if beyond and record.baseline_mse is not None else record.mse
-        for record in leakiest
+        for record in headline_records(records, "mse")
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedveil.attacks.figures import draw_reconstructions, save
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.config.yaml import dump
 from fedveil.orchestrator.metrics import CURVES
 from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Pictures, Progress, save_records
@@ -41,7 +41,7 @@ class Files(TrialCallback):
         self._paths = paths
         self._classes = setup.data.classes
         paths.folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(resolved(experiment), sort_keys=False)
+        text = dump(resolved(experiment))
         (paths.folder / "experiment.yaml").write_text(text, encoding="utf-8")
 
     def on_final(self, result: TrialResult) -> None:

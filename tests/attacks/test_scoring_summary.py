@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from fedveil.attacks.scoring import (
     METRICS,
     JudgeQuality,
-    TradeOff,
     headline_attack,
     headline_interval,
     headline_records,
     mean_ci,
-    mse_at_accuracy,
     paired_difference,
     paired_difference_of,
     per_victim,
@@ -292,26 +290,3 @@ def test_paired_difference_needs_the_same_audits() -> None:
         paired_difference([*a, replace(a[0], attack="adaptive")], a, "mse")
     with pytest.raises(FedveilError, match="unknown privacy metric 'lpips'"):
         paired_difference(a, a, "lpips")
-
-
-def test_mse_at_accuracy_worked_by_hand() -> None:
-    curve = [TradeOff(0.9, 0.01), TradeOff(0.8, 0.03), TradeOff(0.85, 0.005), TradeOff(0.7, 0.02)]
-    # (.85, .005) and (.7, .02) are dominated; the front runs from (.8, .03) to (.9, .01)
-    assert mse_at_accuracy(curve, 0.9) == pytest.approx(0.01)
-    assert mse_at_accuracy(curve, 0.85) == pytest.approx(0.02)
-    assert mse_at_accuracy(curve, 0.75) == pytest.approx(0.03)
-    assert mse_at_accuracy(curve, 0.69) is None
-    assert mse_at_accuracy(curve, 0.91) is None
-    assert mse_at_accuracy([], 0.9) is None
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))
-@settings(max_examples=60, deadline=None)
-def test_the_curve_lies_on_or_above_every_trial_at_least_as_accurate(
-    points: list[tuple[float, float]],
-) -> None:
-    curve = [TradeOff(*point) for point in points]
-    for point in curve:
-        here = mse_at_accuracy(curve, point.accuracy)
-        assert here is not None
-        assert here >= max(p.mse for p in curve if p.accuracy >= point.accuracy) - 1e-12

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow import MlflowClient
 from tiny import PLUGIN, tiny_experiment, write_bars
 
 import fedveil as fv
 from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.config.yaml import dump
 
 TRAPS = ("fl", "attacks", "defense", "orchestrator")
 
@@ -59,7 +59,7 @@ def test_run_and_sweep_refuse_each_others_files(
     assert callable(call)
     with pytest.raises(FedveilError, match=f"this experiment {said} fedveil.{other}"):
         call(raw)
-    Path("e.yaml").write_text(yaml.safe_dump(raw))
+    Path("e.yaml").write_text(dump(raw))
     with pytest.raises(FedveilError, match=f"e.yaml: {said}: fedveil {other} e.yaml"):
         call("e.yaml")
 
@@ -74,7 +74,7 @@ def test_a_folder_with_packages_of_the_same_names_and_a_plugin(tmp_path: Path) -
     write_bars(tmp_path / "bars.npz")
     raw = tiny_experiment(Path("bars.npz"), defense={"name": "darken"}, fl={"rounds": 1}, audit={"rounds": [0]})
     raw["audit"]["attacks"] = [{"name": "grey", "level": 0.25}]
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "e.yaml").write_text(dump(raw))
     command = [str(Path(sys.executable).with_name("fedveil")), "run", "e.yaml", "--plugin", "./mine.py"]
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("RAY_ADDRESS", "MLFLOW_TRACKING"))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 from tiny import tiny_experiment, write_bars
 
 from fedveil.fl.rounds import ServerState
 from fedveil.orchestrator.config import check
+from fedveil.orchestrator.config.yaml import parse
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import single
 from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
@@ -63,7 +63,7 @@ def test_each_seed_has_a_folder_and_an_mlflow_run_of_its_own(raw: dict[str, Any]
     names, _ = run(raw, seeds=[3, 1])
     assert names == ["none-seed3", "none-seed1"]
     for name in names:
-        written = yaml.safe_load((tmp_path / "runs/tiny/trials" / name / "experiment.yaml").read_text())
+        written = parse((tmp_path / "runs/tiny/trials" / name / "experiment.yaml").read_text())
         assert f"none-seed{written['seed']}" == name
         assert "seeds" not in written
     recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")

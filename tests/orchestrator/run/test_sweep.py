@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 from tiny import PLUGIN, TINY_LATENT, tiny_experiment, write_bars
@@ -21,6 +20,7 @@ from fedveil.orchestrator import cli
 from fedveil.orchestrator.cluster.executor import RayExecutor
 from fedveil.orchestrator.config import check, with_overrides
 from fedveil.orchestrator.config.space import corners
+from fedveil.orchestrator.config.yaml import dump, parse
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import api, checkpoint
 from fedveil.orchestrator.run import sweep as sweep_module
@@ -231,7 +231,7 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_pat
 )
 def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     """The file's first control, and its learnt defence at a corner of its space, cut down to a tiny data set."""
-    raw = yaml.safe_load(path.read_text())
+    raw = parse(path.read_text())
     check({**raw, "data": {**raw["data"], "name": f"npz:{bars}"}})
     tiny = tiny_experiment(bars)
     smaller = {key: tiny["audit"][key] for key in ("victims", "attacks")}
@@ -256,7 +256,7 @@ def test_the_command_line_writes_json_and_fails_with_a_failed_trial(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     search = {"panel": [{"fl.learning_rate": 0.1}, {"fl.learning_rate": 1e30}]}
-    Path("e.yaml").write_text(yaml.safe_dump(tiny_experiment(bars, search=search)))
+    Path("e.yaml").write_text(dump(tiny_experiment(bars, search=search)))
     assert cli.main(["sweep", "e.yaml", "--json", "out.json"]) == 1
     trials = json.loads(Path("out.json").read_text())["trials"]
     assert sorted(t["status"] for t in trials) == ["FAILED", "FINISHED"]
