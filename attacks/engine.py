@@ -116,17 +116,25 @@ class Problem:
 StepFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def distance_and_slope(problem: Problem, *, tv: float) -> StepFunction:
-    """Return x (V, B, C, H, W) -> (objective (V,), its gradient shaped as x); objective = cosine distance + tv * TV."""
+def slope_along(problem: Problem, *, tv: float) -> Callable[[Tensor, Tensors], Tensor]:
+    """Return (x (V, B, C, H, W), v (V, ...) by name) -> the gradient by x of < grad_w L(x), v > + tv * TV, shaped as x."""
     weight_dims = 0 if problem.own_weights else None
-    trained, frozen = problem.trained, problem.frozen
-    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
 
     def directional(x: Tensor, trained: Tensors, frozen: Tensors, y: Tensor, direction: Tensors) -> Tensor:
         derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (direction,))[1]
         return derivative + tv * total_variation(x)
 
     slope_of = vmap(grad(directional), in_dims=(0, weight_dims, weight_dims, 0, 0), randomness="error")
+    trained, frozen = problem.trained, problem.frozen
+    return lambda x, direction: slope_of(x, trained, frozen, problem.labels, direction)
+
+
+def distance_and_slope(problem: Problem, *, tv: float) -> StepFunction:
+    """Return x (V, B, C, H, W) -> (objective (V,), its gradient shaped as x); objective = cosine distance + tv * TV."""
+    weight_dims = 0 if problem.own_weights else None
+    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
+    slope_of = slope_along(problem, tv=tv)
+    trained, frozen = problem.trained, problem.frozen
     target = problem.target if problem.visible is None else _masked(problem.target, problem.visible)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +143,7 @@ def distance_and_slope(problem: Problem, *, tv: float) -> StepFunction:
             gradient = _masked(gradient, problem.visible)
         # The slope lives on the visible entries alone: it is a combination of masked g and masked T.
         distance, direction = cosine_distance(gradient, target)
-        slope = slope_of(x, trained, frozen, problem.labels, direction)
-        return distance + tv * vmap(total_variation)(x), slope
+        return distance + tv * vmap(total_variation)(x), slope_of(x, direction)
 
     return step
 
