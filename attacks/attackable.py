@@ -57,6 +57,11 @@ def check_attackable(target: TargetModel) -> None:
     except Exception as error:  # whatever a user's model raises
         layer = _culprit(target) or _whole(target)
         raise FedveilError(f"model: {layer} can't be attacked: {first_line(error)}") from error
+    if not bool(slope.any()):
+        raise FedveilError(
+            f"model: {_whole(target)} can't be attacked: the images have no influence on its gradient, as far as derivatives"
+            " tell (rounding or indexing?)"
+        )
     along = {name: tensor[0] for name, tensor in direction.items()}
     if not _agree(
         [slope], lambda: _twice(lambda w, x: problem.loss(w, {}, x[0], labels[0]), weights, {0: x[0]}, along)

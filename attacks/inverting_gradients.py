@@ -51,12 +51,17 @@ class InvertingGradients(Attack):
     mid-grey with a little noise: normalisation layers hide an image's brightness, and what the start gets wrong there no
     step corrects. Of several restarts, and of all iterates, the one with the lowest own objective is returned.
 
+    >>> import fedveil as fv
+    >>> fv.InvertingGradients(steps=500, restarts=4)
+    InvertingGradients(steps=500, learning_rate=0.05, tv=0.01, restarts=4, chunk=64)
+
+
     Attributes:
-        steps: iterations; 24,000 in the paper's experiments on CIFAR-10.
-        learning_rate: of signed Adam, in pixel units.
-        tv: weight of the total variation, of the mean absolute difference between neighbours.
-        restarts: random starts per victim.
-        chunk: victims times restarts that are optimised together; bounds memory.
+        steps: iterations, at least 1; 24,000 in the paper's experiments on CIFAR-10.
+        learning_rate: of signed Adam, in pixel units, above 0.
+        tv: weight of the total variation, at least 0, of the mean absolute difference between neighbours.
+        restarts: random starts per victim, at least 1.
+        chunk: victims times restarts that are optimised together, at least 1; bounds memory.
     """
 
     name: ClassVar[str] = "inverting_gradients"

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     from fedveil.attacks.adaptive import TrainedImages as TrainedImages
     from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
+    from fedveil.attacks.base import Knowledge as Knowledge
+    from fedveil.attacks.base import Observation as Observation
     from fedveil.attacks.capture import client_update as client_update
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.defense.base import Defense as Defense
+    from fedveil.defense.base import DefenseContext as DefenseContext
     from fedveil.defense.base import PreparedDefense as PreparedDefense
     from fedveil.defense.base import Surrogate as Surrogate
+    from fedveil.defense.base import TrainedOn as TrainedOn
     from fedveil.fl.data import load_data as load_data
+    from fedveil.fl.data.images import Images as Images
     from fedveil.fl.data.source import Source as Source
     from fedveil.fl.errors import FedveilError as FedveilError
     from fedveil.fl.messages import ClientUpdate as Update
@@ -49,9 +54,13 @@ __all__ = [
     "Attack",
     "AuditReport",
     "Defense",
+    "DefenseContext",
     "FedveilError",
+    "Images",
     "InverseTraining",
     "InvertingGradients",
+    "Knowledge",
+    "Observation",
     "PreparedDefense",
     "PrivacyRecord",
     "Reconstruction",
@@ -60,6 +69,7 @@ __all__ = [
     "Surrogate",
     "ThreatModel",
     "TrainedImages",
+    "TrainedOn",
     "Update",
     "audit",
     "build_model",
@@ -74,7 +84,12 @@ __all__ = [
     "sweep",
 ]
 
-_PLACES = {
+_MODULES = {
+    "Knowledge": "attacks.base",
+    "Observation": "attacks.base",
+    "Images": "fl.data.images",
+    "TrainedOn": "defense.base",
+    "DefenseContext": "defense.base",
     "Adaptive": "attacks.adaptive",
     "AdaptiveModules": "attacks.adaptive",
     "Attack": "attacks.base",
@@ -104,9 +119,9 @@ Registered = TypeVar("Registered", bound=type)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fedveil' has no attribute {name!r}")
-    module, _, inner = _PLACES[name].partition(":")
+    module, _, inner = _MODULES[name].partition(":")
     value = globals()[name] = getattr(import_module(f"fedveil.{module}"), inner or name)
     return value
 
