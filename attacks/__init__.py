@@ -1,10 +1,15 @@
 """Attacks on client updates, and the honest scoring of what they rebuild."""
 
+import warnings
+
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+
+# PyTorch compiles parts of its own forward mode by what it has since deprecated.
+warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
 
 __all__ = [
     "ATTACKS",

@@ -14,11 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
+from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.labels import labels_of
-from fedveil.attacks.preparation import AttackerPreparation
 from fedveil.attacks.tuning import best_tv, visible_masks
 from fedveil.defense.base import Surrogate
 from fedveil.defense.devices import on_device

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.base import ATTACKS, Attack, Observation
+from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Observation
 from fedveil.attacks.direction import points_against
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.preparation import (
-    AttackerPreparation,
     PreparationKey,
     preparation_key,
     prepare_attacker,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedveil.attacks.base import Attack, Knowledge, Observation, attack_labels
-from fedveil.attacks.preparation import AttackerPreparation, PreparationKey, preparation_key
+from fedveil.attacks.base import Attack, AttackerPreparation, Knowledge, Observation, attack_labels
+from fedveil.attacks.preparation import PreparationKey, preparation_key
 from fedveil.attacks.report import AuditReport
 from fedveil.attacks.scoring import Scorer, match
 from fedveil.attacks.target import TargetModel

@@ -6,20 +6,19 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedveil.attacks.target import TargetModel
+from fedveil.defense.base import Surrogate
+from fedveil.defense.modules import Inverse
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel
 from fedveil.fl.registry import Registry
 from fedveil.fl.training import Weights
-
-if TYPE_CHECKING:
-    from fedveil.attacks.preparation import AttackerPreparation
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 
@@ -50,6 +49,19 @@ class Observation:
     batch_size: int
     labels: Tensor | None = None
     trained_images: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttackerPreparation:
+    """The attacker's preparation against one prepared defence.
+
+    Attributes:
+        surrogate: what the defence had to hand over.
+        inverse: from trained-on images to originals, on the CPU; None where the defence leaves images alone.
+    """
+
+    surrogate: Surrogate
+    inverse: Inverse | None
 
 
 @dataclass(frozen=True, eq=False)

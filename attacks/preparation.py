@@ -7,24 +7,10 @@ from typing import Any
 
 import torch
 
-from fedveil.attacks.base import Attack
+from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse import InverseTraining, train_inverse
-from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
-from fedveil.defense.modules import Inverse
+from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, TrainedOn
 from fedveil.fl.data.images import Images
-
-
-@dataclass(frozen=True)
-class AttackerPreparation:
-    """The attacker's preparation against one prepared defence.
-
-    Attributes:
-        surrogate: what the defence had to hand over.
-        inverse: from trained-on images to originals, on the CPU; None where the defence leaves images alone.
-    """
-
-    surrogate: Surrogate
-    inverse: Inverse | None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.attacks.audit import Attacker, audit_updates
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.capture import capture
 from fedveil.attacks.preparation import (
-    AttackerPreparation,
     PreparationKey,
     preparation_key,
     prepare_attacker,

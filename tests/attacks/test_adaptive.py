@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import fedveil.attacks.adaptive as module
 from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
 from fedveil.attacks.adaptive import undo
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.inverse import InverseTraining, train_inverse
-from fedveil.attacks.preparation import AttackerPreparation, prepare_attacker, shadow_defense
+from fedveil.attacks.preparation import prepare_attacker, shadow_defense
 from fedveil.attacks.target import target_model
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn

@@ -23,7 +23,7 @@ from fedveil.attacks import (
     TrainedImages,
     attack_labels,
 )
-from fedveil.attacks.preparation import AttackerPreparation
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.target import target_model
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
