@@ -385,6 +385,14 @@ def test_impossible_combinations(text: str, line: str, tmp_path: Path) -> None:
     assert found.startswith(line)
 
 
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_labels_are_recovered_for_every_batch_size(size: int, tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(f"experiment: x\naudit: {{labels: recovered, batch_size: {size}}}\n", encoding="utf-8")
+    experiment, _ = load_experiment(file)
+    assert (experiment.audit.labels, experiment.audit.batch_size) == ("recovered", size)
+
+
 def test_a_setting_that_some_trials_read_is_no_mistake(tmp_path: Path) -> None:
     text = "defense: {name: latent, client_steps: 9}\nsearch: {space: {defense.scope: {grid: [client, public]}}}"
     (tmp_path / "e.yaml").write_text(f"experiment: x\n{text}\n", encoding="utf-8")
