@@ -60,7 +60,12 @@ class Adaptive(InvertingGradients):
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
         for preparation in {id(r): r for r in preparations}.values():
             group = [at for at, own in enumerate(preparations) if own is preparation]
-            if plain is not None and preparation.surrogate.update is None:
+            # With auxiliary images this attacker may have recovered other labels than the plain one.
+            if (
+                plain is not None
+                and preparation.surrogate.update is None
+                and all(torch.equal(plain[at].labels, labels_of(observations[at], knowledge)) for at in group)
+            ):
                 inverted = [plain[at] for at in group]
             else:
                 inverted = self._invert([observations[at] for at in group], preparation.surrogate, knowledge)
@@ -127,7 +132,7 @@ class TrainedImages(Attack):
         """See `Attack.run`."""
         results = []
         for observation in observations:
-            labels = labels_of(observation, classes=knowledge.model.classes)
+            labels = labels_of(observation, knowledge)
             found = Reconstruction(_granted(observation.trained_images), labels, 0.0)
             results.append(undo(found, knowledge.preparation(observation.client), knowledge.device))
         return results

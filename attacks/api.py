@@ -15,7 +15,7 @@ from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Observation
 from fedveil.attacks.direction import points_against
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
-from fedveil.attacks.labels import labels_of
+from fedveil.attacks.labels import recover_labels
 from fedveil.attacks.preparation import (
     PreparationKey,
     preparation_key,
@@ -78,7 +78,7 @@ def audit(
             left out. A list of any of these is one victim batch each.
         images: the client's originals, all batches in order: (n, C, H, W), or (n, H, W) for grey ones, as bytes or as
             floats in [0, 1] (rounded to bytes). None reconstructs and scores nothing.
-        labels: (n,) classes; None if they are not known, which takes updates of one image each.
+        labels: (n,) classes; None if they are not known: they are recovered from the updates.
         trained_images: what the client trained on instead of ``images``, if a defence changed them.
         auxiliary: the attacker's images and their labels, of no client; the adaptive attacks, the judge of classes and
             the baseline take them.
@@ -128,8 +128,15 @@ def audit(
     if images is not None:
         truth = told
         if truth is None:
-            truth = torch.cat([labels_of(observation, classes=target.classes) for observation in seen])
+            truth = torch.cat(
+                [
+                    recover_labels(one, batch_size=size, target=target, weights=weights, auxiliary=held)
+                    for one in updates
+                ]
+            )
             notes.append("labels were not given: scores take those that were recovered from the updates for true")
+            if size > 1:
+                notes.append("whose is whose in a batch is unknown: scores by class (judge and baseline) are left out")
         victims = _victims(as_images("images", images, truth), size, gallery is not None)
     fit = Stateless(NoDefense()) if defense is None else defense
     chosen = _attacks(attacks, fit, held, trained_images)
@@ -145,7 +152,8 @@ def audit(
         victims = _with_trained(victims, trained_images, fit)
     context = None if held is None else _context(held, target, place, derive_seed(seed, "attacker"), cache)
     trained_on, preparations = _prepare(chosen, fit, context)
-    scorer = _scorer(victims, held, gallery, target, told is not None, seed, place, cache)
+    by_class = held if told is not None or size == 1 else None
+    scorer = _scorer(victims, by_class, gallery, target, told is not None, seed, place, cache)
     attacker = Attacker(
         target, chosen, held, preparations, trained_on, labels_known and told is not None, derive_seed(seed, "attack")
     )

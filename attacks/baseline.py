@@ -25,5 +25,5 @@ class Baseline(Attack):
         """See `Attack.run`."""
         classes = knowledge.model.classes
         means = ClassMeanGuess.of(knowledge.auxiliary_images(), classes=classes)
-        labels = [labels_of(observation, classes=classes) for observation in observations]
+        labels = [labels_of(observation, knowledge) for observation in observations]
         return [Reconstruction(means.guess(y), y, float("nan")) for y in labels]

@@ -14,16 +14,13 @@ from fedveil.attacks.engine import Problem, Schedule, Tensors, distance_and_slop
 from fedveil.attacks.labels import labels_of
 from fedveil.defense.base import above_zero, at_least
 from fedveil.defense.devices import on_device
-from fedveil.fl.messages import ClientUpdate, Reconstruction, UpdateKind
+from fedveil.fl.messages import ClientUpdate, Reconstruction
 from fedveil.fl.seeding import torch_stream
 
 
 def target_gradient(update: ClientUpdate) -> dict[str, Tensor]:
     """Return the gradient to match: as sent, or -delta / (steps * learning rate), the mean gradient along the path."""
-    if update.kind is UpdateKind.GRADIENT:
-        return dict(update.tensors)
-    scale = -1.0 / (update.local_steps * update.learning_rate)
-    return {name: scale * tensor for name, tensor in update.tensors.items()}
+    return {name: update.gradient_scale * tensor for name, tensor in update.tensors.items()}
 
 
 def match_at(observation: Observation) -> dict[str, Tensor]:
@@ -106,7 +103,8 @@ class InvertingGradients(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = knowledge.device
         model = replace(knowledge.model, module=on_device(knowledge.model.module, device))
-        labels = torch.stack([labels_of(observation, classes=model.classes) for observation in observations])
+        told = {id(one): labels_of(one, knowledge) for one in {id(one): one for one in observations}.values()}
+        labels = torch.stack([told[id(one)] for one in observations])
         own_weights = any(o.update.local_steps > 1 or o.weights is not observations[0].weights for o in observations)
         places = [model.known(match_at(o)) for o in (observations if own_weights else observations[:1])]
         problem = Problem(

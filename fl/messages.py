@@ -69,7 +69,8 @@ class ClientUpdate:
 
         Args:
             tensors: by parameter name.
-            learning_rate: the client's. Attacks that match a gradient's direction do not need it.
+            learning_rate: the client's. Attacks that match a gradient's direction do not need it; counting the labels of a
+                batch does.
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.
@@ -82,6 +83,11 @@ class ClientUpdate:
                 f"update: learning_rate {learning_rate}, local_steps {local_steps}; above 0 and at least 1 are allowed"
             )
         return cls(dict(tensors), examples, UpdateKind.DELTA, local_steps, learning_rate, dict(buffers or {}))
+
+    @property
+    def gradient_scale(self) -> float:
+        """What ``tensors`` times this is: the mean gradient over the client's steps."""
+        return 1.0 if self.kind is UpdateKind.GRADIENT else -1.0 / (self.local_steps * self.learning_rate)
 
     def nbytes(self) -> int:
         """Bytes of the non-zero entries as float32, with a 4-byte index each where that is smaller than dense."""
@@ -166,7 +172,7 @@ class PrivacyRecord:
         mse: mean squared error of the reconstruction against the original.
         psnr: of that error, in dB, at most 100.
         ssim: structural similarity against the original.
-        label_recovered: the label that the attack used is the true one.
+        label_recovered: the attack used the true label, for this victim or, order aside, for another one of its batch.
         mse_to_perturbed: against the image that the client really trained on (did the attack itself work?); None where
             that image is not known.
         trained_mse: of the image that the client trained on, against the original (a perfect inversion's error).

@@ -65,7 +65,7 @@ _SCORES: Mapping[str, tuple[Callable[[float], str], str, str]] = {
     ),
     "identification_rate": (_SHARE, "identi-\nfied", "how often the gallery's nearest image is the original"),
     "mse_to_perturbed": (mse_text, "", "error against what the client trained on: did the attack itself work?"),
-    "label_recovery": (_SHARE, "", "how often the label that the attack used is the true one"),
+    "label_recovery": (_SHARE, "", "share of the true labels, order in a batch aside, that the attack used"),
 }
 
 

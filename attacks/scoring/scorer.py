@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class Scorer:
             error.tolist(),
             psnr(error).tolist(),
             ssim(images, originals).tolist(),
-            (reconstruction.labels.cpu()[order.cpu()] == labels).tolist(),
+            labels_recovered(labels, reconstruction.labels.cpu()[order.cpu()]),
             unknown if trained is None else mse(images, trained).tolist(),
             unknown if trained is None else mse(trained, originals).tolist(),
             unknown if self.baseline is None else mse(self.baseline.guess(labels).to(images), originals).tolist(),
@@ -110,6 +111,26 @@ class Scorer:
             return ()
         found: list[bool] = self.gallery.same(self.gallery.nearest(images), batch.gallery_index).tolist()
         return found
+
+
+def labels_recovered(true: Tensor, used: Tensor) -> list[bool]:
+    """Say for each victim whether its label was recovered, so that as many are as the two batches have in common.
+
+    An update tells the labels of a batch and not which image has which, so a batch in another order is no error. Of each
+    class as many victims count as the attack used labels of it: first those whose matched image was given theirs.
+
+    Args:
+        true: (B,) labels.
+        used: (B,) labels of the attack, in the order of the matched images.
+    """
+    found = true == used
+    left = Counter(used[~found].tolist())
+    answers = found.tolist()
+    for at, label in enumerate(true.tolist()):
+        if not answers[at] and left[label]:
+            left[label] -= 1
+            answers[at] = True
+    return answers
 
 
 def build_scorer(

@@ -122,11 +122,6 @@ def _audit(experiment: Experiment) -> list[str]:
         for number in audit.rounds or ()
         if isinstance(number, int) and number >= fl.rounds
     ]
-    if audit.labels == "recovered" and audit.batch_size > 1:
-        lines.append(
-            f"audit.labels: given 'recovered' with audit.batch_size {audit.batch_size}; iDLG recovers labels of single"
-            " images: set audit.batch_size to 1 or audit.labels to known"
-        )
     if audit.victims % audit.batch_size:
         lines.append(
             f"audit.victims: given {audit.victims}; has to be a multiple of audit.batch_size {audit.batch_size}"

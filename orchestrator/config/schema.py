@@ -127,7 +127,7 @@ class AuditSection(Section):
         clients: of how many clients; None for all.
         batch_size: images behind one audited update.
         local_steps: the client's steps on that batch; 1 sends the gradient.
-        labels: ``known`` to the attacker, or ``recovered`` by iDLG (single images only).
+        labels: ``known`` to the attacker, or ``recovered`` from the update.
         attacks: names, or ``{name: NAME, option: value}``, run in this order; the baseline, which sees no update, runs
             always. Of two with one name the second is called ``NAME_2``.
         balanced: victims are drawn evenly over the classes.

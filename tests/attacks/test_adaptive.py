@@ -75,16 +75,20 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
     for other in (replace(inversion, steps=3), replace(adaptive, tv=0.5)):
         anew = adaptive(observations, knowledge, earlier={other: plain})
         assert not any(mine is right for mine, right in zip(anew, plain, strict=True))
+    # Labels that this attacker recovers otherwise make another inversion too.
+    wrong = [replace(one, labels=1 - one.labels) for one in plain]
+    anew = adaptive(observations, knowledge, earlier={inversion: wrong})
+    assert [one.labels.tolist() for one in anew] == [one.labels.tolist() for one in plain]
 
 
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 1, side=12), observe)
-    plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i]), 0.1 * i) for i in range(3)]
+    plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i % 2]), 0.1 * i) for i in range(3)]
     earlier = {InvertingGradients(): plain}
     knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
     found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
-    assert [f.labels.tolist() for f in found] == [[0], [1], [2]]
+    assert [f.labels.tolist() for f in found] == [[0], [1], [0]]
     assert [f.loss for f in found] == [0.0, 0.1, 0.2]
 
 

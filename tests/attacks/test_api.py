@@ -112,6 +112,20 @@ def test_without_images_it_reconstructs_and_scores_nothing(blobs: Blobs) -> None
     assert torch.equal(*(r.reconstructions["inverting_gradients"] for r in (unknown, told)))
 
 
+def test_the_labels_of_a_batch_are_recovered(blobs: Blobs) -> None:
+    victims = blobs(4, 1, side=12)
+    shown: dict[str, Any] = {"images": victims.floats(), "attacks": [PLAIN], "auxiliary": blobs(12, 2, side=12)}
+    report = audit(model(), gradient(victims), labels=victims.labels, labels_known=False, **shown)
+    assert [record.label for record in report.records] == [0, 1, 0, 1]
+    assert all(record.label_recovered for record in report.records)
+    assert all(record.baseline_mse is not None for record in report.records)
+    # Nobody says whose label is whose, so nothing is scored by it.
+    unlabelled = audit(model(), gradient(victims), **shown)
+    assert sorted(record.label for record in unlabelled.records) == [0, 0, 1, 1]
+    assert {(record.baseline_mse, record.attacker_label) for record in unlabelled.records} == {(None, None)}
+    assert any("whose is whose" in note for note in unlabelled.notes)
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_labels_that_are_not_known_are_recovered(given: bool, blobs: Blobs) -> None:
     victim = blobs(2, 1, side=12).take(torch.tensor([1]))
@@ -254,8 +268,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence(blobs: Blobs) -> None:
     refused("images: 2 do not make 3 update(s) of equally many image(s) each", update=[sent] * 3)
     refused("images: 2 do not make 1 update(s) of 3 image(s) each", batch_size=3)
     refused("batch_size: at least 1, got 0", batch_size=0)
-    refused("labels are unknown and 2 images are behind one update", images=victims.floats())
-    refused("labels are unknown and 2 images are behind one update", labels_known=False)
     refused(
         "trained_images: expected (2, 1, 12, 12) as the images, got (1, 1, 12, 12)",
         trained_images=torch.zeros(1, 12, 12),

@@ -32,7 +32,6 @@ from fedveil.defense import Defense, DefenseContext, LatentPerturbation, NoDefen
 from fedveil.defense.base import PreparedDefense, TrainedOn
 from fedveil.defense.stack import Stack
 from fedveil.fl.data.images import Images
-from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel, UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
 from fedveil.fl.seeding import torch_stream
@@ -430,6 +429,7 @@ def test_labels_are_handed_over_only_where_granted(granted: bool, make_world: Ma
     assert {r.attacker_label is None for r in records if r.attack == "baseline"} == {granted}
 
 
-def test_labels_of_batches_that_are_not_granted_are_an_error(make_world: MakeWorld) -> None:
-    with pytest.raises(FedveilError, match="labels are unknown and 3 images are behind one update"):
-        make_world(NoDefense(), [INVERSION], batch_size=3, labels_known=False).audit()
+def test_labels_of_batches_are_recovered_from_the_update(make_world: MakeWorld) -> None:
+    records = make_world(NoDefense(), [INVERSION, ADAPTIVE], batch_size=3, labels_known=False).audit().records
+    assert {r.attack for r in records} == {"inverting_gradients", "adaptive"}
+    assert all(r.label_recovered for r in records)

@@ -1,4 +1,5 @@
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,7 @@ from fedveil.attacks.scoring import (
     train_judge,
 )
 from fedveil.attacks.scoring.augment import augment, class_keeping_mirrors
+from fedveil.attacks.scoring.scorer import labels_recovered
 from fedveil.attacks.victims import VictimBatch
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -142,6 +144,29 @@ def test_a_wrong_label_is_not_recovered(scorer: Scorer, victims: Images) -> None
     batch = batch_of(victims, [0, 1])
     records = score(scorer, batch, batch.originals.clone(), torch.tensor([0, 0]))
     assert [r.label_recovered for r in records] == [True, False]
+
+
+def test_a_batch_in_another_order_is_no_error_of_recovery(scorer: Scorer, victims: Images) -> None:
+    batch = batch_of(victims, [0, 1])
+    swapped = score(scorer, batch, batch.originals.clone(), batch.labels.flip(0))
+    assert [r.label_recovered for r in swapped] == [True, True]
+
+
+def test_labels_count_once_and_first_where_the_image_matches() -> None:
+    # True 0 0 1 2, used 1 0 0 0: both zeros and the one are there, the two is not.
+    assert labels_recovered(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 0, 0, 0])) == [True, True, True, False]
+    # One zero of two: that whose image was given it.
+    assert labels_recovered(torch.tensor([0, 0, 1]), torch.tensor([2, 0, 2])) == [False, True, False]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_as_many_labels_are_recovered_as_the_batches_share(pairs: list[tuple[int, int]]) -> None:
+    true, used = torch.tensor(pairs).unbind(dim=1)
+    answers = labels_recovered(true, used)
+    shared = Counter(true.tolist()) & Counter(used.tolist())
+    assert sum(answers) == shared.total()
+    assert sum(labels_recovered(true, used.flip(0))) == shared.total()
+    assert all(answer for answer, one, other in zip(answers, true, used, strict=True) if one == other)
 
 
 def test_scoring_changes_none_of_its_inputs(scorer: Scorer, victims: Images) -> None:

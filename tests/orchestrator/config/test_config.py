@@ -339,7 +339,6 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
     [
         ("audit: {rounds: [0, 99]}", "audit.rounds: given 99; allowed: 0 to 19 (fl.rounds - 1), middle, last"),
         ("audit: {victims: 10, batch_size: 3}", "audit.victims: given 10; has to be a multiple of audit.batch_size 3"),
-        ("audit: {labels: recovered, batch_size: 2}", "audit.labels: given 'recovered' with audit.batch_size 2; iDLG"),
         ("audit: {clients: 11}", "audit.clients: given 11; allowed: 1 to 10 (fl.clients)"),
         ("seed: 1\nseeds: [1, 2]", "seed: given 1 beside seeds [1, 2]; one of the two"),
         ("seeds: [1, 2, 1]", "seeds: given [1, 2, 1]; each seed once"),
@@ -384,6 +383,14 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
 def test_impossible_combinations(text: str, line: str, tmp_path: Path) -> None:
     (found,) = lines_of(f"experiment: x\n{text}\n", folder=tmp_path)
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_labels_are_recovered_for_every_batch_size(size: int, tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(f"experiment: x\naudit: {{labels: recovered, batch_size: {size}}}\n", encoding="utf-8")
+    experiment, _ = load_experiment(file)
+    assert (experiment.audit.labels, experiment.audit.batch_size) == ("recovered", size)
 
 
 def test_a_setting_that_some_trials_read_is_no_mistake(tmp_path: Path) -> None:
