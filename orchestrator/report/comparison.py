@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from fedveil.attacks.figures import draw_rows, save
-from fedveil.orchestrator.report.pareto import competing
+from fedveil.orchestrator.report.groups import group_seeds
+from fedveil.orchestrator.report.pareto import TRADE_OFF
 from fedveil.orchestrator.report.rows import TrialRow
 
 MARGIN = 0.05
@@ -20,7 +21,9 @@ def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
     Of a setting under several seeds the first trial is taken.
     """
-    shown = competing(rows)
+    # A weak attack wins no trial its place on the front, but what it made may be looked at.
+    attacked = [group for group in group_seeds(rows) if group.finished and group.complete and not group.collapsed]
+    shown = [group for group in attacked if TRADE_OFF.keys() <= group.metrics.keys()]
     if not shown:
         return []
     needed = max(row.metrics["utility/accuracy"] for row in shown) - MARGIN

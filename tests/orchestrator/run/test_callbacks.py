@@ -48,7 +48,7 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
     assert said[:4] == [
         "note: seen twice",
         "preparing the defence on 9 public images and with 3 clients",
-        "the attacker prepares: baseline, inverting_gradients, adaptive_modules",
+        "the attacker prepares with 18 auxiliary images: baseline, inverting_gradients, adaptive_modules",
         "audit of round 1: 4 victims",
     ]
     assert said[4].startswith("the minimax training collapsed for 25% of the clients")
