@@ -9,8 +9,9 @@ from torch import Tensor
 
 import fedveil.attacks.inverting_gradients as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.engine import Problem, Schedule, oracle
-from fedveil.attacks.inverting_gradients import match_at, target_gradient
+from fedveil.attacks.engine import Problem, oracle
+from fedveil.attacks.gradient_matching import match_at, target_gradient
+from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.scoring import ClassMeanGuess
 from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
@@ -200,12 +201,12 @@ def test_restarts_are_chosen_by_their_own_loss_never_by_the_truth(
     victims = blobs(2, 9, side=12)
     truth, garbage = victims.floats(), torch.full((2, 1, 12, 12), 0.5)
 
-    def minimise(step: object, start: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def minimise(self: Adam, step: object, start: Tensor) -> tuple[Tensor, Tensor]:
         # Jobs are victim 0's two restarts, then victim 1's; the truth has the worse loss for victim 0 alone.
         images = torch.stack([truth[:1], garbage[:1], garbage[1:], truth[1:]])
         return images, torch.tensor([0.5, 0.4, 0.5, 0.4])
 
-    monkeypatch.setattr(module, "minimise", minimise)
+    monkeypatch.setattr(Adam, "minimise", minimise)
     found = InvertingGradients(restarts=2)(each(victims, observe, SMALL), known(SMALL))
     assert torch.equal(found[0].images, garbage[:1])
     assert torch.equal(found[1].images, truth[1:])
@@ -214,13 +215,13 @@ def test_restarts_are_chosen_by_their_own_loss_never_by_the_truth(
 
 def test_of_real_restarts_the_best_is_returned(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[Tensor, Tensor]] = []
-    real = module.minimise
+    real = Adam.minimise
 
     def minimise(*arguments: object) -> tuple[Tensor, Tensor]:
         runs.append(real(*arguments))  # type: ignore[arg-type]
         return runs[-1]
 
-    monkeypatch.setattr(module, "minimise", minimise)
+    monkeypatch.setattr(Adam, "minimise", minimise)
     found = InvertingGradients(steps=4, restarts=3)(each(blobs(2, 9, side=12), observe, SMALL), known(SMALL))
     ((images, losses),) = runs
     assert len(set(losses.tolist())) == 6
