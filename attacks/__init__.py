@@ -3,6 +3,7 @@
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
+from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 
@@ -12,6 +13,7 @@ __all__ = [
     "AdaptiveModules",
     "Attack",
     "Baseline",
+    "DeepLeakage",
     "Earlier",
     "InverseTraining",
     "InvertingGradients",

@@ -6,7 +6,7 @@ Nothing is read back from the device inside the loops, so that a GPU never waits
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,7 +21,7 @@ class Optimizer(Protocol):
 
     @property
     def steps(self) -> int:
-        """Evaluations of objective and gradient that it may take, the last one of which scores its result."""
+        """Evaluations of objective and gradient beside that of the start."""
 
     def minimise(self, step: StepFunction, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best iterate of each victim by its own objective.
@@ -33,9 +33,6 @@ class Optimizer(Protocol):
         Returns:
             (V, B, C, H, W) in [0, 1], and the objective (V,) *of those images*.
         """
-
-    def lasting(self, steps: int) -> Optimizer:
-        """Return the same with another number of steps."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,6 @@ class Adam:
     steps: int
     learning_rate: float
     signed: bool = True
-
-    def lasting(self, steps: int) -> Adam:
-        """See `Optimizer`."""
-        return replace(self, steps=steps)
 
     def minimise(self, step: StepFunction, start: Tensor) -> tuple[Tensor, Tensor]:
         """See `Optimizer`."""
@@ -98,10 +91,6 @@ class LBFGS:
     steps: int
     history: int = 50
     first: float = 0.1
-
-    def lasting(self, steps: int) -> LBFGS:
-        """See `Optimizer`."""
-        return replace(self, steps=steps)
 
     def minimise(self, step: StepFunction, start: Tensor) -> tuple[Tensor, Tensor]:
         """See `Optimizer`."""

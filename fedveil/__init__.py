@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.capture import client_update as client_update
+    from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.report import AuditReport as AuditReport
@@ -48,6 +49,7 @@ __all__ = [
     "AdaptiveModules",
     "Attack",
     "AuditReport",
+    "DeepLeakage",
     "Defense",
     "FedveilError",
     "InverseTraining",
@@ -79,6 +81,7 @@ _PLACES = {
     "AdaptiveModules": "attacks.adaptive",
     "Attack": "attacks.base",
     "AuditReport": "attacks.report",
+    "DeepLeakage": "attacks.deep_leakage",
     "Defense": "defense.base",
     "FedveilError": "fl.errors",
     "InverseTraining": "attacks.inverse",
