@@ -6,6 +6,7 @@ from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.strongest import Strongest
 
 __all__ = [
     "ATTACKS",
@@ -19,6 +20,7 @@ __all__ = [
     "InvertingGradients",
     "Knowledge",
     "Observation",
+    "Strongest",
     "TrainedImages",
     "attack_labels",
 ]

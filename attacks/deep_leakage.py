@@ -21,7 +21,8 @@ class DeepLeakage(GradientMatching):
     """Match the observed gradient entry by entry: squared distance, L-BFGS (after Zhu et al. 2019 and Zhao et al. 2020).
 
     It departs from the papers in five details. The first half of the steps matches the direction alone (`cosine_distance`):
-    where the gradient is far too long or too short at first, squared distance gets stuck. The distance is relative to the
+    where the gradient is far too long or too short at first, squared distance gets stuck. What several local steps sent is
+    matched in direction to the end. The distance is relative to the
     observed gradient's size. L-BFGS searches along each of its steps and keeps pixels in [0, 1]. The start is mid-grey with
     a little noise. A trace of total variation settles pixels that the gradient leaves open. Labels are the granted ones, or
     iDLG's; the first paper optimises them too.
@@ -49,7 +50,14 @@ class DeepLeakage(GradientMatching):
 
     def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
         """See `GradientMatching`."""
+        turn = distance_and_slope(problem, tv=_SMOOTHER * self.tv)
+        if not problem.sized:
+            return LBFGS(self.steps, self.history).minimise(turn, start)
         first = self.steps // 2
-        turned, _ = LBFGS(first, self.history).minimise(distance_and_slope(problem, tv=self.tv), start)
+        turned, _ = LBFGS(first, self.history).minimise(turn, start)
         squared = distance_and_slope(problem, tv=self.tv, distance=squared_distance)
         return LBFGS(self.steps - first, self.history).minimise(squared, turned)
+
+
+_SMOOTHER = 10
+"""So much stronger is the total variation while the direction is matched: the cosine tells little of smooth shades."""

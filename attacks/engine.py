@@ -39,6 +39,7 @@ class Problem:
         labels: (V, B).
         own_weights: each victim has weights of its own.
         visible: masks by name, (V, ...) or broadcastable, of the entries to match; None for all.
+        sized: the target is a gradient at these weights in length too; what several steps sent is so in direction at most.
     """
 
     model: TargetModel
@@ -47,6 +48,7 @@ class Problem:
     labels: Tensor
     own_weights: bool = False
     visible: Tensors | None = None
+    sized: bool = True
 
     @property
     def trained(self) -> Tensors:
@@ -86,6 +88,30 @@ def distance_and_slope(problem: Problem, *, tv: float, distance: Distance = cosi
         return value + tv * vmap(total_variation)(x), slope
 
     return step
+
+
+def replayed(problem: Problem, x: Tensor, *, steps: int, rates: Tensor) -> Tensors:
+    """Return what clients would send that train on given images: the mean gradient along their paths, (V, ...) by name.
+
+    Args:
+        problem: with the weights that the server sent.
+        x: (V, B, C, H, W).
+        steps: of gradient descent, each on all images of a victim.
+        rates: (V,) learning rates.
+    """
+    count = len(x)
+    weights = problem.weights
+    if not problem.own_weights:
+        weights = {name: weight.expand(count, *weight.shape) for name, weight in weights.items()}
+    trained = {name: weights[name] for name in problem.target}
+    frozen = {name: weight for name, weight in weights.items() if name not in problem.target}
+    gradient_of = vmap(grad(problem.loss), in_dims=(0, 0, 0, 0), randomness="error")
+    total: Tensors = {}
+    for _ in range(steps):
+        gradient = gradient_of(trained, frozen, x, problem.labels)
+        total = {n: total[n] + g if total else g for n, g in gradient.items()}
+        trained = {n: w - rates.view(-1, *[1] * (w.ndim - 1)) * gradient[n] for n, w in trained.items()}
+    return {n: t / steps for n, t in total.items()}
 
 
 def oracle(problem: Problem, *, tv: float, distance: Distance = cosine_distance) -> StepFunction:

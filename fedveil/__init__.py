@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.report import AuditReport as AuditReport
+    from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
     from fedveil.defense.base import PreparedDefense as PreparedDefense
     from fedveil.defense.base import Surrogate as Surrogate
@@ -59,6 +60,7 @@ __all__ = [
     "Reconstruction",
     "Source",
     "Strategy",
+    "Strongest",
     "Surrogate",
     "ThreatModel",
     "TrainedImages",
@@ -91,6 +93,7 @@ _PLACES = {
     "Reconstruction": "fl.messages",
     "Source": "fl.data.source",
     "Strategy": "fl.strategies",
+    "Strongest": "attacks.strongest",
     "Surrogate": "defense.base",
     "ThreatModel": "fl.messages",
     "TrainedImages": "attacks.adaptive",

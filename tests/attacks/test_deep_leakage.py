@@ -37,9 +37,8 @@ def test_lenet_tells_nearly_everything(blobs: Blobs, observe: Observe) -> None:
     errors = torch.stack([(f.images[0] - x).square().mean() for f, x in zip(found, victims.floats(), strict=True)])
     other = InvertingGradients(steps=100)(observations, known())
     others = torch.stack([(f.images[0] - x).square().mean() for f, x in zip(other, victims.floats(), strict=True)])
-    # 40 dB and more.
-    assert float(errors.max()) < 1e-4
-    assert bool((errors < others / 10).all())
+    assert float(errors.max()) < 3e-4
+    assert bool((errors < others / 3).all())
     assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
 
 
@@ -85,3 +84,19 @@ def test_impossible_settings_are_refused(settings: dict[str, float], sentence: s
     with pytest.raises(FedveilError) as refusal:
         DeepLeakage(**settings)  # type: ignore[arg-type]
     assert str(refusal.value) == sentence
+
+
+def test_several_local_steps_are_matched_in_direction_alone(blobs: Blobs, observe: Observe) -> None:
+    victims = blobs(2, 1)
+    observations = each(victims, observe, steps=5, learning_rate=0.2)
+    found = DeepLeakage(steps=100)(observations, known())
+    assert (
+        float(
+            torch.stack([(f.images[0] - x).square().mean() for f, x in zip(found, victims.floats(), strict=True)]).max()
+        )
+        < 3e-3
+    )
+    # So the rate, which sets the length alone, does not matter.
+    doubled = [replace(o, update=replace(o.update, learning_rate=0.4)) for o in observations]
+    for one, two in zip(found, DeepLeakage(steps=100)(doubled, known()), strict=True):
+        torch.testing.assert_close(one.images, two.images, atol=2e-2, rtol=0)
