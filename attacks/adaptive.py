@@ -30,8 +30,13 @@ from fedveil.fl.messages import Reconstruction, ThreatModel
 class Adaptive(InvertingGradients):
     """Invert the update through what the defence leaves visible, then undo what it did to the data.
 
+    That a defence has to be judged by an attacker who knows it is the rule of Balunovic et al. 2022 (arXiv 2111.04706).
     Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
     trained the inverse on what that copy makes of them.
+
+    >>> import fedveil as fv
+    >>> fv.Adaptive(steps=500, inverse=fv.InverseTraining(steps=800)).inverse.steps
+    800
 
     Attributes:
         inverse: how the inverse is trained.
@@ -77,7 +82,12 @@ class Adaptive(InvertingGradients):
 @ATTACKS.register("adaptive_modules")
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveModules(Adaptive):
-    """`Adaptive` that holds the client's own trained modules too, and has trained its inverse on what they make."""
+    """`Adaptive` that holds the client's own trained modules too, and has trained its inverse on what they make.
+
+    >>> import fedveil as fv
+    >>> fv.AdaptiveModules(steps=500).needs.defense_modules
+    True
+    """
 
     name: ClassVar[str] = "adaptive_modules"
     needs: ClassVar[ThreatModel] = ThreatModel(
@@ -93,6 +103,10 @@ class TrainedImages(Attack):
     No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
     best estimator of x from x'; this is that estimator, as well as the attacker could train it. A defence that acts on
     the update keeps more than that from a server, of which the bound says nothing: there the attack does not apply.
+
+    >>> import fedveil as fv
+    >>> fv.TrainedImages().needs.trained_images
+    True
 
     Attributes:
         inverse: how the inverse is trained.

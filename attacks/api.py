@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import ATTACKS, Attack, Observation
+from fedveil.attacks.direction import points_against
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.preparation import (
@@ -23,14 +24,14 @@ from fedveil.attacks.preparation import (
     shadow_defense,
 )
 from fedveil.attacks.report import AuditReport
-from fedveil.attacks.scoring import Gallery, Scorer, build_scorer
+from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery, Scorer, build_scorer
 from fedveil.attacks.target import Mode, TargetModel, target_model
 from fedveil.attacks.victims import VictimBatch
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Stateless, TrainedOn
 from fedveil.defense.noise import NoDefense
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.seeding import derive_seed, torch_stream
 from fedveil.fl.training import exchanged
@@ -98,6 +99,13 @@ def audit(
     Raises:
         FedveilError: what was given does not fit, the model can't be attacked, or an attack needs what is missing.
     """
+    if not isinstance(model, nn.Module):
+        raise FedveilError(f"model: expected an nn.Module with the weights that the server sent, got {model!r}")
+    if defense is not None and not isinstance(defense, Defense | PreparedDefense):
+        raise FedveilError(f"defense: expected a defence such as fv.Defense's subclasses are, got {defense!r}")
+    if image_shape is not None:
+        channels, height, width = image_shape
+        image_shape = (channels, height, width)
     if not any(True for _ in model.parameters()):
         raise FedveilError(f"model: {type(model).__name__} has no parameters")
     place = torch.device(device) if device is not None else next(model.parameters()).device
@@ -111,11 +119,12 @@ def audit(
     size = _batch_size(updates, images, labels, batch_size)
     notes: list[str] = []
     told = None if labels is None else as_labels("labels", labels, size * len(updates), classes=target.classes)
-    weights = {name: weight.float().cpu() for name, weight in exchanged(model).items()}
+    weights = {name: weight.float().cpu().clone() for name, weight in exchanged(model).items()}
     seen = [
         Observation(number, number, one, weights, size, None if told is None else told[number * size :][:size])
         for number, one in enumerate(updates)
     ]
+    notes += _direction(target, update, seen, None if images is None else as_floats("images", images))
     victims = None
     if images is not None:
         truth = told
@@ -130,6 +139,10 @@ def audit(
             "no auxiliary images were given: adaptive attacks, the baseline and the judge of classes are left out"
         )
     if victims is not None:
+        if min(target.image_shape[1:]) < SMALLEST_SIDE:
+            raise FedveilError(
+                f"images: at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px are needed for scores (SSIM's window)"
+            )
         victims = _with_trained(victims, trained_images, fit)
     context = None if held is None else _context(held, target, place, derive_seed(seed, "attacker"), cache)
     trained_on, preparations = _prepare(chosen, fit, context)
@@ -137,8 +150,39 @@ def audit(
     attacker = Attacker(
         target, chosen, held, preparations, trained_on, labels_known and told is not None, derive_seed(seed, "attack")
     )
+    if any(not preparation.surrogate.complete for preparation in preparations.values()):
+        notes.append("the defence changes the loss or the update in a way that no attack here reckons with: incomplete")
+    if victims is not None and held is not None and (twins := _twins(victims, held)):
+        notes.append(f"{twins} of the originals are among the auxiliary images: the attacker holds what it is to find")
     report = audit_updates(attacker, seen, victims, scorer=scorer, device=place)
     return replace(report, notes=(*notes, *report.notes))
+
+
+def _direction(target: TargetModel, given: Updates, seen: Sequence[Observation], images: Tensor | None) -> list[str]:
+    """Refuse an update whose kind was guessed wrongly; where the user said its kind, note that it is a strange one."""
+    notes = []
+    said = [isinstance(one, ClientUpdate) for one in (given if isinstance(given, list | tuple) else [given])]
+    for at, one in enumerate(seen):
+        if one.labels is None:
+            continue
+        grey = torch.full((one.batch_size, *target.image_shape), 0.5)
+        x = grey if images is None else images[at * one.batch_size :][: one.batch_size]
+        if not points_against(target, one.update, one.weights, x, one.labels):
+            continue
+        if len(said) == len(seen) and said[at]:
+            notes.append(f"update {at} points against the gradient of the images and labels: is its kind right?")
+            continue
+        is_gradient = one.update.kind is UpdateKind.GRADIENT
+        taken, other = ("a gradient", "delta") if is_gradient else ("a weight change", "gradient")
+        raise FedveilError(
+            f"update: taken for {taken}, it points the wrong way for these images and labels: pass fv.Update.{other}(...)"
+        )
+    return notes
+
+
+def _twins(victims: Sequence[VictimBatch], auxiliary: Images) -> int:
+    known = {pixels.numpy().tobytes() for pixels in auxiliary.pixels}
+    return sum(pixels.numpy().tobytes() in known for batch in victims for pixels in batch.images.pixels)
 
 
 def _pair(auxiliary: Any) -> tuple[Any, Any]:
@@ -230,6 +274,11 @@ def _attacks(
         given = ["inverting_gradients", *(adaptive if auxiliary is not None else [])]
     if isinstance(given, str | Attack):
         given = [given]
+    for one in given:
+        if not isinstance(one, str | Attack):
+            raise FedveilError(
+                f"attacks: expected names and attacks such as fv.InvertingGradients(steps=500), got {one!r}"
+            )
     attacks = tuple(attack if isinstance(attack, Attack) else ATTACKS[attack]() for attack in given)
     if not attacks:
         raise FedveilError("attacks: at least one is needed")

@@ -41,6 +41,13 @@ class Attacker:
     labels_known: bool
     seed: int
 
+    @property
+    def adaptive(self) -> frozenset[str]:
+        """The labels of the attacks that reckon with the defence, with all of it."""
+        complete = all(preparation.surrogate.complete for preparation in self.preparations.values())
+        labelled = zip(attack_labels(self.attacks), self.attacks, strict=True)
+        return frozenset(label for label, attack in labelled if attack.adaptive and complete)
+
     def knowledge(self, attack: Attack, clients: Sequence[int], device: torch.device) -> Knowledge:
         """What one attack is handed against some clients: what its threat model grants, and no more."""
         threat_model = replace(attack.needs, labels=self.labels_known)
@@ -86,7 +93,9 @@ def audit_updates(
             continue
         threat_model = knowledge.threat_model
         handed = [_granted(o, truth, threat_model) for o, truth in zip(observations, truths, strict=True)]
-        found = earlier[attack] = attack(handed, knowledge, earlier=earlier)
+        # What was made with grants that this attack lacks is none of its business.
+        allowed = {other: made for other, made in earlier.items() if not threat_model.lacks(other.needs)}
+        found = earlier[attack] = attack(handed, knowledge, earlier=allowed)
         rebuilt[label] = torch.cat([_in_order(f.images, truth) for f, truth in zip(found, truths, strict=True)])
         # Told a label, an attack that reads no update shows what it was told.
         reads_class = attack.reads_update or not threat_model.labels
@@ -104,7 +113,7 @@ def audit_updates(
         originals=torch.cat([batch.originals for batch in known]) if known else None,
         trained=torch.cat(trained) if trained and len(trained) == len(known) else None,
         victims=tuple(victim for batch in known for victim in batch.victims) if known else tuple(range(count)),
-        adaptive=frozenset(label for label in rebuilt if labelled[label].adaptive),
+        adaptive=attacker.adaptive & rebuilt.keys(),
         judge=None if scorer is None else scorer.judge_quality,
     )
 

@@ -28,6 +28,11 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 class Observation:
     """One victim batch as the server sees it.
 
+    >>> import torch, fedveil as fv
+    >>> update = fv.Update.gradient({"weight": torch.ones(2)})
+    >>> fv.Observation(number=0, client=3, update=update, weights={"weight": torch.zeros(2)}, batch_size=1).labels is None
+    True
+
     Attributes:
         number: of the batch; the attacker's random starts are keyed by it.
         client: who sent the update.
@@ -50,6 +55,13 @@ class Observation:
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     """What the attacker holds for all victims alike.
+
+    >>> import torch, fedveil as fv
+    >>> from fedveil.attacks.target import target_model
+    >>> lenet = fv.build_model("lenet", image_shape=(1, 16, 16), classes=3)
+    >>> target = target_model(lenet, image_shape=(1, 16, 16), classes=3)
+    >>> fv.Knowledge(fv.ThreatModel(), target, torch.device("cpu"), seed=0).model.classes
+    3
 
     Attributes:
         threat_model: what it is granted.
@@ -95,7 +107,13 @@ Earlier = Mapping["Attack", Sequence[Reconstruction]]
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An attack with its hyperparameters; `repr` shows exactly these."""
+    """An attack with its hyperparameters; `repr` shows exactly these.
+
+    >>> import fedveil as fv
+    >>> attack = fv.InvertingGradients(steps=100)
+    >>> attack.name, attack.needs.auxiliary_data, attack.adaptive
+    ('inverting_gradients', False, False)
+    """
 
     name: ClassVar[str]
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False)
@@ -120,7 +138,8 @@ class Attack(ABC):
             earlier: results of other attacks on the same observations, that this one may build on.
 
         Raises:
-            FedveilError: the attack needs more than the threat model grants, or is handed more.
+            FedveilError: the attack needs more than the threat model grants, is handed more, or returns something else than
+                a reconstruction of each update.
         """
         lacking = knowledge.threat_model.lacks(self.needs)
         if lacking:
@@ -128,7 +147,12 @@ class Attack(ABC):
                 f"attack {self.name!r} needs {', '.join(lacking)}, which the threat model does not grant"
             )
         _refuse_excess(observations, knowledge)
-        return self.run(observations, knowledge, earlier or {})
+        found = self.run(observations, knowledge, earlier or {})
+        if not isinstance(found, list | tuple) or not all(isinstance(one, Reconstruction) for one in found):
+            raise FedveilError(f"attack {self.name!r}: run() has to return a list of Reconstruction, got {found!r:.80}")
+        if len(found) != len(observations):
+            raise FedveilError(f"attack {self.name!r}: {len(found)} reconstructions of {len(observations)} updates")
+        return list(found)
 
     @abstractmethod
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:

@@ -35,9 +35,9 @@ class DeepLeakage(GradientMatching):
     True
 
     Attributes:
-        steps: evaluations of the gradient; line searches take some of them.
-        history: changes from which L-BFGS knows the curvature; 100 in PyTorch's default, which the papers use.
-        chunk: victims times restarts that are optimised together; L-BFGS keeps 2 * history images for each.
+        steps: evaluations of the gradient, at least 1; line searches take some of them.
+        history: changes, at least 1, from which L-BFGS knows the curvature; 100 in PyTorch's default, which the papers use.
+        chunk: victims times restarts that are optimised together, at least 1; L-BFGS keeps 2 * history images for each.
     """
 
     name: ClassVar[str] = "deep_leakage"

@@ -11,6 +11,7 @@ together. `oracle` is the slow textbook path, one victim at a time through ``cre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +66,25 @@ class Problem:
         return F.cross_entropy(self.model.logits({**frozen, **trained}, x), y)
 
 
-def distance_and_slope(problem: Problem, *, tv: float, distance: Distance = cosine_distance) -> StepFunction:
-    """Return x -> (objective (V,), its gradient shaped as x); objective = distance + tv * TV."""
+def slope_along(problem: Problem, *, tv: float) -> Callable[[Tensor, Tensors], Tensor]:
+    """Return (x (V, B, C, H, W), v (V, ...) by name) -> the gradient by x of < grad_w L(x), v > + tv * TV, shaped as x."""
     weight_dims = 0 if problem.own_weights else None
-    trained, frozen = problem.trained, problem.frozen
-    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
 
     def directional(x: Tensor, trained: Tensors, frozen: Tensors, y: Tensor, direction: Tensors) -> Tensor:
         derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (direction,))[1]
         return derivative + tv * total_variation(x)
 
     slope_of = vmap(grad(directional), in_dims=(0, weight_dims, weight_dims, 0, 0), randomness="error")
+    trained, frozen = problem.trained, problem.frozen
+    return lambda x, direction: slope_of(x, trained, frozen, problem.labels, direction)
+
+
+def distance_and_slope(problem: Problem, *, tv: float, distance: Distance = cosine_distance) -> StepFunction:
+    """Return x -> (objective (V,), its gradient shaped as x); objective = distance + tv * TV."""
+    weight_dims = 0 if problem.own_weights else None
+    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
+    slope_of = slope_along(problem, tv=tv)
+    trained, frozen = problem.trained, problem.frozen
     target = problem.target if problem.visible is None else _masked(problem.target, problem.visible)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +93,7 @@ def distance_and_slope(problem: Problem, *, tv: float, distance: Distance = cosi
             gradient = _masked(gradient, problem.visible)
         # The slope lives on the visible entries alone: where g and T are both 0, so is dD/dg.
         value, direction = distance(gradient, target)
-        slope = slope_of(x, trained, frozen, problem.labels, direction)
-        return value + tv * vmap(total_variation)(x), slope
+        return value + tv * vmap(total_variation)(x), slope_of(x, direction)
 
     return step
 

@@ -59,10 +59,10 @@ class GradientMatching(Attack):
     returned.
 
     Attributes:
-        steps: evaluations of the gradient per start.
-        tv: weight of the total variation, of the mean absolute difference between neighbours.
-        restarts: random starts per victim.
-        chunk: victims times restarts that are optimised together; bounds memory.
+        steps: evaluations of the gradient per start, at least 1.
+        tv: weight of the total variation, at least 0, of the mean absolute difference between neighbours.
+        restarts: random starts per victim, at least 1.
+        chunk: victims times restarts that are optimised together, at least 1; bounds memory.
         place: where to match what several local steps sent; ``searched`` tries five places by each victim's own objective,
             with a fifth of the steps each.
     """

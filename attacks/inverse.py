@@ -23,11 +23,16 @@ from fedveil.fl.data.images import Images
 class InverseTraining:
     """How an attacker trains its inverse.
 
+    >>> import fedveil as fv
+    >>> fv.InverseTraining(steps=800).width
+    32
+
+
     Attributes:
-        steps: Adam steps with a cosine schedule.
-        batch_size: auxiliary images per step.
-        learning_rate: at the start.
-        width: of the network (see `fedveil.defense.modules.Inverse`).
+        steps: Adam steps with a cosine schedule, at least 1.
+        batch_size: auxiliary images per step, at least 1.
+        learning_rate: at the start, above 0.
+        width: of the network, at least 1 (see `fedveil.defense.modules.Inverse`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
             inverse is applied to imperfect gradient inversions as well as to perfect ones.
     """
@@ -46,13 +51,13 @@ class InverseTraining:
 
 def train_inverse(
     auxiliary: Images,
-    defend: Callable[[Tensor, torch.Generator], Tensor],
+    defend: Callable[[Tensor, Tensor | None, torch.Generator], Tensor],
     training: InverseTraining,
     *,
     device: torch.device,
     stream: torch.Generator,
 ) -> Inverse:
-    """Train A to minimise MSE(A(x'), x) over auxiliary x and x' = ``defend``(x) with fresh noise for every batch.
+    """Train A to minimise MSE(A(x'), x) over auxiliary x and x' = ``defend``(x, y) with fresh noise for every batch.
 
     Returns:
         The inverse on ``device``, in evaluation mode.
@@ -61,10 +66,10 @@ def train_inverse(
     optimizer = torch.optim.Adam(inverse.parameters(), lr=training.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     for _ in range(training.steps):
-        x, _ = auxiliary.batch(torch.randint(len(auxiliary), (training.batch_size,), generator=stream))
+        x, y = auxiliary.batch(torch.randint(len(auxiliary), (training.batch_size,), generator=stream))
         x = x.to(device)
         with torch.no_grad():
-            defended = defend(x, stream)
+            defended = defend(x, y.to(device), stream)
         level = training.artefacts * torch.rand((len(x), 1, 1, 1), generator=stream)
         level[::2] = 0
         defended = (defended + (level * torch.randn(x.shape, generator=stream)).to(device)).clamp(0, 1)

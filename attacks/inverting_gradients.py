@@ -24,9 +24,13 @@ class InvertingGradients(GradientMatching):
     step corrects. Of several restarts, and of all iterates, the one with the lowest own objective is returned. The rate
     falls along half a cosine, where the paper divides it by ten three times.
 
+    >>> import fedveil as fv
+    >>> fv.InvertingGradients(steps=500, restarts=4)
+    InvertingGradients(steps=500, tv=0.01, restarts=4, chunk=64, place='searched', learning_rate=0.05)
+
     Attributes:
-        steps: iterations; 24,000 in the paper's experiments on CIFAR-10.
-        learning_rate: of signed Adam, in pixel units.
+        steps: iterations, at least 1; 24,000 in the paper's experiments on CIFAR-10.
+        learning_rate: of signed Adam, in pixel units, above 0.
     """
 
     name: ClassVar[str] = "inverting_gradients"

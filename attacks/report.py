@@ -23,6 +23,14 @@ _PICTURED = 8
 class AuditReport:
     """The result of one audit.
 
+    >>> import fedveil as fv
+    >>> where = {"seed": 0, "round": 0, "client": 0, "victim": 0, "label": 1}
+    >>> scores = {"mse": 0.01, "psnr": 20.0, "ssim": 0.5, "label_recovered": True}
+    >>> record = fv.PrivacyRecord("guess", fv.ThreatModel(), **where, **scores)
+    >>> fv.AuditReport(records=(record,)).worst("mse")
+    0.01
+
+
     Attributes:
         records: one per victim and attack; empty where the truth was not given.
         reconstructions: by attack's label, (n, C, H, W) in [0, 1], in the victims' order, matched to the originals

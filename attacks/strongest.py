@@ -42,7 +42,7 @@ class Strongest(Attack):
 
     Attributes:
         steps: evaluations of the gradient per victim, of all attacks together; at least 20.
-        chunk: victims that are optimised together; bounds memory.
+        chunk: victims that are optimised together, at least 1; bounds memory.
     """
 
     name: ClassVar[str] = "strongest"

@@ -31,7 +31,7 @@ class _Surrogate(NoHooks):
         self._surrogate = surrogate
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        return x if self._surrogate.data is None else self._surrogate.data(x, stream)
+        return x if self._surrogate.data is None else self._surrogate.data(x, y, stream)
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)

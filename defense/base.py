@@ -28,7 +28,12 @@ Public = TypeVar("Public")
 
 
 class TrainedOn(StrEnum):
-    """What a defence's modules are trained on, hence how many versions of them an attacker may hold."""
+    """What a defence's modules are trained on, hence how many versions of them an attacker may hold.
+
+    >>> import fedveil as fv
+    >>> [source.value for source in fv.TrainedOn]
+    ['nothing', 'public', 'client']
+    """
 
     NOTHING = "nothing"
     PUBLIC = "public"
@@ -38,6 +43,13 @@ class TrainedOn(StrEnum):
 @dataclass(frozen=True)
 class DefenseContext:
     """What a defence is given to prepare itself with, beside the client's images.
+
+    >>> import torch, fedveil as fv
+    >>> from fedveil.fl.models import ModelSpec
+    >>> public = fv.load_data("mni152").val
+    >>> context = fv.DefenseContext(public, ModelSpec("lenet", public.shape, 3), torch.device("cpu"), seed=0)
+    >>> fv.Defense().prepare(public, context, None, client=0).changes("data")
+    False
 
     Attributes:
         public: images that belong to no client; server and clients hold them.
@@ -62,32 +74,56 @@ class DefenseContext:
 class Surrogate:
     """What the adaptive attacker gets of a prepared defence.
 
+    >>> import fedveil as fv
+    >>> fv.Surrogate(data=lambda x, y, stream: x / 2).data(3.0, None, None)
+    1.5
+
+
     Attributes:
-        data: draws from the law of the trained-on images given originals, (n, C, H, W) to (n, C, H, W), with the
-            attacker's own stream; None where the defence leaves images alone.
+        data: draws from the law of the trained-on images given originals and their labels, (n, C, H, W) and (n,) to
+            (n, C, H, W), with the attacker's own stream; None where the defence leaves images alone.
         update: does to an update what the defence does, with the attacker's own stream; None where it is left alone.
         visible: given what was observed, by parameter name, returns masks in {0, 1} of the entries that tell anything;
             None where all do.
+        complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
+            an audit says that it is incomplete.
     """
 
-    data: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    data: Callable[[Tensor, Tensor | None, torch.Generator], Tensor] | None = None
     update: Callable[[ClientUpdate, torch.Generator], ClientUpdate] | None = None
     visible: Callable[[Gradients], dict[str, Tensor]] | None = None
+    complete: bool = True
 
 
 class PreparedDefense(NoHooks):
     """A defence at work with one client: the four hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
 
     It is never changed once it is made, so it can be sent to many workers.
+
+    >>> import fedveil as fv
+    >>> class Halve(fv.PreparedDefense):
+    ...     def data(self, x, y, stream):
+    ...         return x / 2
+    >>> Halve().data(3.0, None, None)
+    1.5
     """
 
-    def surrogate(self) -> Surrogate:
-        """Hand over what an attacker who holds this prepared defence knows of it.
+    def changes(self, hook: str) -> bool:
+        """Whether this defence overrides a hook, given by its name."""
+        return getattr(type(self), hook) is not getattr(PreparedDefense, hook)
 
-        Which one that is, the client's or one that the attacker prepared on its own images, the threat model says
-        (`fedveil.attacks.preparation`).
+    def surrogate(self) -> Surrogate:
+        """Hand over what an attacker who holds this prepared defence knows of it: by default its own hooks.
+
+        Which prepared defence that is, the client's or one that the attacker prepared on its own images, the threat model
+        says (`fedveil.attacks.preparation`). Attacks do not model a changed loss, nor a changed update beyond what a
+        defence's own ``surrogate`` says of it, so by default such a defence is not complete.
         """
-        return Surrogate()
+        return Surrogate(
+            data=self.data if self.changes("data") else None,
+            update=self.update if self.changes("update") else None,
+            complete=not (self.changes("loss") or self.changes("update")),
+        )
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers about the preparation that belong beside the results (``collapsed`` among them, 0 or 1)."""
@@ -102,8 +138,9 @@ class Defense(Generic[Public]):
     `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides `prepare`, and
     `pretrain` for what needs public images alone.
 
-    >>> @dataclass(frozen=True, kw_only=True)
-    ... class Darken(Defense[None]):
+    >>> import dataclasses, fedveil as fv
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Darken(fv.Defense):
     ...     strength: float = 0.5
     ...     def data(self, x, y, stream):
     ...         return self.strength * x
@@ -116,8 +153,8 @@ class Defense(Generic[Public]):
 
     @property
     def trained_on(self) -> TrainedOn:
-        """What this defence's modules are trained on."""
-        return TrainedOn.NOTHING
+        """What this defence's modules are trained on; one that overrides `prepare` is taken to learn from each client."""
+        return TrainedOn.NOTHING if type(self).prepare is Defense.prepare else TrainedOn.CLIENT
 
     def pretrain(self, context: DefenseContext) -> Public:
         """Learn once what needs public images alone; every client, and the server too, holds the result."""
@@ -169,15 +206,16 @@ class Stateless(PreparedDefense):
         changed: Tensor = self._hooks.output(logits) if self._defines("output") else logits
         return changed
 
+    def changes(self, hook: str) -> bool:
+        """See `PreparedDefense.changes`."""
+        return self._defines(hook)
+
     def surrogate(self) -> Surrogate:
         """The settings' own ``surrogate``, or else their hooks as they are: without modules there is no more to know."""
-        if self._defines("surrogate"):
-            own: Surrogate = self._hooks.surrogate()
-            return own
-        return Surrogate(
-            data=(lambda x, stream: self.data(x, None, stream)) if self._defines("data") else None,
-            update=self.update if self._defines("update") else None,
-        )
+        if not self._defines("surrogate"):
+            return super().surrogate()
+        own: Surrogate = self._hooks.surrogate()
+        return own
 
     def __repr__(self) -> str:
         return f"Stateless({self.settings!r})"
@@ -190,7 +228,7 @@ def at_least(defense: str, **settings: tuple[float, float]) -> None:
         FedveilError: naming the first that is not.
     """
     for key, (value, least) in settings.items():
-        if not least <= value < math.inf:
+        if not (isinstance(value, int | float) and least <= value < math.inf):
             raise SettingError(defense, key, value, f"it has to be at least {least:g} and finite")
 
 
@@ -201,5 +239,5 @@ def above_zero(defense: str, **settings: float) -> None:
         FedveilError: naming the first that is not.
     """
     for key, value in settings.items():
-        if not 0 < value < math.inf:
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise SettingError(defense, key, value, "it has to be above 0 and finite")

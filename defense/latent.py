@@ -68,7 +68,7 @@ class PreparedLatent(PreparedDefense):
 
     def surrogate(self) -> Surrogate:
         """The modules at work."""
-        return Surrogate(data=lambda x, stream: self.data(x, None, stream))
+        return Surrogate(data=self.data)
 
     def diagnostics(self) -> dict[str, float]:
         """How the minimax training ended."""
@@ -80,19 +80,21 @@ class PreparedLatent(PreparedDefense):
 class LatentPerturbation(Defense[LatentPublic]):
     """Perturb the latent of an autoencoder in a learnt direction with learnt noise, and train only on the decoded image.
 
+    Our reading of Jiang, Firouzi and Chakrabarty 2025 (arXiv 2503.16542); see docs/method.md.
+
     The minimax training first runs once on public images, so that all clients start from one perturbation; with ``scope:
     client`` each client then goes on with its own images and keeps the result.
 
     Attributes:
-        strength: rho, size of the perturbation relative to the latent's root mean square.
+        strength: rho, size of the perturbation relative to the latent's root mean square, above 0.
         privacy_weight: weight of the adversary's error in units of the cap, at least 0.
         utility_weight: weight of the classification loss, at least 0.
         error_cap: the adversary's error beyond which nothing more is gained, as a multiple of the error of guessing the
             class mean; above 0.
         adversary_steps: adversary steps to each of the defender's, at least 1.
         scope: ``client``: modules adapted by and kept with each client. ``public``: trained once on public images.
-        steps: defender steps on public images.
-        client_steps: defender steps on the client's own, with ``scope: client``.
+        steps: defender steps on public images, at least 1.
+        client_steps: defender steps on the client's own, at least 0, with ``scope: client``.
         public_steps: Adam steps for the public autoencoder and reference classifier.
     """
 

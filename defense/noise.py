@@ -26,7 +26,7 @@ class PixelNoise(Defense[None]):
     """White noise on the pixels, fresh for every batch: x' = clip(x + strength * n, 0, 1), n ~ N(0, I).
 
     Attributes:
-        strength: standard deviation in pixel units.
+        strength: standard deviation in pixel units, at least 0.
     """
 
     strength: float = 0.2
@@ -61,7 +61,7 @@ class PreparedLatentNoise(PreparedDefense):
 
     def surrogate(self) -> Surrogate:
         """The autoencoder and the noise law."""
-        return Surrogate(data=lambda x, stream: self.data(x, None, stream))
+        return Surrogate(data=self.data)
 
 
 @DEFENSES.register("latent_noise")
@@ -72,8 +72,9 @@ class LatentNoise(Defense[Autoencoder]):
     x' = clip(Dec(z + strength * rms(z) * n), 0, 1), z = Enc(x), n ~ N(0, I), fresh for every batch.
 
     Attributes:
-        strength: rho, relative to the latent's root mean square, as in `fedveil.defense.latent.LatentPerturbation`.
-        public_steps: Adam steps on public images for the autoencoder.
+        strength: rho, at least 0, relative to the latent's root mean square, as in
+            `fedveil.defense.latent.LatentPerturbation`.
+        public_steps: Adam steps on public images for the autoencoder, at least 1.
     """
 
     strength: float = 1.0

@@ -83,9 +83,9 @@ class PreparedStack(PreparedDefense):
         visible = [s.visible for s in surrogates if s.visible is not None]
         updates = [s.update for s in surrogates if s.update is not None]
 
-        def through(x: Tensor, stream: torch.Generator) -> Tensor:
+        def through(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
             for step in data:
-                x = step(x, stream)
+                x = step(x, y, stream)
             return x
 
         def sent(update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
@@ -103,6 +103,7 @@ class PreparedStack(PreparedDefense):
             data=through if data else None,
             update=sent if updates else None,
             visible=seen if visible else None,
+            complete=all(s.complete for s in surrogates),
         )
 
     def diagnostics(self) -> dict[str, float]:

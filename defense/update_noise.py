@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedveil.defense.base import DEFENSES, Defense, above_zero, at_least
+from fedveil.defense.base import DEFENSES, Defense, Surrogate, above_zero, at_least
 from fedveil.fl.messages import ClientUpdate
 
 
@@ -18,8 +18,8 @@ class UpdateNoise(Defense[None]):
     BatchNorm statistics are left out of the norm and get no noise; use a model without BatchNorm for a guarantee.
 
     Attributes:
-        strength: noise multiplier.
-        clip: L2 bound of the whole update.
+        strength: noise multiplier, at least 0.
+        clip: L2 bound of the whole update, above 0.
     """
 
     strength: float = 0.01
@@ -38,3 +38,7 @@ class UpdateNoise(Defense[None]):
             update,
             tensors={n: factor * t + std * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()},
         )
+
+    def surrogate(self) -> Surrogate:
+        """The mechanism itself: the attacker tunes its prior on updates that it clips and blurs the same way."""
+        return Surrogate(update=self.update)

@@ -1,7 +1,5 @@
 """How much does the gradient of your own model leak? Runs in seconds: python examples/audit_own_gradient.py"""
 
-import sys
-
 import torch
 from torch import nn
 
@@ -26,4 +24,4 @@ def main(steps: int = 300, figure: str = "own_gradient.png") -> fv.AuditReport:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(*sys.argv[1:])
+    main()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fedveil.attacks.adaptive import TrainedImages as TrainedImages
     from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
+    from fedveil.attacks.base import Knowledge as Knowledge
+    from fedveil.attacks.base import Observation as Observation
     from fedveil.attacks.capture import client_update as client_update
     from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
@@ -32,9 +34,12 @@ if TYPE_CHECKING:
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
+    from fedveil.defense.base import DefenseContext as DefenseContext
     from fedveil.defense.base import PreparedDefense as PreparedDefense
     from fedveil.defense.base import Surrogate as Surrogate
+    from fedveil.defense.base import TrainedOn as TrainedOn
     from fedveil.fl.data import load_data as load_data
+    from fedveil.fl.data.images import Images as Images
     from fedveil.fl.data.source import Source as Source
     from fedveil.fl.errors import FedveilError as FedveilError
     from fedveil.fl.messages import ClientUpdate as Update
@@ -52,9 +57,13 @@ __all__ = [
     "AuditReport",
     "DeepLeakage",
     "Defense",
+    "DefenseContext",
     "FedveilError",
+    "Images",
     "InverseTraining",
     "InvertingGradients",
+    "Knowledge",
+    "Observation",
     "PreparedDefense",
     "PrivacyRecord",
     "Reconstruction",
@@ -64,6 +73,7 @@ __all__ = [
     "Surrogate",
     "ThreatModel",
     "TrainedImages",
+    "TrainedOn",
     "Update",
     "audit",
     "build_model",
@@ -78,7 +88,12 @@ __all__ = [
     "sweep",
 ]
 
-_PLACES = {
+_MODULES = {
+    "Knowledge": "attacks.base",
+    "Observation": "attacks.base",
+    "Images": "fl.data.images",
+    "TrainedOn": "defense.base",
+    "DefenseContext": "defense.base",
     "Adaptive": "attacks.adaptive",
     "AdaptiveModules": "attacks.adaptive",
     "Attack": "attacks.base",
@@ -110,9 +125,9 @@ Registered = TypeVar("Registered", bound=type)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fedveil' has no attribute {name!r}")
-    module, _, inner = _PLACES[name].partition(":")
+    module, _, inner = _MODULES[name].partition(":")
     value = globals()[name] = getattr(import_module(f"fedveil.{module}"), inner or name)
     return value
 

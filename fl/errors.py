@@ -9,6 +9,13 @@ class FedveilError(Exception):
     """A problem that the user can mend: a bad setting, a damaged file, a missing download.
 
     The message is one line. The command line prints it without a traceback and exits with code 2.
+
+    >>> import fedveil as fv
+    >>> try:
+    ...     fv.load_data('mni153')
+    ... except fv.FedveilError as error:
+    ...     print(str(error)[:24])
+    unknown data set 'mni153
     """
 
 

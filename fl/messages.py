@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from fedveil.fl.errors import FedveilError
+
 
 class UpdateKind(StrEnum):
     """What the tensors of a `ClientUpdate` are."""
@@ -21,6 +23,11 @@ class UpdateKind(StrEnum):
 @dataclass(frozen=True)
 class ClientUpdate:
     """What leaves a client, and all that an attacker on the server ever sees of it. Never images or labels.
+
+    >>> import torch, fedveil as fv
+    >>> fv.Update.delta({'weight': torch.ones(2)}, learning_rate=0.1, local_steps=5).local_steps
+    5
+
 
     Attributes:
         tensors: by parameter name, shaped as that parameter, float32.
@@ -66,7 +73,14 @@ class ClientUpdate:
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.
+
+        Raises:
+            FedveilError: ``learning_rate`` is not above 0, or there is no step.
         """
+        if not (learning_rate > 0 and local_steps >= 1):
+            raise FedveilError(
+                f"update: learning_rate {learning_rate}, local_steps {local_steps}; above 0 and at least 1 are allowed"
+            )
         return cls(dict(tensors), examples, UpdateKind.DELTA, local_steps, learning_rate, dict(buffers or {}))
 
     def nbytes(self) -> int:
@@ -84,6 +98,11 @@ class ThreatModel:
     """What the attacker holds beside the update, the model's code and the weights that the server sent.
 
     The batch size and the number of local steps are always granted: both are protocol settings.
+
+    >>> import fedveil as fv
+    >>> fv.ThreatModel(labels=False).lacks(fv.ThreatModel(auxiliary_data=True))
+    ['labels', 'auxiliary_data']
+
 
     Attributes:
         labels: the true labels of the batch (otherwise the attack has to recover them).
@@ -109,6 +128,11 @@ class ThreatModel:
 class Reconstruction:
     """What an attack returns for one victim batch. It holds no score against the truth: the attacker has none.
 
+    >>> import torch, fedveil as fv
+    >>> fv.Reconstruction(torch.full((1, 1, 8, 8), 0.5), torch.tensor([2]), loss=0.1).images.shape
+    torch.Size([1, 1, 8, 8])
+
+
     Attributes:
         images: (B, C, H, W) in [0, 1].
         labels: (B,) the labels that the attack used, given or recovered.
@@ -123,6 +147,13 @@ class Reconstruction:
 @dataclass(frozen=True)
 class PrivacyRecord:
     """The scores of one attack on one victim image. Images are in [0, 1] and errors are per pixel.
+
+    >>> import fedveil as fv
+    >>> where = {"seed": 0, "round": 0, "client": 0, "victim": 0, "label": 1}
+    >>> scores = {"mse": 0.01, "psnr": 20.0, "ssim": 0.5, "label_recovered": True}
+    >>> fv.PrivacyRecord("guess", fv.ThreatModel(), **where, **scores).identified is None
+    True
+
 
     Attributes:
         attack: the attack's label: its name, numbered where an audit runs several of that name.

@@ -29,11 +29,12 @@ class Registry(Generic[T]):
         """Return a decorator that enters its argument under ``name``, which a class without a ``name`` of its own gets too.
 
         Raises:
-            FedveilError: ``name`` is taken already.
+            FedveilError: ``name`` is taken already; a class may be defined anew where it stands, as notebooks do.
         """
 
         def enter(entry: Registered) -> Registered:
-            if name in self._entries:
+            before = self._entries.get(name)
+            if before is not None and _source(before) != _source(entry):
                 raise FedveilError(f"{self.what} {name!r} is registered twice")
             self._entries[name] = entry  # type: ignore[assignment]
             if isinstance(entry, type) and "name" not in vars(entry):
@@ -52,3 +53,8 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
+
+
+def _source(entry: object) -> tuple[str, str]:
+    kind = entry if hasattr(entry, "__qualname__") else type(entry)
+    return kind.__module__, kind.__qualname__

@@ -121,6 +121,9 @@ def local_update(
         x, y = shard.batch(indices)
         x, y = x.to(device), y.to(device)
         trained = hooks.data(x, y, stream)
+        if not isinstance(trained, Tensor) or trained.shape != x.shape:
+            got = tuple(trained.shape) if isinstance(trained, Tensor) else type(trained).__name__
+            raise FedveilError(f"defence: data() has to return images of shape {tuple(x.shape)}, got {got}")
         if on_batch is not None:
             on_batch(trained.detach(), indices)
         with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):

@@ -24,6 +24,7 @@ from fedveil.orchestrator.cluster.connection import offline_environment
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.report import TrialRow
+    from fedveil.orchestrator.report.matched import Records
 
 LISTED = ("defenses", "attacks", "models", "data", "strategies", "partitions")
 
@@ -176,7 +177,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
     _writable(arguments.json)
     result = run(arguments.file, overrides=arguments.set, plugins=arguments.plugin, ray=arguments.ray, console=console)
-    return _finish(result.rows, result.experiment, arguments.json, console)
+    return _finish(result.rows, result.records, result.experiment, arguments.json, console)
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
@@ -191,7 +192,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
         resume=arguments.resume,
         console=console,
     )
-    code = _finish(result.rows, result.experiment, arguments.json, console)
+    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
     for figure in result.files:
         console.print(f"{figure.stem:<11} {_near(figure)}")
     console.print(f"{'per trial':<11} {_near(result.root / 'trials')}")
@@ -203,23 +204,30 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _finish(rows: Sequence[TrialRow], experiment: str, file: Path | None, console: Console) -> int:
+def _finish(
+    rows: Sequence[TrialRow],
+    records: Records,
+    experiment: str,
+    file: Path | None,
+    console: Console,
+) -> int:
     from fedveil.orchestrator.report import TrialTable
     from fedveil.orchestrator.report.recorded import rows_as_json
 
-    console.print(TrialTable(rows))
+    console.print(TrialTable(rows, records))
     if file is not None:
         file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.status == "FAILED" for row in rows) else 0
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from fedveil.orchestrator.report.recorded import rows_from_mlflow
+    from fedveil.orchestrator.report.recorded import records_from_mlflow, rows_from_mlflow
 
     _writable(arguments.json)
     _import_plugins(arguments.plugin)
-    rows = rows_from_mlflow(_uri(arguments.uri), arguments.experiment)
-    _finish(rows, arguments.experiment, arguments.json, console)
+    uri = _uri(arguments.uri)
+    rows = rows_from_mlflow(uri, arguments.experiment)
+    _finish(rows, records_from_mlflow(uri, arguments.experiment), arguments.experiment, arguments.json, console)
     return 0  # the report succeeded, whatever became of the trials
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fedveil.attacks.scoring import scorer, train_judge
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
@@ -18,6 +20,11 @@ def test_an_example_runs_and_leaves_its_figure(
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        scorer,
+        "cached_judge",
+        lambda images, *, classes, seed, **_: train_judge(images, classes=classes, seed=seed, steps=2),
+    )
     report = example.main(steps=2)
     assert report.records
     assert "mean squared error" in capsys.readouterr().out

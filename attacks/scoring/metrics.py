@@ -15,7 +15,8 @@ from fedveil.fl.errors import FedveilError
 MAX_PSNR = 100.0
 """PSNR in dB of an exact copy. The true value is infinite and would make every mean over victims infinite."""
 
-_WINDOW = 11
+SMALLEST_SIDE = 11
+"""Pixels a side that SSIM's window takes."""
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
@@ -72,8 +73,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """
     _check_pair(a, b)
     n, _, height, width = a.shape
-    if min(height, width) < _WINDOW:
-        raise FedveilError(f"ssim: needs images of at least {_WINDOW}x{_WINDOW} px, got {height}x{width}")
+    if min(height, width) < SMALLEST_SIDE:
+        raise FedveilError(f"ssim: needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px, got {height}x{width}")
     # Around mid-grey: variances do not change, and E[x^2] - E[x]^2 loses fewer float32 digits.
     x, y = a - 0.5, b - 0.5
     maps = torch.stack([x, y, x * x, y * y, x * y]).reshape(-1, 1, height, width)
@@ -89,7 +90,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def _blur(maps: Tensor) -> Tensor:
     """Convolve (m, 1, H, W) with the Gaussian window, without padding."""
-    offsets = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
+    offsets = torch.arange(SMALLEST_SIDE, dtype=maps.dtype, device=maps.device) - SMALLEST_SIDE // 2
     window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     window = window / window.sum()
     rows = functional.conv2d(maps, window.view(1, 1, -1, 1))

@@ -8,11 +8,15 @@ from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedveil.attacks.scoring.measures import metric_named
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.seeding import numpy_stream
+
+FEW = 10
+"""Values below which the bootstrap is not trusted."""
 
 _DRAWS_AT_ONCE = 2**22
 _ROUNDING = 1e-9
@@ -39,7 +43,8 @@ class _Audit(NamedTuple):
 def mean_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Interval:
     """Return the mean of ``values`` and its 95 % interval (Efron 1987, bias-corrected and accelerated bootstrap).
 
-    Values that are all the same have an interval of no width.
+    Fewer than `FEW` values get Student's t interval, since the bootstrap's is far too narrow there; its low end is not
+    below 0 where no value is. Values that are all the same have an interval of no width.
 
     Args:
         values: one per independent unit; average repeated measurements of one victim first.
@@ -57,6 +62,8 @@ def mean_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) ->
         return Interval(mean, None, None)
     if np.ptp(sample) <= _ROUNDING * np.abs(sample).max():  # the acceleration is 0 / 0 there
         return Interval(mean, mean, mean)
+    if len(sample) < FEW:
+        return _student(sample)
     from scipy.stats import bootstrap  # takes seconds to load
 
     found = bootstrap(
@@ -69,6 +76,15 @@ def mean_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) ->
         rng=numpy_stream(seed, "bootstrap"),
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
+
+
+def _student(sample: NDArray[np.float64]) -> Interval:
+    from scipy.stats import t
+
+    mean = float(sample.mean())
+    half = float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
+    low = mean - half
+    return Interval(mean, max(0.0, low) if sample.min() >= 0 else low, mean + half)
 
 
 def paired_difference_of(

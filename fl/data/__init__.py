@@ -44,6 +44,12 @@ def load_data(
     The last few results are kept in the process and given again while the files are the same, so treat the tensors as
     read-only.
 
+    >>> import fedveil as fv
+    >>> data = fv.load_data('mni152', limit=30)
+    >>> len(data.train), data.classes
+    (30, ('sagittal', 'coronal', 'axial'))
+
+
     Args:
         name: of `available`, or ``npz:PATH`` or ``folder:PATH``.
         size: pixels a side; None for the data set's default.

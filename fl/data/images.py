@@ -14,6 +14,11 @@ from fedveil.fl.errors import FedveilError
 class Images:
     """Labelled images.
 
+    >>> import torch, fedveil as fv
+    >>> images = fv.Images(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5) % 2)
+    >>> len(images), images.shape
+    (5, (1, 8, 8))
+
     Attributes:
         pixels: (n, C, H, W) uint8, C is 1 or 3.
         labels: (n,) int64, 0 to classes - 1.

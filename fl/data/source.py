@@ -53,7 +53,15 @@ class DataEntry:
 
 
 class Source(ABC):
-    """Images under one name. To add one, write `load` and register the class with `register_data`."""
+    """Images under one name. To add one, write `load` and register the class with `register_data`.
+
+    >>> import fedveil as fv
+    >>> class Brains(fv.Source):
+    ...     def load(self, *, size, seed):
+    ...         return fv.load_data('mni152', size=size, seed=seed)
+    >>> Brains().load(size=28, seed=0).train.shape
+    (1, 28, 28)
+    """
 
     name: str
     """As in the configuration; a registered class has it from its registry."""

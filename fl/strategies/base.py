@@ -88,6 +88,15 @@ def moved(weights: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> dict[s
 class Strategy(ABC):
     """An aggregation rule: how the server makes new weights of a round's updates.
 
+    >>> import dataclasses, fedveil as fv
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class StandStill(fv.Strategy):
+    ...     def step(self, weights, state, totals, updates):
+    ...         return dict(weights), state
+    >>> StandStill().step({'w': 1.0}, {}, None, [])
+    ({'w': 1.0}, {})
+
+
     Attributes:
         name: as it is registered.
         needs_single_updates: the rule wants each update by itself; otherwise a `Totals` is enough.

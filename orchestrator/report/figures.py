@@ -28,8 +28,8 @@ def pareto_figure(
 ) -> None:
     """Draw accuracy against worst-case reconstruction MSE, a point per setting, to ``path``.
 
-    Up and to the right is better. Settings that may not compete (no adaptive attack, collapsed) are hollow. The
-    number at a point is the defence's strength. Whiskers are 95 % intervals: of the MSE over victims, and of the
+    Up and to the right is better. Settings that may not compete (no adaptive attack or a weak one, collapsed) are hollow.
+    The number at a point is the defence's strength. Whiskers are 95 % intervals: of the MSE over victims, and of the
     accuracy over seeds where there are several.
 
     Raises:
@@ -72,7 +72,15 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
         fontsize=10,
     )
     if not all(row.comparable for row in shown):
-        axes.scatter([], [], 62, "white", edgecolors=MUTED, linewidths=1.4, label="no adaptive attack,\nor collapsed")
+        axes.scatter(
+            [],
+            [],
+            62,
+            "white",
+            edgecolors=MUTED,
+            linewidths=1.4,
+            label="no adaptive attack,\nor a weak one,\nor collapsed",
+        )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=10, labelcolor=INK)
     figure.tight_layout()
     labelled = [row for row in shown if row.strength is not None]

@@ -15,17 +15,19 @@ from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.cluster.connection import first_line
 from fedveil.orchestrator.config.explain import shown
 from fedveil.orchestrator.config.uri import SQLITE, uri_fault
-from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.report import TrialRow, group_seeds
 from fedveil.orchestrator.report.rows import FINISHED
 from fedveil.orchestrator.run.checkpoint import load_records
 from fedveil.orchestrator.tracking import view_path, without_passwords
 from fedveil.orchestrator.tracking.names import KIND_TAG, RECORDS
 
+INTERVALS = ("utility/accuracy", "privacy/mse")
+
 _SQLITE_START = b"SQLite format 3\0"
 
 
 def rows_as_json(experiment: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
-    """Return trials as plain values, for ``--json``."""
+    """Return trials as plain values, for ``--json``; ``settings`` holds their means over seeds with 95 % intervals."""
     return {
         "experiment": experiment,
         "trials": [
@@ -38,6 +40,15 @@ def rows_as_json(experiment: str, rows: Sequence[TrialRow]) -> dict[str, Any]:
                 "error": row.error,
             }
             for row in rows
+        ],
+        "settings": [
+            {
+                "name": group.name,
+                "seeds": [row.params.get("seed") for row in group.members],
+                "metrics": {key: value if math.isfinite(value) else None for key, value in group.metrics.items()},
+                "intervals": {name: ends for name in INTERVALS if (ends := group.interval(name)) is not None},
+            }
+            for group in group_seeds([row for row in rows if row.finished])
         ],
     }
 

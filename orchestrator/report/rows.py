@@ -71,8 +71,8 @@ class TrialRow:
 
     @property
     def comparable(self) -> bool:
-        """The trial may compete for the Pareto front: finished, attacked adaptively, not collapsed."""
-        return self.finished and self.complete and not self.collapsed
+        """The trial may compete for the Pareto front: finished, attacked adaptively and not weakly, not collapsed."""
+        return self.finished and self.complete and not self.collapsed and not self.weakly_attacked
 
     def score(self, name: str) -> float:
         """Return a metric for ranking: beyond the guess without an update (``privacy/baseline_mse``) no MSE counts more."""

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from fedveil.attacks.figures import mse_text
 from fedveil.orchestrator.metrics import metric
 from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.matched import Records, matched_line
@@ -27,6 +28,7 @@ _MEANINGS = {
     _WEAK: "weak attack: not even what the client trained on was rebuilt; give inverting_gradients more steps",
 }
 Cell = Callable[[TrialGroup], str]
+Note = Callable[[Sequence[TrialGroup]], str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class _Column:
     cell: Cell
     rank: int
     wide: Cell | None = None
-    note: Callable[[Sequence[TrialGroup]], str] = lambda rows: ""
+    note: Note = lambda rows: ""
 
 
 def _text(name: str) -> Cell:
@@ -53,7 +55,7 @@ def _text(name: str) -> Cell:
     return lambda row: write(row.metrics[name]) if name in row.metrics else _ABSENT
 
 
-def _metric(name: str, rank: int, note: str = "") -> _Column:
+def _metric(name: str, rank: int, note: Note = lambda rows: "") -> _Column:
     """A column of numbers with their intervals, as far as there are any."""
     text, write = _text(name), metric(name).write
 
@@ -65,7 +67,7 @@ def _metric(name: str, rank: int, note: str = "") -> _Column:
         ends = row.interval(name)
         return text(row) + (f" [{write(ends[0])}, {write(ends[1])}]" if ends else "")
 
-    return _Column(metric(name).title, cell, rank, wide, lambda rows: note)
+    return _Column(metric(name).title, cell, rank, wide, note)
 
 
 def _param(name: str) -> Cell:
@@ -108,10 +110,17 @@ def _about_attackers(rows: Sequence[TrialGroup]) -> str:
 _ATTACKER = _with(_text("privacy/attacker_accuracy"), _text("privacy/chance_accuracy"), "{} ({})")
 _BOUNDS = _with(_text("privacy/trained_mse"), _text("privacy/baseline_mse"), "{} / {}")
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
-_ABOUT_BOUNDS = (
-    "'perfect' is what a flawless inversion would reach, 'guess' what an attacker without the update does: beyond it "
-    "nothing more is gained."
-)
+_ABOUT_BOUNDS = "'trained' is the error of the images that clients trained on, which a flawless inversion would find."
+
+
+def _about_errors(rows: Sequence[TrialGroup]) -> str:
+    guesses = [m["privacy/baseline_mse"] for m in (row.metrics for row in rows) if "privacy/baseline_mse" in m]
+    guess = f" ({mse_text(fmean(guesses))})" if guesses else ""
+    return (
+        "Privacy is the worst case over the attacks. MSE: higher is more private, from 0, an exact copy, to the baseline"
+        f"{guess}, the guess of an attacker without the update: beyond it nothing more is gained."
+    )
+
 
 _COLUMNS = (
     _Column("strength\n", _param("defense.strength"), 4),
@@ -119,14 +128,12 @@ _COLUMNS = (
     _Column("seeds\n", _seeds, 2),
     _metric("utility/accuracy", 0),
     _metric("utility/clean_accuracy", 6),
-    _metric(
-        "privacy/mse", 0, "Privacy is the worst case over the attacks. MSE: higher is more private, 0 is an exact copy."
-    ),
+    _metric("privacy/mse", 0, _about_errors),
     _metric("privacy/psnr", 5),
     _metric("privacy/ssim", 5),
     _Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
     _metric("privacy/identification_rate", 1),
-    _Column("MSE\nperfect / guess", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
+    _Column("MSE\ntrained / baseline", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
     _Column("seconds\n", _seconds, 8),
 )
 
@@ -168,7 +175,7 @@ class TrialTable:
     def _intervals(self) -> str:
         over = {"privacy/mse": "victims for an MSE", "utility/accuracy": "seeds for an accuracy"}
         shown = [what for name, what in over.items() if any(row.interval(name) for row in self._groups)]
-        return f"The 95 % intervals (± or [ ]) are over {' and over '.join(shown)}." if shown else ""
+        return f"The 95 % intervals ([ ], or ± their longer side) are over {' and over '.join(shown)}." if shown else ""
 
     def _attacks(self) -> str:
         """Name the attacks behind the headline."""

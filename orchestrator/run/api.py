@@ -29,6 +29,16 @@ def run(
 ) -> RunResult:
     """Run an experiment's trial, or one for each of its seeds.
 
+    >>> import os, tempfile, fedveil as fv
+    >>> os.chdir(tempfile.mkdtemp())  # results are written to runs/ here
+    >>> attack = {"name": "inverting_gradients", "steps": 2}
+    >>> tiny = {"experiment": "tiny", "data": {"limit": 60}, "fl": {"clients": 2, "rounds": 1}}
+    >>> tiny["audit"] = {"victims": 3, "attacks": [attack]}
+    >>> result = fv.run(tiny)
+    >>> len(result.rows), "privacy/mse" in result.rows[0].metrics
+    (1, True)
+
+
     Args:
         experiment: a YAML file, or what would stand in it.
         overrides: ``a.b=value`` each, as for ``--set``.
@@ -65,6 +75,16 @@ def sweep(
     console: Console | None = None,
 ) -> SweepResult:
     """Run the sweep that an experiment's ``search`` section describes.
+
+    >>> import os, tempfile, fedveil as fv
+    >>> os.chdir(tempfile.mkdtemp())  # results are written to runs/ here
+    >>> attack = {"name": "inverting_gradients", "steps": 2}
+    >>> tiny = {"experiment": "tiny", "data": {"limit": 60}, "fl": {"clients": 2, "rounds": 1}}
+    >>> tiny["audit"] = {"victims": 3, "attacks": [attack]}
+    >>> panel = [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.1}}]
+    >>> sorted(row.defense for row in fv.sweep({**tiny, "search": {"panel": panel}}).rows)
+    ['none', 'pixel_noise']
+
 
     Args:
         experiment: as for `run`, like all that is not named here.

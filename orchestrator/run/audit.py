@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.base import attack_labels
 from fedveil.attacks.capture import capture
 from fedveil.attacks.preparation import (
     AttackerPreparation,
@@ -67,8 +66,7 @@ class Auditor:
         self._executor = executor
         self._pictures = pictures
         self._judge = scorer.judge_quality
-        labels = zip(attack_labels(attacker.attacks), attacker.attacks, strict=True)
-        self._adaptive = frozenset(label for label, attack in labels if attack.adaptive)
+        self._adaptive = attacker.adaptive
 
     def audit(self, state: ServerState) -> AuditReport:
         """Audit the round that comes after ``state``."""

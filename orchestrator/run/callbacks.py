@@ -127,7 +127,8 @@ class Speech(TrialCallback):
         self._lines = {
             Phase.DEFENSE: f"preparing the defence on {len(setup.public)} public images and with"
             f" {len(setup.shards)} clients",
-            Phase.ATTACKER: "the attacker prepares: " + ", ".join(experiment.audit.attack_labels()),
+            Phase.ATTACKER: f"the attacker prepares with {len(setup.auxiliary)} auxiliary images: "
+            + ", ".join(experiment.audit.attack_labels()),
             Phase.AUDIT: "audit of round {number}: " + f"{experiment.audit.victims} victims",
         }
 

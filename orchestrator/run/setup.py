@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedveil.attacks.scoring import Gallery
+from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
 from fedveil.attacks.victims import VictimBatch, draw_victims
 from fedveil.fl.data import ImageData, Images, load_data, split_train
 from fedveil.fl.errors import FedveilError
@@ -18,8 +18,6 @@ from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.space import corners
 from fedveil.orchestrator.run.seeds import one_per_seed
 
-SMALLEST = 11
-"""Pixels a side that SSIM needs."""
 JUDGED = 500
 """Private images on which the judge of classes is judged itself."""
 
@@ -30,8 +28,8 @@ class Setup:
 
     Attributes:
         data: as loaded.
-        public: carved off train; belongs to no client, and clients and server may learn from it.
-        auxiliary: carved off train; belongs to the attacker and the judge of classes alone.
+        public: split off train; belongs to no client, and clients and server may learn from it.
+        auxiliary: split off train; belongs to the attacker and the judge of classes alone.
         validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
             validation images, or the public ones where it has none.
         shards: the clients' private images, by client number.
@@ -63,10 +61,10 @@ def make_setup(experiment: Experiment) -> Setup:
     if len(data.test) == 0:
         raise FedveilError(f"data {settings.name!r} has no test images, so utility cannot be measured")
     sides = data.train.shape[1:]
-    if min(sides) < SMALLEST:
+    if min(sides) < SMALLEST_SIDE:
         raise FedveilError(
-            f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least {SMALLEST}x{SMALLEST} are needed to score"
-            " reconstructions (SSIM's window)"
+            f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least"
+            f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
         )
     split = split_train(
         data.train,

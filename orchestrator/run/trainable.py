@@ -159,6 +159,8 @@ def rows_of(result: Any, base: Mapping[str, Any]) -> list[TrialRow]:
         result: of `run_tuned_trial`.
         base: `TrialJob.raw`.
     """
+    if result.config is None:  # an interrupted sweep's trial that has not begun
+        return []
     overrides, name = overrides_of(result.config)
     seeds = one_per_seed(check(with_overrides(dict(base), overrides)))
     reported = result.metrics or {}

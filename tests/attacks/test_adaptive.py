@@ -42,7 +42,7 @@ class Constant(nn.Module):
 
 
 def answering(grey: float, surrogate: Surrogate | None = None) -> AttackerPreparation:
-    return AttackerPreparation(surrogate or Surrogate(data=lambda x, stream: x), Constant(grey))  # type: ignore[arg-type]
+    return AttackerPreparation(surrogate or Surrogate(data=lambda x, y, stream: x), Constant(grey))  # type: ignore[arg-type]
 
 
 def known(preparations: dict[int | None, AttackerPreparation], needs: ThreatModel) -> Knowledge:
@@ -181,7 +181,7 @@ def test_an_inverse_is_a_function_of_its_stream(blobs: Blobs) -> None:
 
     def weights(seed: int) -> Tensor:
         stream = torch_stream(seed, "inverse")
-        inverse = train_inverse(blobs(8, 2, side=12), lambda x, _: x, training, device=CPU, stream=stream)
+        inverse = train_inverse(blobs(8, 2, side=12), lambda x, y, stream: x, training, device=CPU, stream=stream)
         assert not inverse.training
         return torch.cat([p.detach().flatten() for p in inverse.parameters()])
 
@@ -197,7 +197,7 @@ def test_an_inverse_sees_fresh_noise_of_auxiliary_images_with_every_batch(blobs:
     given: list[Tensor] = []
     noise: list[Tensor] = []
 
-    def defend(x: Tensor, stream: torch.Generator) -> Tensor:
+    def defend(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         given.append(x)
         noise.append(torch.randn(2, generator=stream))
         return x
@@ -263,5 +263,5 @@ def test_an_inverse_is_trained_on_what_the_prepared_defence_does(blobs: Blobs) -
     x = public.floats()
     assert found.surrogate.data is not None
     truly = prepared.data(x, None, torch_stream(3, "noise"))
-    assert torch.equal(found.surrogate.data(x, torch_stream(3, "noise")), truly)
+    assert torch.equal(found.surrogate.data(x, None, torch_stream(3, "noise")), truly)
     assert isinstance(found.inverse, Inverse)

@@ -154,7 +154,7 @@ def test_the_defence_stands_in_front_as_the_attacker_knows_it(
     pixels, top = PixelNoise(strength=0.3), TopK(keep=0.25)
     surrogate = replace(
         Stateless(top).surrogate(),
-        data=lambda x, stream: pixels.data(x, None, stream),
+        data=pixels.data,
     )
     best_tv(InvertingGradients(tv=1.0), observe(blobs(1, 1, side=12), SPEC), surrogate, known(blobs(4, 2, side=12)))
     for shard, trained, update in zip(spied.shards, spied.trained, spied.updates, strict=True):

@@ -207,7 +207,7 @@ def test_a_defence_of_ones_own_needs_nothing_but_its_hook(context: DefenseContex
     assert repr(prepared) == "Stateless(Darken(strength=0.25))"
     surrogate = prepared.surrogate()
     assert surrogate.data is not None
-    assert surrogate.data(x, torch.Generator()).tolist() == pytest.approx([0, 0.1, 0.25])
+    assert surrogate.data(x, None, torch.Generator()).tolist() == pytest.approx([0, 0.1, 0.25])
     assert (surrogate.update, surrogate.visible) == (None, None)
 
 

@@ -76,4 +76,4 @@ def test_an_attacker_with_the_modules_holds_the_very_defence(defence: PreparedDe
     assert surrogate.data is not None
     assert surrogate.update is None
     x = private.floats()
-    assert torch.equal(surrogate.data(x, stream(5)), defence.data(x, private.labels, stream(5)))
+    assert torch.equal(surrogate.data(x, None, stream(5)), defence.data(x, private.labels, stream(5)))

@@ -117,7 +117,7 @@ def test_an_attacker_that_prepares_the_defence_on_its_own_images_gets_modules_of
     found = [defence.surrogate().data for defence in (client, attacker)]
     assert found[0] is not None
     assert found[1] is not None
-    assert torch.equal(found[0](x, stream()), found[1](x, stream())) is (scope == "public")
+    assert torch.equal(found[0](x, None, stream()), found[1](x, None, stream())) is (scope == "public")
 
 
 def test_a_prepared_defence_shows_how_it_was_learnt_and_no_weights(

@@ -69,7 +69,7 @@ class PreparedAffine(PreparedDefense):
         return self._on(logits)
 
     def surrogate(self) -> Surrogate:
-        return Surrogate(data=lambda x, stream: self._on(x), update=self.update)
+        return Surrogate(data=lambda x, y, stream: self._on(x), update=self.update)
 
     def diagnostics(self) -> dict[str, float]:
         return {"factor": self.settings.factor, f"offset {self.settings.offset}": self.settings.offset}
@@ -136,7 +136,7 @@ def test_parts_with_and_without_modules_mix(make: Make, context: DefenseContext,
     assert torch.equal(stack.data(x, None, torch.Generator().manual_seed(1)), expected)
     surrogate = stack.surrogate()
     assert surrogate.data is not None
-    assert torch.equal(surrogate.data(x, torch.Generator().manual_seed(1)), expected)
+    assert torch.equal(surrogate.data(x, None, torch.Generator().manual_seed(1)), expected)
     assert stack.update(update(3.0, -4.0), torch.Generator()).tensors["w"].tolist() == [0, -4]
     assert Stack(parts=(PixelNoise(), latent, TopK())).trained_on is TrainedOn.PUBLIC
 
@@ -160,7 +160,7 @@ def test_a_stacks_surrogate_composes_those_of_its_parts(make: Make) -> None:
     assert surrogate.data is not None
     assert surrogate.update is not None
     assert surrogate.visible is not None
-    assert surrogate.data(torch.tensor(1.0), torch.Generator()) == 5
+    assert surrogate.data(torch.tensor(1.0), None, torch.Generator()) == 5
     # (1, -5, 2, 0) becomes (5, -7, 7, 3), of which the larger half is kept.
     sent = surrogate.update(update(1.0, -5.0, 2.0, 0.0), torch.Generator())
     assert sent.tensors["w"].tolist() == [0, -7, 7, 0]

@@ -84,7 +84,7 @@ def test_a_source_of_the_users_own_needs_one_method() -> None:
     with pytest.raises(FedveilError, match="stripes: there is nothing to download"):
         fetch("stripes")
     with pytest.raises(FedveilError, match="data set 'stripes' is registered twice"):
-        register_data("stripes")(Stripes)
+        register_data("stripes")(type("Other", (Stripes,), {}))
 
 
 @pytest.mark.usefixtures("empty_registry")

@@ -55,3 +55,15 @@ def test_a_name_is_given_once() -> None:
     with pytest.raises(FedveilError, match="shape 'square' is registered twice"):
         registry.register("square")(Circle)
     assert registry["square"] is Square
+
+
+def test_a_class_may_be_defined_anew_where_it_stands() -> None:
+    def define() -> type:
+        class Line: ...
+
+        return Line
+
+    registry = filled()
+    registry.register("line")(define())
+    again = registry.register("line")(define())
+    assert registry["line"] is again

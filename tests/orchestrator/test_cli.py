@@ -18,6 +18,8 @@ from fedveil.orchestrator.config import Experiment, plugins
 from fedveil.orchestrator.listing import KINDS
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.report.recorded import experiment_views, rows_as_json, rows_from_mlflow
+from fedveil.orchestrator.run.checkpoint import save_records
+from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.results import RunResult
 from fedveil.orchestrator.run.setup import Setup
 from fedveil.orchestrator.tracking.names import KIND_TAG
@@ -232,6 +234,9 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
         assert len(setup.shards) == experiment.fl.clients
         metrics = {"utility/accuracy": 0.5, "privacy/mse": float("nan")}
         row = TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
+        own = ExperimentPaths(folder).trial("t")
+        own.folder.mkdir(parents=True)
+        save_records((), own.records)
         return RunResult("tiny", (row,), folder)
 
     monkeypatch.setattr(CONNECT, _connected)
@@ -251,6 +256,11 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
                 "error": None if status == "FINISHED" else "boom",
             }
         ],
+        "settings": [
+            {"name": "t", "seeds": [0], "metrics": {"utility/accuracy": 0.5, "privacy/mse": None}, "intervals": {}}
+        ]
+        if status == "FINISHED"
+        else [],
     }
 
 

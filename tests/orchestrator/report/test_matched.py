@@ -83,9 +83,9 @@ def test_the_difference_has_a_paired_interval_of_which_what_victims_share_is_no_
     assert found is not None
     low, high = map(float, found.groups())
     # at the middle of a and b the victims spread by 0.00105, less the 0.0001 that they share, times v - 3.5; that has a
-    # standard deviation of 2.29 and so a standard error of 0.00087
-    assert low == pytest.approx(0.0130 - 1.96 * 0.00077, abs=3e-4)
-    assert high == pytest.approx(0.0130 + 1.96 * 0.00077, abs=3e-4)
+    # standard deviation of 2.449 and so a standard error of 0.000823; t = 2.3646 for seven degrees of freedom
+    assert low == pytest.approx(0.0130 - 2.3646 * 0.000823, abs=1e-4)
+    assert high == pytest.approx(0.0130 + 2.3646 * 0.000823, abs=1e-4)
 
 
 def test_seeds_are_units_of_their_own() -> None:
