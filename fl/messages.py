@@ -69,8 +69,8 @@ class ClientUpdate:
 
         Args:
             tensors: by parameter name.
-            learning_rate: the client's. Attacks that match a gradient's direction do not need it; `strongest` does, to replay
-                several steps.
+            learning_rate: the client's. Attacks that match a gradient's direction do not need it; `strongest` does,
+                to replay several steps.
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.
