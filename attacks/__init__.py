@@ -5,8 +5,10 @@ import warnings
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
+from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.strongest import Strongest
 
 # PyTorch compiles parts of its own forward mode by what it has since deprecated.
 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
@@ -17,11 +19,13 @@ __all__ = [
     "AdaptiveModules",
     "Attack",
     "Baseline",
+    "DeepLeakage",
     "Earlier",
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
     "Observation",
+    "Strongest",
     "TrainedImages",
     "attack_labels",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedveil.attacks.inverting_gradients import target_gradient
+from fedveil.attacks.gradient_matching import target_gradient
 from fedveil.attacks.target import TargetModel
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.training import Weights

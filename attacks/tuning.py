@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.elementary import Elementary
-from fedveil.attacks.inverting_gradients import InvertingGradients, target_gradient
+from fedveil.attacks.gradient_matching import target_gradient
+from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.scoring import match
 from fedveil.defense.base import Surrogate
 from fedveil.fl.hooks import NoHooks

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
     from fedveil.attacks.capture import client_update as client_update
+    from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.report import AuditReport as AuditReport
+    from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
     from fedveil.defense.base import DefenseContext as DefenseContext
     from fedveil.defense.base import PreparedDefense as PreparedDefense
@@ -53,6 +55,7 @@ __all__ = [
     "AdaptiveModules",
     "Attack",
     "AuditReport",
+    "DeepLeakage",
     "Defense",
     "DefenseContext",
     "FedveilError",
@@ -66,6 +69,7 @@ __all__ = [
     "Reconstruction",
     "Source",
     "Strategy",
+    "Strongest",
     "Surrogate",
     "ThreatModel",
     "TrainedImages",
@@ -94,6 +98,7 @@ _MODULES = {
     "AdaptiveModules": "attacks.adaptive",
     "Attack": "attacks.base",
     "AuditReport": "attacks.report",
+    "DeepLeakage": "attacks.deep_leakage",
     "Defense": "defense.base",
     "FedveilError": "fl.errors",
     "InverseTraining": "attacks.inverse",
@@ -103,6 +108,7 @@ _MODULES = {
     "Reconstruction": "fl.messages",
     "Source": "fl.data.source",
     "Strategy": "fl.strategies",
+    "Strongest": "attacks.strongest",
     "Surrogate": "defense.base",
     "ThreatModel": "fl.messages",
     "TrainedImages": "attacks.adaptive",

@@ -70,7 +70,7 @@ class ClientUpdate:
         Args:
             tensors: by parameter name.
             learning_rate: the client's. Attacks that match a gradient's direction do not need it; counting the labels of a
-                batch does.
+                batch does, and `strongest`, to replay several steps.
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import fedveil.attacks.inverting_gradients as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.engine import Problem, Schedule, oracle
-from fedveil.attacks.inverting_gradients import match_at, target_gradient
+from fedveil.attacks.engine import Problem, distance_and_slope, oracle
+from fedveil.attacks.gradient_matching import ALPHAS, Place, match_at, target_gradient
+from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.scoring import ClassMeanGuess
 from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
@@ -51,55 +52,82 @@ def test_a_gradient_is_matched_as_sent_at_the_weights_sent() -> None:
     update = update_of(UpdateKind.GRADIENT, 1)
     observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0]), "running_mean": torch.zeros(1)}, 1)
     assert torch.equal(target_gradient(update)["w"], update.tensors["w"])
-    assert {name: w.tolist() for name, w in match_at(observation).items()} == {"w": [1.0, 2.0], "running_mean": [0.0]}
+    assert {n: w.tolist() for n, w in match_at(observation, 0.0).items()} == {"w": [1.0, 2.0], "running_mean": [0.0]}
 
 
-def test_a_delta_of_several_steps_is_matched_at_the_midpoint_by_hand() -> None:
+def test_a_delta_of_several_steps_is_matched_on_its_path_by_hand() -> None:
     update = update_of(UpdateKind.DELTA, 3)
-    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0])}, 1)
+    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0]), "running_mean": torch.zeros(1)}, 1)
     # -delta / (steps * rate) = -(0.6, -1.2) / 0.3; the midpoint is (1, 2) + (0.6, -1.2) / 2.
     torch.testing.assert_close(target_gradient(update)["w"], torch.tensor([-2.0, 4.0]))
-    torch.testing.assert_close(match_at(observation)["w"], torch.tensor([1.3, 1.4]))
+    assert match_at(observation, 0.0)["w"].tolist() == [1.0, 2.0]
+    torch.testing.assert_close(match_at(observation, 0.5)["w"], torch.tensor([1.3, 1.4]))
+    torch.testing.assert_close(match_at(observation, 1.0)["w"], torch.tensor([1.6, 0.8]))
+    assert match_at(observation, 0.5)["running_mean"].tolist() == [0.0]
 
 
-def test_a_delta_of_one_step_is_the_gradient_at_the_weights_sent() -> None:
-    update = update_of(UpdateKind.DELTA, 1)
-    observation = Observation(0, 0, update, {"w": torch.tensor([1.0, 2.0])}, 1)
-    torch.testing.assert_close(target_gradient(update)["w"], torch.tensor([-6.0, 12.0]))
-    assert match_at(observation)["w"].tolist() == [1.0, 2.0]
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_problem_is_set_up_from_the_updates(
-    steps: int, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def posed_by(
+    attack: InvertingGradients, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> list[Problem]:
+    """The problems that an attack sets up."""
     posed: list[Problem] = []
-    real = module.distance_and_slope
-    monkeypatch.setattr(module, "distance_and_slope", lambda p, *, tv: (posed.append(p), real(p, tv=tv))[1])
+    monkeypatch.setattr(
+        module, "distance_and_slope", lambda p, *, tv: (posed.append(p), distance_and_slope(p, tv=tv))[1]
+    )
+    attack(observations, known(SMALL))
+    return posed
+
+
+@pytest.mark.parametrize(("steps", "place", "alpha"), [(1, "middle", 0), (3, "middle", 0.5), (3, "sent", 0)])
+def test_the_problem_is_set_up_from_the_updates(
+    steps: int, place: Place, alpha: float, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     observations = each(blobs(2, 4, side=12), observe, SMALL, steps=steps)
-    InvertingGradients(steps=1)(observations, known(SMALL))
-    (problem,) = posed
+    (problem,) = posed_by(InvertingGradients(steps=1, place=place), observations, monkeypatch)
     weight = "head.bias"
     targets = torch.stack([target_gradient(o.update)[weight] for o in observations])
     assert torch.equal(problem.target[weight], targets)
     # Each client was sent a copy of its own, see the fixture.
     assert problem.own_weights
-    assert torch.equal(problem.weights[weight], torch.stack([match_at(o)[weight] for o in observations]))
+    assert torch.equal(problem.weights[weight], torch.stack([match_at(o, alpha)[weight] for o in observations]))
 
 
 def test_victims_of_one_round_share_the_weights(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posed: list[Problem] = []
-    real = module.distance_and_slope
-    monkeypatch.setattr(module, "distance_and_slope", lambda p, *, tv: (posed.append(p), real(p, tv=tv))[1])
     observations = each(blobs(2, 4, side=12), observe, SMALL)
     together = [replace(o, weights=observations[0].weights) for o in observations]
     attack = InvertingGradients(steps=3)
-    apart, shared = attack(observations, known(SMALL)), attack(together, known(SMALL))
-    assert [p.own_weights for p in posed] == [True, False]
-    for one, two in zip(apart, shared, strict=True):
+    for some, own in ((observations, True), (together, False)):
+        assert [p.own_weights for p in posed_by(attack, some, monkeypatch)] == [own]
+    for one, two in zip(attack(observations, known(SMALL)), attack(together, known(SMALL)), strict=True):
         torch.testing.assert_close(one.images, two.images, atol=1e-4, rtol=0)
+
+
+def test_the_place_is_searched_for_each_victim_by_its_own_loss(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=3)
+    # Short runs over both victims, place by place, then the long one; the truth is nowhere at hand.
+    short = {0.0: (5.0, 2.0), 0.25: (4.0, 3.0), 0.5: (1.0, 4.0), 0.75: (6.0, 5.0), 1.0: (7.0, 6.0)}
+    losses = iter([*short.values(), (0.0, 0.0)])
+    lengths: list[int] = []
+
+    def minimise(self: Adam, step: object, start: Tensor) -> tuple[Tensor, Tensor]:
+        lengths.append(self.steps)
+        return start, torch.tensor(next(losses))
+
+    monkeypatch.setattr(Adam, "minimise", minimise)
+    posed = posed_by(InvertingGradients(steps=50), observations, monkeypatch)
+    assert lengths == [10, 10, 10, 10, 10, 50]
+    for problem, alphas in zip(posed, [*((a, a) for a in ALPHAS), (0.5, 0.0)], strict=True):
+        expected = torch.stack([match_at(o, a)["head.bias"] for o, a in zip(observations, alphas, strict=True)])
+        assert torch.equal(problem.weights["head.bias"], expected)
+
+
+def test_one_step_leaves_nothing_to_search(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
+    observations = each(blobs(2, 4, side=12), observe, SMALL)
+    assert len(posed_by(InvertingGradients(steps=5), observations, monkeypatch)) == 1
 
 
 # It inverts
@@ -116,11 +144,12 @@ def test_undefended_images_come_back(blobs: Blobs, observe: Observe) -> None:
     assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
 
 
-def test_several_local_steps_are_inverted_through_the_midpoint(blobs: Blobs, observe: Observe) -> None:
+def test_several_local_steps_are_inverted_at_the_place_that_was_searched(blobs: Blobs, observe: Observe) -> None:
     victims = blobs(2, 1)
-    observations = each(victims, observe, SPEC, steps=3, learning_rate=0.01)
-    found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(observations, known())
-    assert float(errors(found, victims).max()) < 3e-3
+    for rate in (0.01, 0.2):
+        observations = each(victims, observe, SPEC, steps=5, learning_rate=rate)
+        found = InvertingGradients(steps=100, learning_rate=0.1, tv=1e-3)(observations, known())
+        assert float(errors(found, victims).max()) < 6e-3
 
 
 def test_hidden_zeros_are_left_out_of_the_match(blobs: Blobs, observe: Observe) -> None:
@@ -156,7 +185,7 @@ def test_the_loss_is_that_of_the_returned_images(blobs: Blobs, observe: Observe)
     (found,) = InvertingGradients(steps=12, learning_rate=0.3, tv=1e-2)([observation], known(SMALL))
     problem = Problem(
         model=known(SMALL).model,
-        weights=match_at(observation),
+        weights=match_at(observation, 0.0),
         target={n: t[None] for n, t in observation.update.tensors.items()},
         labels=found.labels[None],
     )
@@ -200,12 +229,12 @@ def test_restarts_are_chosen_by_their_own_loss_never_by_the_truth(
     victims = blobs(2, 9, side=12)
     truth, garbage = victims.floats(), torch.full((2, 1, 12, 12), 0.5)
 
-    def minimise(step: object, start: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def minimise(self: Adam, step: object, start: Tensor) -> tuple[Tensor, Tensor]:
         # Jobs are victim 0's two restarts, then victim 1's; the truth has the worse loss for victim 0 alone.
         images = torch.stack([truth[:1], garbage[:1], garbage[1:], truth[1:]])
         return images, torch.tensor([0.5, 0.4, 0.5, 0.4])
 
-    monkeypatch.setattr(module, "minimise", minimise)
+    monkeypatch.setattr(Adam, "minimise", minimise)
     found = InvertingGradients(restarts=2)(each(victims, observe, SMALL), known(SMALL))
     assert torch.equal(found[0].images, garbage[:1])
     assert torch.equal(found[1].images, truth[1:])
@@ -214,13 +243,13 @@ def test_restarts_are_chosen_by_their_own_loss_never_by_the_truth(
 
 def test_of_real_restarts_the_best_is_returned(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[Tensor, Tensor]] = []
-    real = module.minimise
+    real = Adam.minimise
 
     def minimise(*arguments: object) -> tuple[Tensor, Tensor]:
         runs.append(real(*arguments))  # type: ignore[arg-type]
         return runs[-1]
 
-    monkeypatch.setattr(module, "minimise", minimise)
+    monkeypatch.setattr(Adam, "minimise", minimise)
     found = InvertingGradients(steps=4, restarts=3)(each(blobs(2, 9, side=12), observe, SMALL), known(SMALL))
     ((images, losses),) = runs
     assert len(set(losses.tolist())) == 6
@@ -308,10 +337,11 @@ def test_in_evaluation_mode_the_running_statistics_that_were_sent_are_used(blobs
     [
         ({"steps": 0}, "inverting_gradients: steps is 0; it has to be at least 1 and finite"),
         ({"learning_rate": 0.0}, "inverting_gradients: learning_rate is 0.0; it has to be above 0 and finite"),
+        ({"place": "end"}, "inverting_gradients: place is 'end'; allowed: searched, sent, middle"),
         ({"tv": -1.0}, "inverting_gradients: tv is -1.0; it has to be at least 0 and finite"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float], sentence: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(FedveilError) as refusal:
         InvertingGradients(**settings)  # type: ignore[arg-type]
     assert str(refusal.value) == sentence
