@@ -48,7 +48,7 @@ class JudgeQuality:
         n = present**2 / sum(1 / len(own) for own in right.values())
         spread = _Z * (accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2)) ** 0.5
         low = (accuracy + _Z**2 / (2 * n) - spread) / (1 + _Z**2 / n)
-        return cls(accuracy, max(0.0, low), 1 / classes)
+        return cls(accuracy, min(max(0.0, low), accuracy), 1 / classes)
 
     @property
     def fit(self) -> bool:
