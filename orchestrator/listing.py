@@ -237,8 +237,9 @@ def _documentation(cls: Any) -> str:
 
 
 def _prose(cls: Any) -> str:
-    """Return a class's docstring up to its first section."""
-    return _plain(re.split(r"\n+(?:Attributes|Args|Raises|Returns):\n", _documentation(cls))[0])
+    """Return a class's docstring up to its first section, without its examples in Python."""
+    prose = re.split(r"\n+(?:Attributes|Args|Raises|Returns):\n", _documentation(cls))[0]
+    return _plain("\n\n".join(part for part in prose.split("\n\n") if not part.startswith(">>> ")))
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
+from fedveil.attacks import InvertingGradients
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.registry import Registry
 from fedveil.orchestrator.listing import KINDS, Entry, Kind, Setting, show_all, show_one
@@ -155,6 +156,8 @@ def test_what_attacks_models_and_data_have_beside_settings() -> None:
         (entry,) = (entry for entry in KINDS[kind].entries() if entry.name == name)
         return entry
 
+    assert ">>>" in (InvertingGradients.__doc__ or "")
+    assert ">>>" not in found("attacks", "inverting_gradients").text
     assert found("attacks", "adaptive").text.endswith(
         "Is granted, beside the update: auxiliary_data, defense_algorithm."
     )
