@@ -360,3 +360,16 @@ def test_in_eval_mode_statistics_are_used_and_not_moved() -> None:
     gradients = torch.autograd.grad(F.cross_entropy(model.eval()(x), y), list(model.parameters()))
     for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(update.tensors[name], gradient)
+
+
+class Cropping(NoHooks):
+    def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        return x[..., 1:]
+
+
+def test_a_defence_that_changes_the_images_shape_is_refused_in_words() -> None:
+    how = LocalTraining(UpdateKind.GRADIENT, 1, 4, 0.1)
+    with pytest.raises(
+        FedveilError, match=r"defence: data\(\) has to return images of shape \(4, \d+, \d+, \d+\), got"
+    ):
+        local_update(build_model(spec()), init_model(spec(), 0), shard(), Cropping(), how, stream())

@@ -301,6 +301,7 @@ def test_an_attack_that_missed_what_was_trained_on_is_marked(missed: float, weak
         row.name, row.status, row.params, {**row.metrics, "attack/inverting_gradients/mse_to_perturbed": missed}
     )
     assert row.weakly_attacked is weak
+    assert row.comparable is not weak
     console = Console(record=True, width=120)
     console.print(TrialTable([row]))
     assert ("? weak attack" in console.export_text()) is weak

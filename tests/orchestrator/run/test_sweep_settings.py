@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.sweep import delivering, run_sweep
+from fedveil.orchestrator.run.trainable import rows_of
 from fedveil.orchestrator.run.tuning import overrides_of, settings_of, sweep_parts, tune_config
 from fedveil.orchestrator.tracking import Replayed, without_passwords
 
@@ -138,3 +140,7 @@ def test_a_sweep_without_a_search_is_refused() -> None:
     raw = tiny_experiment(Path("bars.npz"))
     with pytest.raises(FedveilError, match="no 'search' section"):
         run_sweep(check(raw), raw, Console(file=io.StringIO()), published=True)
+
+
+def test_a_trial_that_an_interrupted_sweep_never_began_has_no_row() -> None:
+    assert rows_of(SimpleNamespace(config=None, metrics=None, error=None), {}) == []
