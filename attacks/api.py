@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Observation
-from fedveil.attacks.direction import points_against
+from fedveil.attacks.direction import check_directions
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
 from fedveil.attacks.labels import recover_labels
 from fedveil.attacks.preparation import (
@@ -30,7 +30,7 @@ from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, State
 from fedveil.defense.noise import NoDefense
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.seeding import derive_seed, torch_stream
 from fedveil.fl.training import exchanged
@@ -123,7 +123,7 @@ def audit(
         Observation(number, number, one, weights, size, None if told is None else told[number * size :][:size])
         for number, one in enumerate(updates)
     ]
-    notes += _direction(target, update, seen, None if images is None else as_floats("images", images))
+    notes += check_directions(target, update, seen, None if images is None else as_floats("images", images))
     victims = None
     if images is not None:
         truth = told
@@ -163,28 +163,6 @@ def audit(
         notes.append(f"{twins} of the originals are among the auxiliary images: the attacker holds what it is to find")
     report = audit_updates(attacker, seen, victims, scorer=scorer, device=place)
     return replace(report, notes=(*notes, *report.notes))
-
-
-def _direction(target: TargetModel, given: Updates, seen: Sequence[Observation], images: Tensor | None) -> list[str]:
-    """Refuse an update whose kind was guessed wrongly; where the user said its kind, note that it is a strange one."""
-    notes = []
-    said = [isinstance(one, ClientUpdate) for one in (given if isinstance(given, list | tuple) else [given])]
-    for at, one in enumerate(seen):
-        if one.labels is None:
-            continue
-        grey = torch.full((one.batch_size, *target.image_shape), 0.5)
-        x = grey if images is None else images[at * one.batch_size :][: one.batch_size]
-        if not points_against(target, one.update, one.weights, x, one.labels):
-            continue
-        if len(said) == len(seen) and said[at]:
-            notes.append(f"update {at} points against the gradient of the images and labels: is its kind right?")
-            continue
-        is_gradient = one.update.kind is UpdateKind.GRADIENT
-        taken, other = ("a gradient", "delta") if is_gradient else ("a weight change", "gradient")
-        raise FedveilError(
-            f"update: taken for {taken}, it points the wrong way for these images and labels: pass fv.Update.{other}(...)"
-        )
-    return notes
 
 
 def _twins(victims: Sequence[VictimBatch], auxiliary: Images) -> int:

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedveil.attacks.base import Observation
 from fedveil.attacks.gradient_matching import target_gradient
+from fedveil.attacks.inputs import Updates
 from fedveil.attacks.target import TargetModel
-from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate, UpdateKind
 from fedveil.fl.training import Weights
 
 AGAINST = -0.3
 """Cosine below which an update's gradient is taken to point the other way; what defences leave of one is near 0 or above."""
+
+
+def check_directions(
+    target: TargetModel, given: Updates, seen: Sequence[Observation], images: Tensor | None
+) -> list[str]:
+    """Return a note for each update that points the wrong way although the user said its kind.
+
+    Args:
+        target: the classifier.
+        given: the updates as the user gave them.
+        seen: the same, as they were understood; those without labels are not looked at.
+        images: (n, C, H, W) the client's, all batches in order; None takes grey ones for them.
+
+    Raises:
+        FedveilError: a kind that was guessed is the wrong one.
+    """
+    notes = []
+    said = [isinstance(one, ClientUpdate) for one in (given if isinstance(given, list | tuple) else [given])]
+    for at, one in enumerate(seen):
+        if one.labels is None:
+            continue
+        grey = torch.full((one.batch_size, *target.image_shape), 0.5)
+        x = grey if images is None else images[at * one.batch_size :][: one.batch_size]
+        if not points_against(target, one.update, one.weights, x, one.labels):
+            continue
+        if len(said) == len(seen) and said[at]:
+            notes.append(f"update {at} points against the gradient of the images and labels: is its kind right?")
+            continue
+        is_gradient = one.update.kind is UpdateKind.GRADIENT
+        taken, other = ("a gradient", "delta") if is_gradient else ("a weight change", "gradient")
+        raise FedveilError(
+            f"update: taken for {taken}, it points the wrong way for these images and labels: pass fv.Update.{other}(...)"
+        )
+    return notes
 
 
 def points_against(target: TargetModel, update: ClientUpdate, weights: Weights, x: Tensor, y: Tensor) -> bool:
