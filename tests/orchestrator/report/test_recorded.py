@@ -63,7 +63,9 @@ def test_params_are_numbers_as_a_runs_own_json_has_them(store: str, folder: Path
     assert trial["params"] == PARAMS
 
 
-def test_the_victims_records_come_back_from_mlflow_where_the_names_are_clear(folder: Path) -> None:
+def test_the_victims_records_come_back_from_mlflow_where_the_names_are_clear(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri = f"sqlite:///{folder / 'records.db'}"
     client = MlflowClient(uri)
     experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
@@ -83,7 +85,9 @@ def test_the_victims_records_come_back_from_mlflow_where_the_names_are_clear(fol
         if recorded is not None:
             client.log_artifact(run, str(recorded))
         client.set_terminated(run, status)
+    capsys.readouterr()
     assert records_from_mlflow(uri, "e") == {"kept": (record,)}
+    assert "Downloading" not in capsys.readouterr().err  # MLflow's own progress bar
     with pytest.raises(FedveilError, match=r"no experiment 'f' at .*; there are: e"):
         records_from_mlflow(uri, "f")
 
