@@ -20,8 +20,11 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
-from fedveil.attacks.optimizers import StepFunction
+
 from fedveil.attacks.target import TargetModel
+
+
+StepFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def total_variation(x: Tensor) -> Tensor:
