@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.engine import Problem, distance_and_slope
+from fedveil.attacks.engine import Problem, objective
 from fedveil.attacks.matching import squared_distance
 from fedveil.attacks.optimizers import LBFGS, Adam, Optimizer
 from fedveil.attacks.target import target_model
@@ -162,7 +162,7 @@ def lenet_step(
         for x, y in zip(truth, labels, strict=True)
     ]
     target = {name: torch.stack(own) for name, own in zip(leaves, zip(*gradients, strict=True), strict=True)}
-    step = distance_and_slope(Problem(model, weights, target, labels), tv=0.0, distance=squared_distance)
+    step = objective(Problem(model, weights, target, labels), distance=squared_distance)
     return step, truth
 
 
