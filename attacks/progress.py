@@ -34,8 +34,8 @@ class Progress:
     done: int = 0
     together: int = 0
     step: int = 0
-    _began: float = field(default_factory=time.monotonic)
-    _last: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _last: float = field(default_factory=lambda: time.monotonic())
 
     def share(self) -> float:
         """Return the part of the work that is done, between 0 and 1."""

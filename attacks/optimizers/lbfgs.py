@@ -102,9 +102,7 @@ class LBFGS:
         own["length"], own["short"] = torch.where(anew, 1, length), torch.where(anew, 0, short)
         own["long"], own["trials"] = torch.where(anew, torch.inf, long), torch.where(anew, 0, trials)
 
-    def _direction(
-        self, x: Tensor, slope: Tensor, moves: Tensor, turns: Tensor, low: Tensor, high: Tensor
-    ) -> Tensor:
+    def _direction(self, x: Tensor, slope: Tensor, moves: Tensor, turns: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The two-loop recursion over the variables that are free to move; empty places of the history do nothing."""
         free = ~(((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0)))
         moves, turns = moves * free[:, None], turns * free[:, None]
