@@ -10,10 +10,10 @@ import torch
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
 from fedveil.attacks.deep_leakage import DeepLeakage
-from fedveil.attacks.engine import replayed
 from fedveil.attacks.gradient_matching import GradientMatching, problem_of
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.matching import cosine_distance
+from fedveil.attacks.unrolled import replayed
 from fedveil.defense.base import at_least
 from fedveil.fl.messages import Reconstruction
 

@@ -135,8 +135,8 @@ def test_the_budget_counts_every_evaluation(
 ) -> None:
     counted = 0
     for name in ("fedveil.attacks.inverting_gradients", "fedveil.attacks.deep_leakage"):
-        module = __import__(name, fromlist=["distance_and_slope"])
-        real = module.distance_and_slope
+        module = __import__(name, fromlist=["objective"])
+        real = module.objective
 
         def counting(*arguments: object, real: Callable[..., object] = real, **options: object) -> object:
             step = real(*arguments, **options)
@@ -148,7 +148,7 @@ def test_the_budget_counts_every_evaluation(
 
             return counted_step
 
-        monkeypatch.setattr(module, "distance_and_slope", counting)
+        monkeypatch.setattr(module, "objective", counting)
     observations = each(blobs(1, 1), observe, steps=steps)
     Strongest(steps=160)(observations, known())
     # Each optimiser also scores its start: one in Inverting Gradients, two in Deep Leakage, six times that with a search.
