@@ -1,4 +1,4 @@
-"""The network behind a learnt inverse: a small U-Net that is shown one or several defended draws of an image, and its label."""
+"""The network behind a learnt inverse: a small U-Net that is shown defended draws of an image, and its label."""
 
 from __future__ import annotations
 

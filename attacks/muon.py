@@ -17,7 +17,7 @@ SMALLEST = 8
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return about the nearest matrix with singular values of 1, (a, b) to (a, b): between 0.7 and 1.2, to be exact.
 
-    A quintic Newton-Schulz iteration, which takes products alone; its coefficients are tuned for speed at 0, not for exactness.
+    A quintic Newton-Schulz iteration, which takes products alone; its coefficients are tuned for speed, not for exactness.
     """
     first, third, fifth = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
@@ -45,7 +45,7 @@ class Muon:
         self._matrices = [p for p in every if p.ndim >= 2 and len(p) >= SMALLEST]
         self._momenta = [torch.zeros_like(p) for p in self._matrices]
         chosen = {id(p) for p in self._matrices}
-        self._adam = torch.optim.Adam([p for p in every if id(p) not in chosen])
+        self._adam = torch.optim.Adam([{"params": [p for p in every if id(p) not in chosen]}])
         self._learning_rate = learning_rate
 
     def zero_grad(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedveil.attacks.muon import Muon
 from fedveil.defense.fitting import frozen
+from fedveil.fl.data.images import Images
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,6 +25,10 @@ MEMORY = 0.1
 """The running mean of the weights reaches back over this part of the steps so far."""
 LOOKS = 4
 """Looks at the held-out images from one doubling of the steps to the next."""
+FIRST = 25
+"""Steps before the first look."""
+HELD_OUT = 0.2
+MOST_HELD_OUT = 256
 LEAST = 400
 """Before so many steps no curve counts as flat: where a defence hides much, it starts on a plateau."""
 
@@ -103,12 +108,12 @@ def train_until_flat(
             best = {name: value.clone() for name, value in mean.state_dict().items()}
 
     last = max(1, math.floor(steps / (1 + TAIL)))
-    flat, step, due = False, 0, 0
+    flat, step, due = False, 0, FIRST
     for step in range(1, last + 1):
         take(step, min(1.0, step / WARM))
         if step >= due or step == last:
             look(step)
-            due = math.ceil(max(step * 2 ** (1 / LOOKS), step + 1))
+            due = math.ceil(step * 2 ** (1 / LOOKS))
             flat = step >= LEAST and looks[step] > (1 - tolerance) * _until(looks, step / 2)
             if flat:
                 break
@@ -123,13 +128,29 @@ def train_until_flat(
 
 @torch.no_grad()
 def _towards(mean: nn.Module, module: nn.Module, part: float) -> None:
-    """Move the running mean of weights towards the module's; other numbers, such as BatchNorm's, are taken as they are."""
-    for own, new in zip(mean.parameters(), module.parameters(), strict=True):
-        own.lerp_(new, part)
-    for own, new in zip(mean.buffers(), module.buffers(), strict=True):
-        own.copy_(new)
+    for own, new in zip(mean.state_dict().values(), module.state_dict().values(), strict=True):
+        if own.is_floating_point():
+            own.lerp_(new, part)
+        else:
+            own.copy_(new)
 
 
 def _until(looks: dict[int, float], step: float) -> float:
     """The least error that was seen up to a step."""
     return min((error for at, error in looks.items() if at <= step), default=math.inf)
+
+
+def hold_out(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
+    """Return (images to train on, images to measure on), a fifth and at most `MOST_HELD_OUT`, whole groups at a time.
+
+    With too few to spare any, both are all of them.
+    """
+    wanted = min(MOST_HELD_OUT, int(HELD_OUT * len(images)))
+    groups = torch.arange(len(images)) if images.groups is None else images.groups
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(sizes), generator=stream)
+    chosen = order[sizes[order].cumsum(0) <= wanted]
+    held = torch.isin(group, chosen)
+    if not bool(held.any()):
+        return images, images
+    return images.take((~held).nonzero()[:, 0]), images.take(held.nonzero()[:, 0])
