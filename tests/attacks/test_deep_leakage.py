@@ -103,10 +103,10 @@ def test_unrolled_steps_tell_more_than_one_gradient_that_stands_for_them(blobs: 
     own = {}
     places: tuple[Place, ...] = ("searched", "unrolled")
     for place in places:
-        found = DeepLeakage(steps=60, place=place)(observations, known())
+        found = DeepLeakage(steps=100, place=place)(observations, known())
         own[place] = [float((f.images[0] - x).square().mean()) for f, x in zip(found, victims.floats(), strict=True)]
-    assert max(own["unrolled"]) < 1e-3
-    assert all(2 * unrolled < searched for unrolled, searched in zip(own["unrolled"], own["searched"], strict=True))
+    assert max(own["unrolled"]) < 1e-4
+    assert all(5 * unrolled < searched for unrolled, searched in zip(own["unrolled"], own["searched"], strict=True))
 
 
 def test_several_observations_are_matched_by_one_image(blobs: Blobs, observe: Observe) -> None:

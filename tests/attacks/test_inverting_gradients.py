@@ -349,7 +349,7 @@ def test_in_evaluation_mode_the_running_statistics_that_were_sent_are_used(blobs
     [
         ({"steps": 0}, "inverting_gradients: steps is 0; it has to be at least 1 and finite"),
         ({"learning_rate": 0.0}, "inverting_gradients: learning_rate is 0.0; it has to be above 0 and finite"),
-        ({"place": "end"}, "inverting_gradients: place is 'end'; allowed: searched, sent, middle"),
+        ({"place": "end"}, "inverting_gradients: place is 'end'; allowed: searched, sent, middle, unrolled"),
         ({"tv": -1.0}, "inverting_gradients: tv is -1.0; it has to be at least 0 and finite"),
     ],
 )
