@@ -53,7 +53,7 @@ def check_attackable(target: TargetModel) -> None:
     labels = torch.zeros((1, 1), dtype=torch.int64, device=x.device)
     problem = Problem(target, weights, direction, labels)
     try:
-        slope = slope_along(problem, tv=0.0)(x, direction)[0]
+        slope = slope_along(problem)(x, direction)[0]
     except Exception as error:  # whatever a user's model raises
         layer = _culprit(target) or _whole(target)
         raise FedveilError(f"model: {layer} can't be attacked: {first_line(error)}") from error

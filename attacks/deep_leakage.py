@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.engine import Problem, distance_and_slope
+from fedveil.attacks.engine import Problem, objective
 from fedveil.attacks.gradient_matching import GradientMatching
 from fedveil.attacks.matching import squared_distance
 from fedveil.attacks.optimizers import LBFGS
+from fedveil.attacks.priors import TotalVariation
 from fedveil.defense.base import at_least
 
 
@@ -50,12 +51,12 @@ class DeepLeakage(GradientMatching):
 
     def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
         """See `GradientMatching`."""
-        turn = distance_and_slope(problem, tv=_SMOOTHER * self.tv)
+        turn = objective(problem, priors=[TotalVariation(_SMOOTHER * self.tv)])
         if not problem.sized:
             return LBFGS(self.steps, self.history).minimise(turn, start)
         first = self.steps // 2
         turned, _ = LBFGS(first, self.history).minimise(turn, start)
-        squared = distance_and_slope(problem, tv=self.tv, distance=squared_distance)
+        squared = objective(problem, distance=squared_distance, priors=[TotalVariation(self.tv)])
         return LBFGS(self.steps - first, self.history).minimise(squared, turned)
 
 

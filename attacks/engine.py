@@ -11,8 +11,8 @@ together. `oracle` is the slow textbook path, one victim at a time through ``cre
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,13 +20,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
-from fedveil.attacks.optimizers import StepFunction
+from fedveil.attacks.priors import Prior, penalty_and_slope
 from fedveil.attacks.target import TargetModel
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Anisotropic total variation, mean |dx| + mean |dy| per image batch: (..., H, W) to a scalar."""
-    return x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Problem:
         model: the classifier, on the device.
         weights: parameters and buffers by name, (V, ...) each if ``own_weights``, otherwise shared by all victims.
         target: observed gradient by name, (V, ...); it may lack parameters that the client froze.
-        labels: (V, B).
+        labels: (V, B) class numbers, or (V, B, K) shares of each class.
         own_weights: each victim has weights of its own.
         visible: masks by name, (V, ...) or broadcastable, of the entries to match; None for all.
         sized: the target is a gradient at these weights in length too; what several steps sent is so in direction at most.
@@ -62,68 +57,78 @@ class Problem:
         return {name: weight for name, weight in self.weights.items() if name not in self.target}
 
     def loss(self, trained: Tensors, frozen: Tensors, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of one victim: (B, C, H, W), (B,) to a scalar."""
+        """Mean cross-entropy of one victim: (B, C, H, W), (B,) or (B, K) to a scalar."""
         return F.cross_entropy(self.model.logits({**frozen, **trained}, x), y)
 
+    def take(self, at: Tensor) -> Problem:
+        """Return the problem of some victims: ``at`` (n,) are their numbers, int64."""
+        visible = self.visible and {n: m[at] if len(m) == len(self.labels) else m for n, m in self.visible.items()}
+        return replace(
+            self,
+            weights={n: w[at] for n, w in self.weights.items()} if self.own_weights else self.weights,
+            target={n: t[at] for n, t in self.target.items()},
+            labels=self.labels[at],
+            visible=visible,
+        )
 
-def slope_along(problem: Problem, *, tv: float) -> Callable[[Tensor, Tensors], Tensor]:
-    """Return (x (V, B, C, H, W), v (V, ...) by name) -> the gradient by x of < grad_w L(x), v > + tv * TV, shaped as x."""
+
+def slope_along(problem: Problem) -> Callable[[Tensor, Tensors], Tensor]:
+    """Return (x (V, B, C, H, W), v (V, ...) by name) -> the gradient by x of < grad_w L(x), v >, shaped as x."""
     weight_dims = 0 if problem.own_weights else None
 
     def directional(x: Tensor, trained: Tensors, frozen: Tensors, y: Tensor, direction: Tensors) -> Tensor:
         derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (direction,))[1]
-        return derivative + tv * total_variation(x)
+        return derivative
 
     slope_of = vmap(grad(directional), in_dims=(0, weight_dims, weight_dims, 0, 0), randomness="error")
     trained, frozen = problem.trained, problem.frozen
     return lambda x, direction: slope_of(x, trained, frozen, problem.labels, direction)
 
 
-def distance_and_slope(problem: Problem, *, tv: float, distance: Distance = cosine_distance) -> StepFunction:
-    """Return x -> (objective (V,), its gradient shaped as x); objective = distance + tv * TV."""
-    weight_dims = 0 if problem.own_weights else None
-    gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
-    slope_of = slope_along(problem, tv=tv)
-    trained, frozen = problem.trained, problem.frozen
-    target = problem.target if problem.visible is None else _masked(problem.target, problem.visible)
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """How far the gradients of images are from the observed ones, with what the priors add; see `objective`."""
 
-    def step(x: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = gradient_of(trained, frozen, x, problem.labels)
+    problem: Problem
+    distance: Distance
+    priors: tuple[Prior, ...]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objective (V,) of images (V, B, C, H, W), and its gradient shaped as they are."""
+        problem = self.problem
+        weight_dims = 0 if problem.own_weights else None
+        gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
+        gradient, target = gradient_of(problem.trained, problem.frozen, x, problem.labels), problem.target
         if problem.visible is not None:
-            gradient = _masked(gradient, problem.visible)
+            gradient, target = _masked(gradient, problem.visible), _masked(target, problem.visible)
         # The slope lives on the visible entries alone: where g and T are both 0, so is dD/dg.
-        value, direction = distance(gradient, target)
-        return value + tv * vmap(total_variation)(x), slope_of(x, direction)
+        value, direction = self.distance(gradient, target)
+        slope = slope_along(problem)(x, direction)
+        if self.priors:
+            penalty, rise = penalty_and_slope(self.priors, x)
+            value, slope = value + penalty, slope + rise
+        return value, slope
 
-    return step
+    def take(self, at: Tensor) -> Matching:
+        """Return the objective of some victims: ``at`` (n,) are their numbers, int64."""
+        return Matching(self.problem.take(at), self.distance, tuple(prior.take(at) for prior in self.priors))
 
 
-def replayed(problem: Problem, x: Tensor, *, steps: int, rates: Tensor) -> Tensors:
-    """Return what clients would send that train on given images: the mean gradient along their paths, (V, ...) by name.
+def objective(problem: Problem, *, distance: Distance = cosine_distance, priors: Sequence[Prior] = ()) -> Matching:
+    """Return x -> (objective (V,), its gradient shaped as x): the distance to the observed gradients and the priors' sum.
 
     Args:
-        problem: with the weights that the server sent.
-        x: (V, B, C, H, W).
-        steps: of gradient descent, each on all images of a victim.
-        rates: (V,) learning rates.
+        problem: what to match.
+        distance: between gradients.
+        priors: penalties of the images, with their weights.
     """
-    count = len(x)
-    weights = problem.weights
-    if not problem.own_weights:
-        weights = {name: weight.expand(count, *weight.shape) for name, weight in weights.items()}
-    trained = {name: weights[name] for name in problem.target}
-    frozen = {name: weight for name, weight in weights.items() if name not in problem.target}
-    gradient_of = vmap(grad(problem.loss), in_dims=(0, 0, 0, 0), randomness="error")
-    total: Tensors = {}
-    for _ in range(steps):
-        gradient = gradient_of(trained, frozen, x, problem.labels)
-        total = {n: total[n] + g if total else g for n, g in gradient.items()}
-        trained = {n: w - rates.view(-1, *[1] * (w.ndim - 1)) * gradient[n] for n, w in trained.items()}
-    return {n: t / steps for n, t in total.items()}
+    return Matching(problem, distance, tuple(priors))
 
 
-def oracle(problem: Problem, *, tv: float, distance: Distance = cosine_distance) -> StepFunction:
-    """The slow path of `distance_and_slope`: victims one by one, differentiated twice."""
+def oracle(
+    problem: Problem, *, distance: Distance = cosine_distance, priors: Sequence[Prior] = ()
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The slow path of `objective`: victims one by one, differentiated twice."""
 
     def one(index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         def own(weights: Tensors) -> Tensors:
@@ -136,8 +141,10 @@ def oracle(problem: Problem, *, tv: float, distance: Distance = cosine_distance)
         masks = problem.visible or {}
         mine = {n: (g * masks[n][index] if n in masks else g)[None] for n, g in zip(weights, gradients, strict=True)}
         theirs = {n: (t[index] * masks[n][index] if n in masks else t[index])[None] for n, t in problem.target.items()}
-        objective = distance(mine, theirs)[0].squeeze(0) + tv * total_variation(x)
-        return objective.detach(), torch.autograd.grad(objective, x)[0]
+        here = torch.tensor([index], device=x.device)
+        penalties = [prior.take(here)(x[None]) for prior in priors]
+        value = sum(penalties, start=distance(mine, theirs)[0]).squeeze(0)
+        return value.detach(), torch.autograd.grad(value, x)[0]
 
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
         pairs = [one(i, x[i]) for i in range(len(x))]

@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.engine import Problem, distance_and_slope
+from fedveil.attacks.engine import Problem, objective
 from fedveil.attacks.gradient_matching import GradientMatching
 from fedveil.attacks.optimizers import Adam
+from fedveil.attacks.priors import TotalVariation
 from fedveil.defense.base import above_zero
 
 
@@ -42,4 +43,5 @@ class InvertingGradients(GradientMatching):
 
     def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
         """See `GradientMatching`."""
-        return Adam(self.steps, self.learning_rate).minimise(distance_and_slope(problem, tv=self.tv), start)
+        matching = objective(problem, priors=[TotalVariation(self.tv)])
+        return Adam(self.steps, self.learning_rate).minimise(matching, start)

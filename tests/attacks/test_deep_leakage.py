@@ -9,6 +9,7 @@ import torch
 from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation
 from fedveil.attacks.engine import Problem, oracle
 from fedveil.attacks.matching import squared_distance
+from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -47,8 +48,8 @@ def test_the_loss_is_the_squared_distance_of_the_returned_images(blobs: Blobs, o
     (found,) = DeepLeakage(steps=12, tv=1e-3)([observation], known())
     target = {n: t[None] for n, t in observation.update.tensors.items()}
     problem = Problem(known().model, dict(observation.weights), target, found.labels[None])
-    objective, _ = oracle(problem, tv=1e-3, distance=squared_distance)(found.images[None])
-    assert found.loss == pytest.approx(float(objective), rel=1e-4)
+    value, _ = oracle(problem, priors=[TotalVariation(1e-3)], distance=squared_distance)(found.images[None])
+    assert found.loss == pytest.approx(float(value), rel=1e-4)
 
 
 def test_labels_that_are_not_granted_are_idlgs(blobs: Blobs, observe: Observe) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.engine import Problem, distance_and_slope, oracle, total_variation
+from fedveil.attacks.engine import Problem, objective, oracle
 from fedveil.attacks.matching import Distance, absolute_distance, squared_distance, weighted
+from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target import target_model
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
@@ -55,9 +56,9 @@ def test_every_distance_steps_as_its_oracle(distance: Distance) -> None:
         problem, x = problem_of(MODELS["convnet-group"], batch=3, own_weights=own_weights, masked=masked)
         assert {"head.weight", "body.0.0.weight"} <= {*problem.target}
         for chosen in (distance, by_layer):
-            objective, slope = distance_and_slope(problem, tv=0.01, distance=chosen)(x)
-            expected, expected_slope = oracle(problem, tv=0.01, distance=chosen)(x)
-            torch.testing.assert_close(objective, expected, rtol=1e-9, atol=0)
+            value, slope = objective(problem, priors=[TotalVariation(0.01)], distance=chosen)(x)
+            expected, expected_slope = oracle(problem, priors=[TotalVariation(0.01)], distance=chosen)(x)
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
             error = (slope - expected_slope).flatten(1).norm(dim=1) / expected_slope.flatten(1).norm(dim=1)
             assert float(error.max()) < 1e-6
 
@@ -70,16 +71,16 @@ def test_one_step_equals_the_twice_differentiated_oracle(
     spec: ModelSpec, own_weights: bool, masked: bool, batch: int
 ) -> None:
     problem, x = problem_of(spec, batch=batch, own_weights=own_weights, masked=masked)
-    objective, slope = distance_and_slope(problem, tv=0.01)(x)
-    expected, expected_slope = oracle(problem, tv=0.01)(x)
-    torch.testing.assert_close(objective, expected, rtol=1e-9, atol=0)
+    value, slope = objective(problem, priors=[TotalVariation(0.01)])(x)
+    expected, expected_slope = oracle(problem, priors=[TotalVariation(0.01)])(x)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     error = (slope - expected_slope).flatten(1).norm(dim=1) / expected_slope.flatten(1).norm(dim=1)
     assert float(error.max()) < 1e-5
 
 
 def test_the_step_agrees_with_finite_differences() -> None:
     problem, x = problem_of(MODELS["lenet"], batch=1, own_weights=False, masked=False)
-    step = distance_and_slope(problem, tv=0.0)
+    step = objective(problem)
     direction = torch.randn(x.shape, generator=torch_stream(1, "direction"), dtype=torch.float64)
     change = (step(x + 1e-5 * direction)[0] - step(x - 1e-5 * direction)[0]) / 2e-5
     torch.testing.assert_close((step(x)[1] * direction).flatten(1).sum(1), change, rtol=1e-5, atol=1e-9)
@@ -87,7 +88,7 @@ def test_the_step_agrees_with_finite_differences() -> None:
 
 def test_victims_do_not_see_each_other() -> None:
     problem, x = problem_of(MODELS["convnet-group"], batch=3, own_weights=True, masked=True)
-    together = distance_and_slope(problem, tv=0.01)(x)
+    together = objective(problem, priors=[TotalVariation(0.01)])(x)
     assert problem.visible is not None
     for index in range(VICTIMS):
         one = slice(index, index + 1)
@@ -99,8 +100,8 @@ def test_victims_do_not_see_each_other() -> None:
             own_weights=True,
             visible={n: m[one] for n, m in problem.visible.items()},
         )
-        objective, slope = distance_and_slope(alone, tv=0.01)(x[one])
-        torch.testing.assert_close(objective, together[0][one])
+        value, slope = objective(alone, priors=[TotalVariation(0.01)])(x[one])
+        torch.testing.assert_close(value, together[0][one])
         torch.testing.assert_close(slope, together[1][one])
 
 
@@ -110,18 +111,18 @@ def test_hidden_entries_of_the_target_do_not_matter() -> None:
     masks = problem.visible
     garbled = {n: t + 100 * (1 - masks[n]) for n, t in problem.target.items()}
     other = Problem(problem.model, problem.weights, garbled, problem.labels, visible=masks)
-    for one, two in zip(distance_and_slope(problem, tv=0)(x), distance_and_slope(other, tv=0)(x), strict=True):
+    for one, two in zip(objective(problem)(x), objective(other)(x), strict=True):
         assert torch.equal(one, two)
 
 
 def test_total_variation_enters_with_its_weight() -> None:
     problem, x = problem_of(MODELS["lenet"], batch=3, own_weights=False, masked=False)
-    plain, plain_slope = distance_and_slope(problem, tv=0.0)(x)
-    weighed, weighed_slope = distance_and_slope(problem, tv=0.5)(x)
+    plain, plain_slope = objective(problem)(x)
+    weighed, weighed_slope = objective(problem, priors=[TotalVariation(0.5)])(x)
     leaf = x.clone().requires_grad_(True)
-    variations = torch.stack([total_variation(one) for one in leaf])
-    torch.testing.assert_close(weighed - plain, 0.5 * variations.detach())
-    torch.testing.assert_close(weighed_slope - plain_slope, 0.5 * torch.autograd.grad(variations.sum(), leaf)[0])
+    variations = TotalVariation(0.5)(leaf)
+    torch.testing.assert_close(weighed - plain, variations.detach())
+    torch.testing.assert_close(weighed_slope - plain_slope, torch.autograd.grad(variations.sum(), leaf)[0])
 
 
 def test_frozen_parameters_are_not_matched_but_still_shape_the_gradient() -> None:
@@ -130,20 +131,28 @@ def test_frozen_parameters_are_not_matched_but_still_shape_the_gradient() -> Non
     partial = replace(problem, target={name: problem.target[name] for name in kept})
     assert {*partial.trained} == {*kept}
     assert partial.frozen
-    objective, slope = distance_and_slope(partial, tv=0.01)(x)
-    expected, expected_slope = oracle(partial, tv=0.01)(x)
-    torch.testing.assert_close(objective, expected, rtol=1e-9, atol=0)
+    value, slope = objective(partial, priors=[TotalVariation(0.01)])(x)
+    expected, expected_slope = oracle(partial, priors=[TotalVariation(0.01)])(x)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-7, atol=1e-12)
     moved = replace(partial, weights={n: w if n in kept else w + 0.1 for n, w in partial.weights.items()})
-    assert not torch.allclose(distance_and_slope(moved, tv=0.01)(x)[0], objective)
+    assert not torch.allclose(objective(moved, priors=[TotalVariation(0.01)])(x)[0], value)
 
 
-# Total variation
+def test_taken_victims_step_as_they_did_among_all() -> None:
+    for own_weights in (False, True):
+        problem, x = problem_of(MODELS["convnet-group"], batch=3, own_weights=own_weights, masked=True)
+        matching = objective(problem, priors=[TotalVariation(0.1)])
+        at = torch.tensor([1])
+        for whole, part in zip(matching(x), matching.take(at)(x[at]), strict=True):
+            torch.testing.assert_close(part, whole[at])
 
 
-def test_total_variation_by_hand() -> None:
-    image = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 2.0]])
-    # |dx| = 1, 2, 0, 0 and |dy| = 2, 1, 1.
-    torch.testing.assert_close(total_variation(image), torch.tensor(3 / 4 + 4 / 3))
-    torch.testing.assert_close(total_variation(image.expand(2, 3, 2, 3)), torch.tensor(3 / 4 + 4 / 3))
-    assert float(total_variation(torch.full((1, 4, 4), 0.3))) == 0.0
+def test_a_soft_label_of_one_class_is_that_class() -> None:
+    problem, x = problem_of(MODELS["lenet"], batch=3, own_weights=False, masked=False)
+    soft = replace(problem, labels=torch.nn.functional.one_hot(problem.labels, 3).double())
+    for hard, mixed in zip(objective(problem)(x), objective(soft)(x), strict=True):
+        torch.testing.assert_close(mixed, hard)
+    blurred = replace(soft, labels=soft.labels / 2 + 1 / 6)
+    for mine, slow in zip(objective(blurred)(x), oracle(blurred)(x), strict=True):
+        torch.testing.assert_close(mine, slow)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 import fedveil.attacks.inverting_gradients as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.engine import Problem, distance_and_slope, oracle
+from fedveil.attacks.engine import Problem, objective, oracle
 from fedveil.attacks.gradient_matching import ALPHAS, Place, match_at, target_gradient
 from fedveil.attacks.optimizers import Adam
+from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.scoring import ClassMeanGuess
 from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
@@ -71,9 +72,7 @@ def posed_by(
 ) -> list[Problem]:
     """The problems that an attack sets up."""
     posed: list[Problem] = []
-    monkeypatch.setattr(
-        module, "distance_and_slope", lambda p, *, tv: (posed.append(p), distance_and_slope(p, tv=tv))[1]
-    )
+    monkeypatch.setattr(module, "objective", lambda p, **options: (posed.append(p), objective(p, **options))[1])
     attack(observations, known(SMALL))
     return posed
 
@@ -189,9 +188,9 @@ def test_the_loss_is_that_of_the_returned_images(blobs: Blobs, observe: Observe)
         target={n: t[None] for n, t in observation.update.tensors.items()},
         labels=found.labels[None],
     )
-    objective, _ = oracle(problem, tv=1e-2)(found.images[None])
+    value, _ = oracle(problem, priors=[TotalVariation(1e-2)])(found.images[None])
     # One minus a cosine in float32.
-    assert found.loss == pytest.approx(float(objective), abs=1e-6)
+    assert found.loss == pytest.approx(float(value), abs=1e-6)
 
 
 def test_labels_that_are_not_granted_are_recovered(blobs: Blobs, observe: Observe) -> None:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.elementary import Elementary
-from fedveil.attacks.engine import Problem, distance_and_slope, oracle
+from fedveil.attacks.engine import Problem, objective, oracle
+from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target import Mode, TargetModel, target_model
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
@@ -85,9 +86,9 @@ def test_a_step_through_any_layer_equals_the_twice_differentiated_oracle(
     observed = {n: torch.randn((2, *w.shape), generator=stream, dtype=torch.float64) for n, w in weights.items()}
     problem = Problem(target, weights, observed, torch.randint(3, (2, batch), generator=stream))
     x = torch.stack([images(batch), images(batch).flip(-1)])
-    objective, slope = distance_and_slope(problem, tv=0.01)(x)
-    expected, expected_slope = oracle(problem, tv=0.01)(x)
-    torch.testing.assert_close(objective, expected, rtol=1e-9, atol=0)
+    value, slope = objective(problem, priors=[TotalVariation(0.01)])(x)
+    expected, expected_slope = oracle(problem, priors=[TotalVariation(0.01)])(x)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-7, atol=1e-10)
 
 
