@@ -14,7 +14,7 @@ from fedveil.attacks.disentangle import lone_inputs, single_input, unmixed_input
 from fedveil.attacks.first_layer import FirstLayer, find_first_layer
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.pairing import paired
-from fedveil.attacks.strongest import misfit
+from fedveil.attacks.yardstick import misfit
 from fedveil.defense.base import at_least
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
@@ -77,7 +77,7 @@ class Analytic(Attack):
         return [self._solve(observation, layer, knowledge) for observation in observations]
 
     def _solve(self, observation: Observation, layer: FirstLayer, knowledge: Knowledge) -> Reconstruction:
-        weight, bias = (_entry(observation, name) for name in (layer.weight, layer.bias))
+        weight, bias = (_rows(observation, name) for name in (layer.weight, layer.bias))
         size, shape = observation.batch_size, knowledge.model.image_shape
 
         def images(inputs: Tensor) -> Tensor:
@@ -114,11 +114,15 @@ def best_of(
     return replace(found[best], loss=losses[best])
 
 
-def _entry(observation: Observation, name: str) -> Tensor:
-    tensor = observation.update.tensors.get(name)
-    if tensor is None:
-        raise FedveilError(f"analytic: the update lacks {name}, which shows the images: was it frozen?")
-    return observation.update.gradient_scale * tensor.double().cpu()
+def _rows(observation: Observation, name: str) -> Tensor:
+    """The gradient (m, ...) of a parameter; repeated observations of the same images add their rows."""
+    found = []
+    for seen in observation.series:
+        tensor = seen.update.tensors.get(name)
+        if tensor is None:
+            raise FedveilError(f"analytic: the update lacks {name}, which shows the images: was it frozen?")
+        found.append(seen.update.gradient_scale * tensor.double().cpu())
+    return torch.cat(found)
 
 
 def _candidates(weight: Tensor, bias: Tensor, layer: FirstLayer, most: int) -> Tensor:

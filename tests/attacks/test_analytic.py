@@ -15,6 +15,7 @@ from fedveil.attacks.scoring import match
 from fedveil.attacks.target import TargetModel, target_model
 from fedveil.defense import DEFENSES
 from fedveil.defense.base import Stateless
+from fedveil.defense.update_noise import UpdateNoise
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel
@@ -224,6 +225,17 @@ def test_updates_that_are_thinned_or_blurred_show_the_image_still(
     hooks = Stateless(DEFENSES[str(settings.pop("name"))](**settings))
     (found,) = Analytic()([observe(images, SPEC, hooks=hooks)], known())
     assert float(error(found, images).max()) < bound
+
+
+def test_repeated_observations_add_rows(blobs: Blobs, observe: Observe) -> None:
+    images = blobs(1, 1)
+    hooks = Stateless(UpdateNoise(strength=1e-3))
+    first, *others = (observe(images, SPEC, hooks=hooks, number=number) for number in range(8))
+    once, often = (
+        float(error(Analytic()([seen], known())[0], images).max())
+        for seen in (first, replace(first, repeats=tuple(others)))
+    )
+    assert often < once / 2
 
 
 def test_a_frozen_first_layer_and_another_model_are_refused(blobs: Blobs, observe: Observe) -> None:

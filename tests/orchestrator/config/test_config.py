@@ -297,7 +297,7 @@ def test_other_names(tmp_path: Path) -> None:
         ),
         (
             "audit: {attacks: [foo]}",
-            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, baseline,",
+            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, analytic,",
         ),
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
