@@ -16,8 +16,8 @@ from fedveil.attacks.inverse import InverseTraining, LearntInverse
 from fedveil.attacks.inverse_network import UNTOLD
 from fedveil.attacks.preparation import PreparationKey, prepare_attacker, shadow_defense
 from fedveil.attacks.reader import Reader
-from fedveil.attacks.until_flat import Curve
 from fedveil.attacks.target import target_model
+from fedveil.attacks.until_flat import Curve
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
 from fedveil.fl.data.images import Images

@@ -9,7 +9,6 @@ from fedveil.attacks.until_flat import FIRST, Curve, Trained, hold_out, train_un
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
 
-
 LEAST = 60
 
 
