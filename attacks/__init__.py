@@ -3,6 +3,7 @@
 import warnings
 
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
+from fedveil.attacks.analytic import Analytic
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.deep_leakage import DeepLeakage
@@ -17,6 +18,7 @@ __all__ = [
     "ATTACKS",
     "Adaptive",
     "AdaptiveModules",
+    "Analytic",
     "Attack",
     "Baseline",
     "DeepLeakage",

@@ -18,7 +18,7 @@ from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, 
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.labels import labels_of
-from fedveil.attacks.tuning import best_tv, visible_masks
+from fedveil.attacks.tuning import best_tv
 from fedveil.defense.base import Surrogate
 from fedveil.defense.devices import on_device
 from fedveil.fl.messages import Reconstruction, ThreatModel
@@ -80,7 +80,7 @@ class Adaptive(InvertingGradients):
         if surrogate.update is None:
             return self.invert(observations, knowledge)
         tuned = replace(self, tv=best_tv(self, observations[0], surrogate, knowledge))
-        return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
+        return tuned.invert(observations, knowledge, surrogate.visible)
 
 
 @ATTACKS.register("adaptive_modules")

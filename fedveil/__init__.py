@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.adaptive import Adaptive as Adaptive
     from fedveil.attacks.adaptive import AdaptiveModules as AdaptiveModules
     from fedveil.attacks.adaptive import TrainedImages as TrainedImages
+    from fedveil.attacks.analytic import Analytic as Analytic
     from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptive",
     "AdaptiveModules",
+    "Analytic",
     "Attack",
     "AuditReport",
     "DeepLeakage",
@@ -96,6 +98,7 @@ _MODULES = {
     "DefenseContext": "defense.base",
     "Adaptive": "attacks.adaptive",
     "AdaptiveModules": "attacks.adaptive",
+    "Analytic": "attacks.analytic",
     "Attack": "attacks.base",
     "AuditReport": "attacks.report",
     "DeepLeakage": "attacks.deep_leakage",

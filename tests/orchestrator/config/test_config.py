@@ -297,7 +297,7 @@ def test_other_names(tmp_path: Path) -> None:
         ),
         (
             "audit: {attacks: [foo]}",
-            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, baseline,",
+            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, analytic,",
         ),
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
@@ -326,7 +326,7 @@ def test_other_names(tmp_path: Path) -> None:
             "audit: {attacks: [baseline, {name: adaptive, inverse: {steps: 0}}]}",
             "audit.attacks.1.inverse.steps: given 0; it has to be at least 1",
         ),
-        ("model: {name: foo}", "model.name: given 'foo'; allowed: convnet, lenet, resnet18, resnet20"),
+        ("model: {name: foo}", "model.name: given 'foo'; allowed: convnet, lenet, mlp, resnet18, resnet20"),
     ],
 )
 def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Path) -> None:
