@@ -22,10 +22,14 @@ class Latent:
     Attributes:
         images: the objective of images (V, B, C, H, W).
         autoencoder: its decoder makes them, on the device of the latents; values outside of [0, 1] are clipped.
+        middle: (...) the latent that zero stands for.
+        width: of one unit.
     """
 
     images: Objective
     autoencoder: Autoencoder
+    middle: Tensor
+    width: Tensor
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
@@ -35,12 +39,12 @@ class Latent:
 
     def decode(self, z: Tensor) -> Tensor:
         """(V, B, ...) latents to (V, B, C, H, W) images in [0, 1]."""
-        made = self.autoencoder.decode(z.flatten(0, 1))
+        made = self.autoencoder.decode(self.middle + self.width * z.flatten(0, 1))
         return made.clamp(0, 1).view(*z.shape[:2], *made.shape[1:])
 
     def take(self, at: Tensor) -> Latent:
         """See `Objective`."""
-        return Latent(self.images.take(at), self.autoencoder)
+        return Latent(self.images.take(at), self.autoencoder, self.middle, self.width)
 
 
 def train_decoder(auxiliary: Images, *, steps: int, device: torch.device, stream: torch.Generator) -> Autoencoder:

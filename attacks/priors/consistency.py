@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class GroupConsistency:
         return GroupConsistency(self.weight, self.groups[at])
 
 
-def groups_of(keys: list[object], device: torch.device) -> Tensor:
+def groups_of(keys: Sequence[object], device: torch.device) -> Tensor:
     """Return (V,) numbers, equal where the keys are the same object."""
     numbers: dict[int, int] = {}
     return torch.tensor([numbers.setdefault(id(key), len(numbers)) for key in keys], device=device)

@@ -26,12 +26,14 @@ def test_its_slope_is_autograds_through_the_decoder() -> None:
     target = {n: torch.randn((3, *w.shape), generator=stream, dtype=torch.float64) for n, w in weights.items()}
     problem = Problem(model, weights, target, torch.zeros((3, 2), dtype=torch.int64))
     autoencoder = Autoencoder(SPEC.image_shape, width=8).double().requires_grad_(False)
+    middle = torch.randn((32, 2, 2), generator=stream, dtype=torch.float64)
+    width = torch.tensor(0.7, dtype=torch.float64)
     z = torch.randn((3, 2, 32, 2, 2), generator=stream, dtype=torch.float64)
-    latent = Latent(objective(problem, distance=squared_distance), autoencoder)
+    latent = Latent(objective(problem, distance=squared_distance), autoencoder, middle, width)
     value, slope = latent(z)
 
     leaf = z.clone().requires_grad_(True)
-    made = autoencoder.decode(leaf.flatten(0, 1)).clamp(0, 1).view(3, 2, 1, 8, 8)
+    made = autoencoder.decode(middle + 0.7 * leaf.flatten(0, 1)).clamp(0, 1).view(3, 2, 1, 8, 8)
     theirs, by_images = oracle(problem, distance=squared_distance)(made)
     (their_slope,) = torch.autograd.grad((made * by_images).sum(), leaf)
     torch.testing.assert_close(value, theirs, rtol=1e-9, atol=1e-12)
