@@ -123,11 +123,15 @@ def audit_updates(
 
 
 def _granted(observation: Observation, truth: VictimBatch | None, threat_model: ThreatModel) -> Observation:
-    labels, trained = observation.labels, observation.trained_images
-    if truth is not None:
-        labels, trained = truth.labels, truth.trained
-    return replace(
-        observation,
-        labels=labels if threat_model.labels else None,
-        trained_images=trained if threat_model.trained_images else None,
+    labels = observation.labels if truth is None else truth.labels
+    series = observation.series
+    drawn = [one.trained_images for one in series] if truth is None else truth.draws or [None] * len(series)
+    first, *again = (
+        replace(
+            one,
+            labels=labels if threat_model.labels else None,
+            trained_images=draw if threat_model.trained_images else None,
+        )
+        for one, draw in zip(series, drawn, strict=True)
     )
+    return replace(first, repeats=tuple(again))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import AttackerPreparation
-from fedveil.attacks.capture import capture
+from fedveil.attacks.capture import capture, together
 from fedveil.attacks.preparation import (
     PreparationKey,
     preparation_key,
@@ -63,14 +63,21 @@ class Auditor:
         self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
+        self._observations = experiment.audit.observations
         self._executor = executor
         self._pictures = pictures
         self._judge = scorer.judge_quality
         self._adaptive = attacker.adaptive
 
-    def audit(self, state: ServerState) -> AuditReport:
-        """Audit the round that comes after ``state``."""
-        shared = (*self._shared, state.weights, state.round, self._local_steps, self._pictures)
+    def audit(self, state: ServerState, sent: Sequence[Weights] = ()) -> AuditReport:
+        """Audit the round that comes after ``state``.
+
+        Args:
+            state: of the server.
+            sent: the weights of the rounds before, the newest first, for victims that are observed several times.
+        """
+        rounds = tuple((state.round - back, weights) for back, weights in enumerate((state.weights, *sent)))
+        shared = (*self._shared, observed_rounds(rounds, self._observations), self._local_steps, self._pictures)
         return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
 
     def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
@@ -111,20 +118,25 @@ def _audit_batches(
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
-    weights: Weights,
-    number: int,
+    rounds: Sequence[tuple[int, Weights]],
     local_steps: int,
     pictures: int,
 ) -> AuditReport:
+    audited = rounds[0][0]
     seen = [
-        capture(
-            slot.model(federation.model),
-            weights,
-            batch,
-            federation.clients[batch.client].hooks.get(),
-            federation.training_at(number),
-            local_steps=local_steps,
-            stream=torch_stream(federation.seed, "audit", number, "batch", batch.number),
+        together(
+            [
+                capture(
+                    slot.model(federation.model),
+                    weights,
+                    batch,
+                    federation.clients[batch.client].hooks.get(),
+                    federation.training_at(number),
+                    local_steps=local_steps,
+                    stream=torch_stream(federation.seed, "audit", audited, "batch", batch.number, "observation", at),
+                )
+                for at, (number, weights) in enumerate(rounds)
+            ]
         )
         for batch in batches
     ]
@@ -133,10 +145,23 @@ def _audit_batches(
         [observation for observation, _ in seen],
         [batch for _, batch in seen],
         scorer=scorer,
-        round=number,
+        round=audited,
         device=slot.device,
     )
     return report.first(pictures)  # the images of all victims may be large
+
+
+def observed_rounds(rounds: Sequence[tuple[int, Weights]], observations: int) -> list[tuple[int, Weights]]:
+    """Return in which rounds, and with which weights, the victims' updates are captured.
+
+    A client trains on an image in every round, and an attacker keeps all that it sends. Early on there were fewer rounds
+    than the audit asks for; a server is free to send the same weights once more, so the rounds are gone through again.
+
+    Args:
+        rounds: number and weights, the audited round first and then back in time.
+        observations: how many are wanted.
+    """
+    return [rounds[at % len(rounds)] for at in range(observations)]
 
 
 def _make_scorer(

@@ -22,7 +22,7 @@ from fedveil.attacks import (
     TrainedImages,
 )
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.capture import capture
+from fedveil.attacks.capture import capture, together
 from fedveil.attacks.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
 from fedveil.attacks.report import AuditReport
 from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, train_judge
@@ -409,6 +409,24 @@ def test_no_attack_is_handed_an_original(spy: Spy, make_world: MakeWorld) -> Non
     assert (observations[0].trained_images is not None) == spy.needs.trained_images
     assert (knowledge.auxiliary is not None) == spy.needs.auxiliary_data
     assert bool(knowledge.preparations) == spy.needs.defense_algorithm
+
+
+@pytest.mark.parametrize("spy", [Spy(), AllSeeingSpy()], ids=lambda s: s.name)
+def test_each_repeat_is_handed_its_own_draw_where_trained_images_are_granted(spy: Spy, make_world: MakeWorld) -> None:
+    world = make_world(PixelNoise(), [spy])
+    seen = [together([*pair]) for pair in zip(world.captured(0), world.captured(1), strict=True)]
+    report = audit_updates(
+        world.attacker, [o for o, _ in seen], [b for _, b in seen], scorer=world.scorer, round=1, device=CPU
+    )
+    ((observations, _, _),) = type(spy).handed
+    for observation, (_, truth) in zip(observations, seen, strict=True):
+        assert [one.labels is not None for one in observation.series] == [True, True]
+        for one, draw in zip(observation.series, truth.draws, strict=True):
+            assert (one.trained_images is draw) == spy.needs.trained_images
+    # A perfect inversion would average the draws.
+    means = [(batch.draws[0] + batch.draws[1]) / 2 for _, batch in seen]
+    errors = [float((mean - batch.originals).square().mean()) for mean, (_, batch) in zip(means, seen, strict=True)]
+    assert [r.trained_mse for r in report.records] == pytest.approx(errors, rel=1e-4)
 
 
 @pytest.mark.parametrize("granted", [True, False])
