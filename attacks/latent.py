@@ -31,9 +31,9 @@ class Latent:
     middle: Tensor
     width: Tensor
 
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        made, back, *_ = vjp(self.decode, z)
+        made, back, *_ = vjp(self.decode, x)
         value, slope = self.images(made)
         return value, back(slope)[0]
 

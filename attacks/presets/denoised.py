@@ -12,7 +12,7 @@ from fedveil.attacks.gradient_matching import Found
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.match import Match
 from fedveil.attacks.optimizers import Adam
-from fedveil.attacks.priors import Denoiser, TotalVariation
+from fedveil.attacks.priors import Denoiser, Prior, TotalVariation
 from fedveil.attacks.priors.denoiser import train_denoiser
 from fedveil.defense.base import at_least
 from fedveil.fl.messages import ThreatModel
@@ -55,5 +55,5 @@ class Denoised(InvertingGradients):
             device=start.device,
             stream=torch_stream(match.knowledge.seed, "denoiser"),
         )
-        priors = [TotalVariation(self.tv), Denoiser(self.denoiser, network.to(start.device))]
+        priors: list[Prior] = [TotalVariation(self.tv), Denoiser(self.denoiser, network.to(start.device))]
         return Found(*Adam(self.steps, self.learning_rate).minimise(match.objective(priors=priors), start))

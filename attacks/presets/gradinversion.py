@@ -59,7 +59,9 @@ class GradInversion(GradientMatching):
         at_least(self.name, norm=(self.norm, 0), statistics=(self.statistics, 0))
         at_least(self.name, consistency=(self.consistency, 0), noise=(self.noise, 0))
         if self.chunk is not None and self.chunk < self.restarts:
-            raise FedveilError(f"{self.name}: chunk is {self.chunk}; the {self.restarts} restarts of a victim go together")
+            raise FedveilError(
+                f"{self.name}: chunk is {self.chunk}; the {self.restarts} restarts of a victim go together"
+            )
 
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
