@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -88,6 +88,9 @@ class GradientMatching(Attack):
             wrong there no step corrects.
     """
 
+    told: ClassVar[bool] = True
+    """It takes labels as given or recovered; an attack that is not told looks for them itself."""
+
     steps: int = 300
     tv: float = 1e-2
     restarts: int = 1
@@ -125,7 +128,7 @@ class GradientMatching(Attack):
         """
         if len({len(observation.repeats) for observation in observations}) > 1:
             raise FedveilError(f"{self.name}: all batches have to be observed equally often")
-        run = _Run(observations, knowledge, visible)
+        run = _Run(observations, knowledge, visible, self.told)
         if self.place == "sent" or all(o.update.local_steps == 1 for o in observations):
             return self._matched(run, [0.0] * len(observations))
         if self.place == "middle":
@@ -181,12 +184,16 @@ class _Run:
     observations: Sequence[Observation]
     knowledge: Knowledge
     visible: Visible | None
+    told: bool
 
     def match(self, at: Sequence[int], places: Sequence[float], *, unrolled: bool) -> Match:
         """Return what to match of the observations at these positions."""
         firsts = [self.observations[index] for index in at]
         alphas = [places[index] for index in at]
-        labels = labels_for(firsts, self.knowledge)
+        if self.told:
+            labels = labels_for(firsts, self.knowledge)
+        else:
+            labels = torch.zeros((len(firsts), firsts[0].batch_size), dtype=torch.int64)
         problems = []
         for same_round in zip(*(one.series for one in firsts), strict=True):
             masks = self.visible and [self.visible(target_gradient(one.update)) for one in same_round]
