@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.gradient_matching import GradientMatching, Visible, target_gradient
+from fedveil.attacks.gradient_matching import GradientMatching, Visible
 from fedveil.attacks.yardstick import misfit
 from fedveil.defense.base import at_least
 from fedveil.fl.errors import FedveilError
@@ -39,7 +39,7 @@ class Strongest(Attack):
     Attributes:
         steps: evaluations of the gradient per victim, of all attacks together; at least 20. One that replays a client's
             local steps counts once.
-        contenders: names of attacks, at least one; those that need more than is granted, or do not fit the model, stand back.
+        contenders: names of attacks, at least one; those that need more than is granted or do not fit the model stand back.
         smoothness: factor on the weights of total variation of the contenders, at least 0.
         chunk: victims that are optimised together, at least 1; bounds memory. None leaves it to the attacks.
     """
@@ -56,7 +56,9 @@ class Strongest(Attack):
         allowed = sorted(set(ATTACKS) - {self.name})
         for name in self.contenders:
             if name not in allowed or ATTACKS[name].needs.defense_algorithm:
-                raise FedveilError(f"{self.name}: contenders names {name!r}; allowed: attacks that take updates as they are")
+                raise FedveilError(
+                    f"{self.name}: contenders names {name!r}; allowed: attacks that take updates as they are"
+                )
         if not self.contenders:
             raise FedveilError(f"{self.name}: contenders is empty; name at least one attack")
 
@@ -125,8 +127,7 @@ class _Contest:
         """Measure what an attack has found of these victims, all by default; what it had before stays if that was better."""
         at = range(len(self._observations)) if victims is None else victims
         seen = [self._observations[victim] for victim in at]
-        masks = self._visible and [self._visible(target_gradient(one.update)) for one in seen]
-        losses = misfit(seen, found, self._knowledge, masks)
+        losses = misfit(seen, found, self._knowledge, self._visible)
         for victim, one, loss in zip(at, found, losses, strict=True):
             own = self._found[victim]
             if attack.name not in own or loss < own[attack.name].loss:
