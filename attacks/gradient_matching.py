@@ -88,6 +88,7 @@ class GradientMatching(Attack):
             wrong there no step corrects.
     """
 
+    explains_update: ClassVar[bool] = True
     told: ClassVar[bool] = True
     """It takes labels as given or recovered; an attack that is not told looks for them itself."""
 

@@ -45,6 +45,7 @@ class Strongest(Attack):
     """
 
     name: ClassVar[str] = "strongest"
+    explains_update: ClassVar[bool] = True
     steps: int = 600
     contenders: tuple[str, ...] = ("analytic", "inverting_gradients", "deep_leakage")
     smoothness: float = 1.0
