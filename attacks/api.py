@@ -150,12 +150,20 @@ def audit(
                 f"images: at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px are needed for scores (SSIM's window)"
             )
         victims = with_draws(victims, trained_images, fit, 1 + len(repeats))
+    seen_as = {"observations": 1 + len(repeats), "local_steps": updates[0].local_steps}
     context = None if held is None else _context(held, target, place, derive_seed(seed, "attacker"), cache)
-    trained_on, preparations = _prepare(chosen, fit, context)
+    trained_on, preparations = _prepare(chosen, fit, context, **seen_as)
     by_class = held if told is not None or size == 1 else None
     scorer = _scorer(victims, by_class, gallery, target, told is not None, seed, place, cache)
     attacker = Attacker(
-        target, chosen, held, preparations, trained_on, labels_known and told is not None, derive_seed(seed, "attack")
+        target,
+        chosen,
+        held,
+        preparations,
+        trained_on,
+        labels_known and told is not None,
+        derive_seed(seed, "attack"),
+        **seen_as,
     )
     if any(not preparation.surrogate.complete for preparation in preparations.values()):
         notes.append("the defence changes the loss or the update in a way that no attack here reckons with: incomplete")
@@ -251,12 +259,20 @@ def _context(
 
 
 def _prepare(
-    attacks: Sequence[Attack], defense: Defense[Any] | PreparedDefense, context: DefenseContext | None
+    attacks: Sequence[Attack],
+    defense: Defense[Any] | PreparedDefense,
+    context: DefenseContext | None,
+    *,
+    observations: int,
+    local_steps: int,
 ) -> tuple[TrainedOn, dict[PreparationKey, AttackerPreparation]]:
     if isinstance(defense, Stateless):
         defense = defense.settings
     trained_on = defense.trained_on if isinstance(defense, Defense) else TrainedOn.PUBLIC
-    keys = {preparation_key(attack, trained_on, 0) for attack in attacks}
+    keys = {
+        preparation_key(attack, trained_on, 0, observations=observations, local_steps=local_steps)
+        for attack in attacks
+    }
     wanted = [key for key in keys if key is not None]
     if not wanted or context is None:
         return trained_on, {}
@@ -264,7 +280,12 @@ def _prepare(
         defense = shadow_defense(defense, context.public, context, defense.pretrain(context))
     return trained_on, {
         key: prepare_attacker(
-            defense, context.public, key.training, device=context.device, stream=torch_stream(context.seed, "inverse")
+            defense,
+            context.public,
+            key,
+            classes=context.model.classes,
+            device=context.device,
+            stream=torch_stream(context.seed, "inverse"),
         )
         for key in wanted
     }

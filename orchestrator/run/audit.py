@@ -182,7 +182,12 @@ def _ready_attacker(
 ) -> Attacker:
     seed, attacks = derive_seed(experiment.seed, "attacker"), tuple(experiment.audit.build_attacks())
     defense = experiment.build_defense()
-    found = {preparation_key(attack, defense.trained_on, batch.client) for attack in attacks for batch in setup.victims}
+    seen_as = {"observations": experiment.audit.observations, "local_steps": experiment.audit.local_steps}
+    found = {
+        preparation_key(attack, defense.trained_on, batch.client, **seen_as)
+        for attack in attacks
+        for batch in setup.victims
+    }
     keys = sorted((key for key in found if key is not None), key=repr)
     auxiliary = executor.broadcast(setup.auxiliary)
     shadow: Handle[PreparedDefense] | None = None
@@ -190,7 +195,7 @@ def _ready_attacker(
         own = replace(context, seed=seed)
         shadow = executor.broadcast(executor.map(_shadow, [defense], shared=(auxiliary, own, public))[0])
     items = [(key, federation.clients[key.client or 0].hooks if key.modules else shadow) for key in keys]
-    prepared = executor.map(_prepare_attacker, items, shared=(auxiliary, seed))
+    prepared = executor.map(_prepare_attacker, items, shared=(auxiliary, seed, len(setup.data.classes)))
     return Attacker(
         target=target_model(
             build_model(setup.model), image_shape=setup.model.image_shape, classes=len(setup.data.classes)
@@ -201,6 +206,7 @@ def _ready_attacker(
         trained_on=defense.trained_on,
         labels_known=experiment.audit.labels == "known",
         seed=derive_seed(experiment.seed, "attack"),
+        **seen_as,
     )
 
 
@@ -211,8 +217,8 @@ def _shadow(
 
 
 def _prepare_attacker(
-    slot: Slot, item: tuple[PreparationKey, Handle[PreparedDefense]], auxiliary: Images, seed: int
+    slot: Slot, item: tuple[PreparationKey, Handle[PreparedDefense]], auxiliary: Images, seed: int, classes: int
 ) -> AttackerPreparation:
     key, prepared = item
     stream = torch_stream(seed, "inverse", -1 if key.client is None else key.client)
-    return prepare_attacker(prepared.get(), auxiliary, key.training, device=slot.device, stream=stream)
+    return prepare_attacker(prepared.get(), auxiliary, key, classes=classes, device=slot.device, stream=stream)
