@@ -61,7 +61,7 @@ class DataLaw:
             features: of images that passed the defence.
             label: of all images; None for a defence that does not look at it.
             defend: the defence as the attacker knows it.
-            knowledge: with auxiliary images, two at least.
+            knowledge: with auxiliary images.
             round: the metric is the plain one. Otherwise that is chosen by which most of those auxiliary images are told
                 apart around which the noise was not measured.
         """
@@ -72,8 +72,8 @@ class DataLaw:
 
         means = mean_features(features, label, defend, seed)
         width = features(images[:1]).shape[1]
-        rows = max(2, min(SCATTER, _ENTRIES // (SCATTER_DRAWS * width), len(images) // 2))
-        around, others = images[:rows], images[rows:]
+        rows = max(1, min(SCATTER, _ENTRIES // (SCATTER_DRAWS * width), len(images) // 2))
+        around, others = images[:rows], images[rows:] if len(images) > rows else images
         scattered = torch.cat(
             [
                 torch.stack([features(x) for x in _drawn(chunk, label, defend, seed, f"own {at}", SCATTER_DRAWS)])

@@ -40,12 +40,12 @@ class _Matching:
     """Scores candidates for V images at once, and keeps the scores of the last candidates.
 
     Args:
-        score: of a few candidates.
+        prepare: learns to score a few candidates; asked when there are any.
         device: where.
     """
 
-    def __init__(self, score: Score, device: torch.device) -> None:
-        self._score = score
+    def __init__(self, prepare: Callable[[], Score], device: torch.device) -> None:
+        self._prepare = prepare
         self._device = device
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -53,7 +53,8 @@ class _Matching:
     def __call__(self, candidates: Tensor, *, row: int) -> Tensor:
         """Return the scores (1, g) for the image ``row``."""
         if self._last is None or self._last[0] is not candidates:
-            parts = [self._score(chunk.to(self._device)).cpu() for chunk in candidates.split(_CHUNK)]
+            score = self._prepare()
+            parts = [score(chunk.to(self._device)).cpu() for chunk in candidates.split(_CHUNK)]
             self._last = candidates, torch.cat(parts, dim=1)
         return self._last[1][row : row + 1]
 
@@ -74,10 +75,11 @@ def from_images(
     observed = torch.cat([own.mean(0) for own in draws]).to(knowledge.device)
     told = torch.cat(list(labels))
     found: dict[int, Likeness] = {}
-    for label in told.unique().tolist() if _reads_labels(surrogate, knowledge) else [None]:
+    for label in told.unique().tolist() if _reads_labels(surrogate, observed, knowledge) else [None]:
         rows = torch.arange(len(told)) if label is None else (told == label).nonzero().flatten()
-        score = _images_score(observed[rows.to(observed.device)], label, surrogate, knowledge, exact=exact)
-        matching = _Matching(score, knowledge.device)
+        own = observed[rows.to(observed.device)]
+        prepare = partial(_images_score, own, label, surrogate, knowledge, exact=exact)
+        matching = _Matching(prepare, knowledge.device)
         found |= {row: partial(matching, row=at) for at, row in enumerate(rows.tolist())}
     ends = torch.tensor([len(own) for own in labels]).cumsum(0).tolist()
     return [_joined([found[row] for row in range(end - len(own), end)]) for own, end in zip(labels, ends, strict=True)]
@@ -113,8 +115,8 @@ def from_updates(observations: Sequence[Observation], surrogate: Surrogate, know
         groups.setdefault(key, []).append(at)
     found: dict[int, Likeness] = {}
     for (label, *_), members in groups.items():
-        score = _updates_score([observations[at] for at in members], label, surrogate, knowledge)
-        matching = _Matching(score, knowledge.device)
+        prepare = partial(_updates_score, [observations[at] for at in members], label, surrogate, knowledge)
+        matching = _Matching(prepare, knowledge.device)
         found |= {at: partial(matching, row=row) for row, at in enumerate(members)}
     return [found[at] for at in range(len(observations))]
 
@@ -191,13 +193,12 @@ class _Gradients:
         return _unit(torch.cat([found[name].flatten(1) for name in self.trained], dim=1))
 
 
-def _reads_labels(surrogate: Surrogate, knowledge: Knowledge) -> bool:
+def _reads_labels(surrogate: Surrogate, images: Tensor, knowledge: Knowledge) -> bool:
     """Whether the defence does something else to an image of another class."""
     if surrogate.data is None:
         return False
-    images = knowledge.auxiliary_images().floats()[:2].to(knowledge.device)
     zero, one = (
-        surrogate.data(images, torch.full((len(images),), label), torch_stream(knowledge.seed, "forward"))
+        surrogate.data(images[:1], torch.tensor([label], device=images.device), torch_stream(knowledge.seed, "forward"))
         for label in (0, 1)
     )
     return not torch.equal(zero, one)

@@ -1,9 +1,9 @@
 """How often a victim is found among 1,000 images, by forward matching, when it was seen R times behind fresh noise.
 
-PneumoniaMNIST, all images pooled: 400 public, 1,800 of the attacker, 1,100 of one client, the first of which are the victims and,
-with others, the gallery. The attacker holds the client's modules. ``images``: it holds what the client trained on. ``updates``:
-only gradients of a ConvNet of width 16 at its initial weights, and inverts nothing. ``nearest``: without the defence's law,
-the gallery's nearest image to the mean of what the client trained on. Run from the repository's root:
+PneumoniaMNIST, all images pooled: 400 public, 1,800 of the attacker, 1,100 of one client, of which the first are the victims
+and the first thousand the gallery. The attacker holds the client's modules. ``images``: it holds what the client trained on.
+``updates``: only gradients of a ConvNet of width 16 at its initial weights, and it inverts nothing. ``nearest``: without the
+defence's law, the gallery's nearest image to the mean of what the client trained on. Run from the repository's root:
 
     FEDVEIL_DATA=... python -m benchmarks.identification
 """
