@@ -270,8 +270,7 @@ def _prepare(
         defense = defense.settings
     trained_on = defense.trained_on if isinstance(defense, Defense) else TrainedOn.PUBLIC
     keys = {
-        preparation_key(attack, trained_on, 0, observations=observations, local_steps=local_steps)
-        for attack in attacks
+        preparation_key(attack, trained_on, 0, observations=observations, local_steps=local_steps) for attack in attacks
     }
     wanted = [key for key in keys if key is not None]
     if not wanted or context is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fedveil.attacks.adaptive as module
 from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
 from fedveil.attacks.adaptive import undo
-from fedveil.attacks.base import AttackerPreparation
+from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse import InverseTraining, LearntInverse
 from fedveil.attacks.inverse_network import UNTOLD
 from fedveil.attacks.preparation import PreparationKey, prepare_attacker, shadow_defense
@@ -93,7 +93,7 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 1, side=12), observe)
     plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i % 2]), 0.1 * i) for i in range(3)]
-    earlier = {InvertingGradients(): plain}
+    earlier: dict[Attack, list[Reconstruction]] = {InvertingGradients(): plain}
     knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
     found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]

@@ -18,13 +18,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counting(nn.Module):
-    """Knows how many steps it took: each moves its weight by what the gradient says."""
+    """Knows at which step its weights were kept."""
+
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.taken = 0
 
 
 def run(errors: list[float], *, steps: int, tolerance: float = 0.05) -> tuple[Trained[Counting], int]:
