@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.engine import Problem, objective
-from fedveil.attacks.matching import Distance, cosine_distance
+from fedveil.attacks.joint import Joint
+from fedveil.attacks.matching import Distance, cosine_distance, squared_distance
 from fedveil.attacks.optimizers import Objective
 from fedveil.attacks.priors import Prior
 from fedveil.attacks.unrolled import Path, Unrolled
@@ -53,6 +54,13 @@ class Match:
             for problem in self.problems
         ]
         return each[0] if len(each) == 1 else Mean(tuple(each))
+
+    def joint(self, *, distance: Distance = squared_distance, priors: Sequence[Prior] = ()) -> Joint:
+        """Return the same as an objective of images and labels; of several observations, it is that of the first."""
+        problem, model = self.problems[0], self.knowledge.model
+        path = self.path or Path(1, torch.ones(len(self.observations), device=problem.labels.device))
+        shape = (self.observations[0].batch_size, *model.image_shape)
+        return Joint(problem, shape, model.classes, path, distance, tuple(priors))
 
 
 @dataclass(frozen=True, eq=False)
