@@ -17,11 +17,8 @@ from fedveil.attacks.common_noise import CommonNoise
 from fedveil.attacks.whitening import Whitening
 from fedveil.fl.seeding import torch_stream
 
-DRAWS = 8
-"""Times that each candidate passes the defence."""
-SCATTER = 256
-"""Auxiliary images around which the noise is measured; as many more, for the choice of the metric."""
 SCATTER_DRAWS = 4
+"""Times that each image passes the defence around which its noise is measured."""
 SHRINKAGES = (0.1, 1.0, 10.0, None)
 """Metrics to choose from, see `Whitening.of`."""
 _CHUNK = 64
@@ -31,6 +28,26 @@ Features = Callable[[Tensor], Tensor]
 """Images (n, C, H, W), on the device, to vectors (n, D)."""
 Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 """See `Surrogate.data`."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is drawn.
+
+    Attributes:
+        draws: times that each candidate passes the defence. With common noise a few do: the mean of m adds 1 / m to the
+            variance of what was observed.
+        images: auxiliary images around which the noise is measured, and as many more for the choice of the metric.
+    """
+
+    draws: int
+    images: int
+
+
+CHEAP = Effort(draws=8, images=256)
+"""For features that cost nothing, such as pixels."""
+DEAR = Effort(draws=4, images=64)
+"""For gradients, each of which is a pass through the classifier and back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +71,16 @@ class DataLaw:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, features: Features, label: int | None, defend: Defend, knowledge: Knowledge, *, round: bool) -> DataLaw:
+    def of(
+        cls,
+        features: Features,
+        label: int | None,
+        defend: Defend,
+        knowledge: Knowledge,
+        *,
+        effort: Effort,
+        round: bool = False,
+    ) -> DataLaw:
         """Measure it.
 
         Args:
@@ -62,17 +88,18 @@ class DataLaw:
             label: of all images; None for a defence that does not look at it.
             defend: the defence as the attacker knows it.
             knowledge: with auxiliary images.
+            effort: how much to draw.
             round: the metric is the plain one. Otherwise that is chosen by which most of those auxiliary images are told
                 apart around which the noise was not measured.
         """
         seed, device = knowledge.seed, knowledge.device
         known = knowledge.auxiliary_images()
         order = torch.randperm(len(known), generator=torch_stream(seed, "forward", "auxiliary"))
-        images = known.take(order[: 2 * SCATTER]).floats().to(device)
+        images = known.take(order[: 2 * effort.images]).floats().to(device)
 
-        means = mean_features(features, label, defend, seed)
+        means = mean_features(features, label, defend, seed, draws=effort.draws)
         width = features(images[:1]).shape[1]
-        rows = max(1, min(SCATTER, _ENTRIES // (SCATTER_DRAWS * width), len(images) // 2))
+        rows = max(1, min(effort.images, _ENTRIES // (SCATTER_DRAWS * width), len(images) // 2))
         around, others = images[:rows], images[rows:] if len(images) > rows else images
         scattered = torch.cat(
             [
@@ -105,11 +132,11 @@ class DataLaw:
         return metric.distances(observed - self.observed_centre, shown - self.candidate_centre)
 
 
-def mean_features(features: Features, label: int | None, defend: Defend, seed: int) -> Features:
-    """Return the mean features of what a defence makes of images, over `DRAWS` draws whose noise all images share."""
+def mean_features(features: Features, label: int | None, defend: Defend, seed: int, *, draws: int) -> Features:
+    """Return the mean features of what a defence makes of images, over ``draws`` whose noise all images share."""
 
     def means(images: Tensor) -> Tensor:
-        drawn = [features(x) for x in _drawn(images, label, defend, seed, "common", DRAWS)]
+        drawn = [features(x) for x in _drawn(images, label, defend, seed, "common", draws)]
         return torch.stack(drawn).mean(0)
 
     return means

@@ -20,7 +20,7 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from fedveil.attacks.base import Knowledge, Observation
-from fedveil.attacks.defence_law import DataLaw, mean_features
+from fedveil.attacks.defence_law import CHEAP, DEAR, DataLaw, Features, mean_features
 from fedveil.attacks.gradient_matching import target_gradient
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.target import TargetModel
@@ -93,7 +93,7 @@ def _images_score(
 
     if surrogate.data is None:
         return lambda candidates: -torch.cdist(features(observed), features(candidates))
-    law = DataLaw.of(features, label, surrogate.data, knowledge, round=not exact)
+    law = DataLaw.of(features, label, surrogate.data, knowledge, effort=CHEAP, round=not exact)
     return lambda candidates: -law.distances(features(observed), candidates)
 
 
@@ -146,9 +146,11 @@ def _round_score(
     sent = [[target_gradient(one.update) for one in own] for own in seen]
     observed = torch.stack([_unit(torch.stack([_flat(one) for one in own])).mean(0) for own in sent]).to(device)
     if surrogate.data is not None and surrogate.update is None:
-        law = DataLaw.of(gradients, label, surrogate.data, knowledge, round=False)
+        law = DataLaw.of(gradients, label, surrogate.data, knowledge, effort=DEAR)
         return lambda candidates: -law.distances(observed, candidates)
-    shown = gradients if surrogate.data is None else mean_features(gradients, label, surrogate.data, knowledge.seed)
+    shown: Features = gradients
+    if surrogate.data is not None:
+        shown = mean_features(gradients, label, surrogate.data, knowledge.seed, draws=DEAR.draws)
     visible = surrogate.visible
     masks = None
     if visible is not None:

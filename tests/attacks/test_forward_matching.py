@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fedveil.attacks.defence_law as law_module
 from fedveil.attacks import Knowledge, Observation
 from fedveil.attacks.capture import capture, together
-from fedveil.attacks.defence_law import DataLaw, mean_features
+from fedveil.attacks.defence_law import CHEAP, DataLaw, mean_features
 from fedveil.attacks.forward_matching import from_images, from_updates
 from fedveil.attacks.target import target_model
 from fedveil.attacks.victims import VictimBatch
@@ -129,7 +128,7 @@ def test_the_candidates_pass_the_defence_once_for_all_victims(gallery: Images, k
     candidates = gallery.floats()
     likenesses[0](candidates)
     once = sum(passed)
-    assert once >= law_module.DRAWS * len(gallery)
+    assert once >= CHEAP.draws * len(gallery)
     for likeness in likenesses:
         likeness(candidates)
     assert sum(passed) == once
@@ -208,7 +207,7 @@ def test_common_noise_shifts_all_candidates_alike_and_the_shift_is_taken_off(
     def noisy(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         return x + torch.randn(x.shape, generator=stream)
 
-    law = DataLaw.of(flat, None, noisy, knowledge, round=True)
+    law = DataLaw.of(flat, None, noisy, knowledge, effort=CHEAP, round=True)
     x = gallery.floats()[:5]
     shift = law.means(x) - flat(x)
     torch.testing.assert_close(shift, shift[:1].expand_as(shift))
@@ -226,13 +225,13 @@ def test_the_metric_is_chosen_on_auxiliary_images(knowledge: Knowledge) -> None:
     def brightened(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         return x + 5 * torch.randn((len(x), 1, 1, 1), generator=stream) * ramp
 
-    chosen = DataLaw.of(flat, None, brightened, knowledge, round=False).metric
+    chosen = DataLaw.of(flat, None, brightened, knowledge, effort=CHEAP).metric
     assert len(chosen.scatter) > 0
-    assert len(DataLaw.of(flat, None, brightened, knowledge, round=True).metric.scatter) == 0
+    assert len(DataLaw.of(flat, None, brightened, knowledge, effort=CHEAP, round=True).metric.scatter) == 0
 
 
 def test_the_draws_are_the_same_however_candidates_are_cut(gallery: Images) -> None:
-    means = mean_features(flat, None, PixelNoise(strength=0.3).data, 0)
+    means = mean_features(flat, None, PixelNoise(strength=0.3).data, 0, draws=4)
     x = gallery.floats()
     whole = means(x)
     parts = torch.cat([means(chunk) for chunk in x.split(7)])
