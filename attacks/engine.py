@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
-from torch.nn import functional as F
 
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
 from fedveil.attacks.priors import Prior
@@ -58,7 +57,11 @@ class Problem:
 
     def loss(self, trained: Tensors, frozen: Tensors, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of one victim: (B, C, H, W), (B,) or (B, K) to a scalar."""
-        return F.cross_entropy(self.model.logits({**frozen, **trained}, x), y)
+        logits = self.model.logits({**frozen, **trained}, x)
+        if not y.is_floating_point():
+            y = (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits)
+        # Not by log_softmax, whose backward has a fused kernel that its own derivative does not share.
+        return (y * (torch.logsumexp(logits, 1, keepdim=True) - logits)).sum(1).mean()
 
     def take(self, at: Tensor) -> Problem:
         """Return the problem of some victims: ``at`` (n,) are their numbers, int64."""
