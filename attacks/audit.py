@@ -11,7 +11,7 @@ from torch import Tensor
 from fedveil.attacks.base import Attack, AttackerPreparation, Knowledge, Observation, attack_labels
 from fedveil.attacks.preparation import PreparationKey, preparation_key
 from fedveil.attacks.report import AuditReport
-from fedveil.attacks.scoring import Scorer, match
+from fedveil.attacks.scoring import Scorer, in_order
 from fedveil.attacks.target import TargetModel
 from fedveil.attacks.victims import VictimBatch
 from fedveil.defense.base import TrainedOn
@@ -96,10 +96,14 @@ def audit_updates(
         # What was made with grants that this attack lacks is none of its business.
         allowed = {other: made for other, made in earlier.items() if not threat_model.lacks(other.needs)}
         found = earlier[attack] = attack(handed, knowledge, earlier=allowed)
-        rebuilt[label] = torch.cat([_in_order(f.images, truth) for f, truth in zip(found, truths, strict=True)])
+        matched = [
+            one if truth is None else in_order(one, truth.originals, attack=label)
+            for one, truth in zip(found, truths, strict=True)
+        ]
+        rebuilt[label] = torch.cat([one.images for one in matched])
         # Told a label, an attack that reads no update shows what it was told.
         reads_class = attack.reads_update or not threat_model.labels
-        for truth, reconstruction in zip(truths, found, strict=True):
+        for truth, reconstruction in zip(truths, matched, strict=True):
             if truth is not None and scorer is not None:
                 records += scorer.score(
                     truth, reconstruction, attack=label, threat_model=threat_model, round=round, reads_class=reads_class
@@ -127,8 +131,3 @@ def _granted(observation: Observation, truth: VictimBatch | None, threat_model: 
         labels=labels if threat_model.labels else None,
         trained_images=trained if threat_model.trained_images else None,
     )
-
-
-def _in_order(images: Tensor, truth: VictimBatch | None) -> Tensor:
-    """Match a batch to its originals one to one, where these are known."""
-    return images if truth is None else images[match(images, truth.originals)]

@@ -40,6 +40,8 @@ class Observation:
         batch_size: B, images behind the update.
         labels: (B,) the true labels, only where the threat model grants them.
         trained_images: (B, C, H, W), only where the threat model grants them.
+        repeats: what the same client sent of the same batch in other rounds, with weights of their own and noise drawn
+            afresh; none where the batch was seen once. Labels are those of the first observation.
     """
 
     number: int
@@ -49,6 +51,12 @@ class Observation:
     batch_size: int
     labels: Tensor | None = None
     trained_images: Tensor | None = None
+    repeats: tuple[Observation, ...] = ()
+
+    @property
+    def series(self) -> tuple[Observation, ...]:
+        """Every observation of the batch, this one first."""
+        return (self, *self.repeats)
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ def _refuse_excess(observations: Sequence[Observation], knowledge: Knowledge) ->
         ("the attacker", "auxiliary_data", knowledge.auxiliary is not None),
         ("the attacker", "defense_algorithm", bool(knowledge.preparations)),
     ]
-    for observation in observations:
+    for observation in (one for first in observations for one in first.series):
         holder = f"the observation of client {observation.client}"
         held.append((holder, "labels", observation.labels is not None))
         held.append((holder, "trained_images", observation.trained_images is not None))

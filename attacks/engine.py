@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
-from fedveil.attacks.priors import Prior
+from fedveil.attacks.priors import Prior, penalty_and_slope
 from fedveil.attacks.target import TargetModel
 
 
@@ -108,7 +108,7 @@ class Matching:
         value, direction = self.distance(gradient, target)
         slope = slope_along(problem)(x, direction)
         if self.priors:
-            penalty, rise = _penalty_and_rise(self.priors, x)
+            penalty, rise = penalty_and_slope(self.priors, x)
             value, slope = value + penalty, slope + rise
         return value, slope
 
@@ -126,39 +126,6 @@ def objective(problem: Problem, *, distance: Distance = cosine_distance, priors:
         priors: penalties of the images, with their weights.
     """
     return Matching(problem, distance, tuple(priors))
-
-
-def _penalty_and_rise(priors: Sequence[Prior], x: Tensor) -> tuple[Tensor, Tensor]:
-    def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        penalties = torch.stack([prior(x) for prior in priors]).sum(0)
-        return penalties.sum(), penalties
-
-    rise, penalties = grad(total, has_aux=True)(x)
-    return penalties, rise
-
-
-def replayed(problem: Problem, x: Tensor, *, steps: int, rates: Tensor) -> Tensors:
-    """Return what clients would send that train on given images: the mean gradient along their paths, (V, ...) by name.
-
-    Args:
-        problem: with the weights that the server sent.
-        x: (V, B, C, H, W).
-        steps: of gradient descent, each on all images of a victim.
-        rates: (V,) learning rates.
-    """
-    count = len(x)
-    weights = problem.weights
-    if not problem.own_weights:
-        weights = {name: weight.expand(count, *weight.shape) for name, weight in weights.items()}
-    trained = {name: weights[name] for name in problem.target}
-    frozen = {name: weight for name, weight in weights.items() if name not in problem.target}
-    gradient_of = vmap(grad(problem.loss), in_dims=(0, 0, 0, 0), randomness="error")
-    total: Tensors = {}
-    for _ in range(steps):
-        gradient = gradient_of(trained, frozen, x, problem.labels)
-        total = {n: total[n] + g if total else g for n, g in gradient.items()}
-        trained = {n: w - rates.view(-1, *[1] * (w.ndim - 1)) * gradient[n] for n, w in trained.items()}
-    return {n: t / steps for n, t in total.items()}
 
 
 def oracle(

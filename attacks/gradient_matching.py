@@ -14,6 +14,7 @@ from fedveil.attacks.base import Attack, Earlier, Knowledge, Observation
 from fedveil.attacks.engine import Problem
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.matching import Tensors
+from fedveil.attacks.progress import begin, progress
 from fedveil.defense.base import at_least
 from fedveil.defense.devices import on_device
 from fedveil.fl.errors import FedveilError
@@ -121,22 +122,24 @@ class GradientMatching(Attack):
     ) -> list[Reconstruction]:
         jobs = [(index, restart) for index in range(len(observations)) for restart in range(self.restarts)]
         best: dict[int, Reconstruction] = {}
-        for at in range(0, len(jobs), self.chunk):
-            some = jobs[at : at + self.chunk]
-            indices = [index for index, _ in some]
-            problem = problem_of(
-                [observations[index] for index in indices],
-                knowledge,
-                [places[index] for index in indices],
-                None if visible is None else [visible[index] for index in indices],
-            )
-            starts = [self._start(observations[index], restart, knowledge) for index, restart in some]
-            images, losses = self.minimise(problem, torch.stack(starts).to(knowledge.device))
-            for index, image, loss, label in zip(
-                indices, images.cpu(), losses.tolist(), problem.labels.cpu(), strict=True
-            ):
-                if index not in best or loss < best[index].loss:
-                    best[index] = Reconstruction(image, label, loss)
+        with progress(self.name, victims=len(jobs), steps=self.steps):
+            for at in range(0, len(jobs), self.chunk):
+                some = jobs[at : at + self.chunk]
+                begin(len(some))
+                indices = [index for index, _ in some]
+                problem = problem_of(
+                    [observations[index] for index in indices],
+                    knowledge,
+                    [places[index] for index in indices],
+                    None if visible is None else [visible[index] for index in indices],
+                )
+                starts = [self._start(observations[index], restart, knowledge) for index, restart in some]
+                images, losses = self.minimise(problem, torch.stack(starts).to(knowledge.device))
+                for index, image, loss, label in zip(
+                    indices, images.cpu(), losses.tolist(), problem.labels.cpu(), strict=True
+                ):
+                    if index not in best or loss < best[index].loss:
+                        best[index] = Reconstruction(image, label, loss)
         return [best[index] for index in range(len(observations))]
 
     def _start(self, observation: Observation, restart: int, knowledge: Knowledge) -> Tensor:

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
 from fedveil.attacks.deep_leakage import DeepLeakage
-from fedveil.attacks.engine import replayed
-from fedveil.attacks.gradient_matching import GradientMatching, problem_of
+from fedveil.attacks.gradient_matching import GradientMatching
 from fedveil.attacks.inverting_gradients import InvertingGradients
-from fedveil.attacks.matching import cosine_distance
+from fedveil.attacks.yardstick import misfit
 from fedveil.defense.base import at_least
 from fedveil.fl.messages import Reconstruction
 
@@ -74,30 +71,5 @@ class Strongest(Attack):
     ) -> list[Reconstruction]:
         """What an attack makes of the observations, with losses by the common yardstick."""
         found = replace(attack, steps=steps, chunk=self.chunk).invert(observations, knowledge)
-        losses: list[float] = []
-        for at in range(0, len(found), self.chunk):
-            losses += misfit(observations[at : at + self.chunk], found[at : at + self.chunk], knowledge)
+        losses = misfit(observations, found, knowledge)
         return [replace(one, loss=loss) for one, loss in zip(found, losses, strict=True)]
-
-
-@torch.no_grad()
-def misfit(observations: Sequence[Observation], found: Sequence[Reconstruction], knowledge: Knowledge) -> list[float]:
-    """Return how far what each client would send, had it trained on the reconstruction, is from what it sent.
-
-    Args:
-        observations: of one number of local steps.
-        found: a reconstruction of each, with the labels to train on.
-        knowledge: what the attacker holds.
-
-    Returns:
-        Cosine distances; the best an attack can do is 0.
-    """
-    problem = problem_of(observations, knowledge, [0.0] * len(observations))
-    problem = replace(problem, labels=torch.stack([one.labels for one in found]).to(knowledge.device))
-    images = torch.stack([one.images for one in found]).to(knowledge.device)
-    rates = torch.tensor([o.update.learning_rate for o in observations], device=knowledge.device)
-    sent = replayed(problem, images, steps=observations[0].update.local_steps, rates=rates)
-    # In double precision: good reconstructions differ in digits that 1 - cosine loses in single.
-    distance, _ = cosine_distance(*({n: t.double() for n, t in one.items()} for one in (sent, problem.target)))
-    # An image without a number never wins.
-    return distance.nan_to_num(2.0).tolist()

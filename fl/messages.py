@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -130,6 +130,10 @@ class ThreatModel:
         return [name for name in self.__dataclass_fields__ if getattr(needed, name) and not getattr(self, name)]
 
 
+Likeness = Callable[[Tensor], Tensor]
+"""How well each of g candidates explains what an attacker observed, higher for more: (g, C, H, W) in [0, 1] to (B, g)."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """What an attack returns for one victim batch. It holds no score against the truth: the attacker has none.
@@ -143,11 +147,19 @@ class Reconstruction:
         images: (B, C, H, W) in [0, 1].
         labels: (B,) the labels that the attack used, given or recovered.
         loss: the attack's own final objective, by which restarts are chosen (lower is better).
+        blind: (B, C, H, W) in [0, 1], image by image the same, by an attacker that was not told the labels: classes are read
+            from these. None where ``images`` themselves were made without being told.
+        classes: (B,) int64, what a classifier of the attacker's own reads, not told the labels either; None without one.
+        likeness: forward matching: how to recognise the image behind each of ``images`` among candidates by passing these
+            through the known defence. The attack never sees the candidates; None where it can't tell.
     """
 
     images: Tensor
     labels: Tensor
     loss: float
+    blind: Tensor | None = None
+    classes: Tensor | None = None
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True)
@@ -177,9 +189,13 @@ class PrivacyRecord:
             that image is not known.
         trained_mse: of the image that the client trained on, against the original (a perfect inversion's error).
         baseline_mse: of the guess of an attacker without the update, against the original; None without auxiliary images.
-        attacker_label: the class that the judge reads in the reconstruction; None where nothing can be read from it: there
-            is no judge, or the attack only shows the label that it was told.
+        attacker_label: the class that the judge reads in the reconstruction that was made without the label, if there is
+            one; None where nothing can be read from it: there is no judge, or the attack only shows the label that it was
+            told.
         identified: the nearest image of the gallery is the original itself; None without a gallery.
+        identified_forward: the original is the image of the gallery that explains best what was observed, passed through
+            the known defence; None where the attack can't tell.
+        adaptive_label: the class that the attacker's own classifier reads, not told the label; None without one.
     """
 
     attack: str
@@ -198,3 +214,5 @@ class PrivacyRecord:
     baseline_mse: float | None = None
     attacker_label: int | None = None
     identified: bool | None = None
+    identified_forward: bool | None = None
+    adaptive_label: int | None = None

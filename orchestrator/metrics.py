@@ -63,7 +63,18 @@ _SCORES: Mapping[str, tuple[Callable[[float], str], str, str]] = {
         "attacker\naccuracy",
         "how often the judge reads the true class; absent where it cannot tell classes or none was inferred",
     ),
-    "identification_rate": (_SHARE, "identi-\nfied", "how often the gallery's nearest image is the original"),
+    "adaptive_attacker_accuracy": (
+        _SHARE,
+        "own\nclassifier",
+        "how often the attacker's own classifier, trained against the defence and not told the label, reads the true class",
+    ),
+    "identification_rate": (_SHARE, "identi-\nfied", "how often the original is found in a gallery, by the better way"),
+    "identification_nearest": (_SHARE, "", "the original is the image of the gallery nearest to the reconstruction"),
+    "identification_forward": (
+        _SHARE,
+        "",
+        "the original, passed through the known defence, explains best what was observed",
+    ),
     "mse_to_perturbed": (mse_text, "", "error against what the client trained on: did the attack itself work?"),
     "label_recovery": (_SHARE, "", "share of the true labels, order in a batch aside, that the attack used"),
 }
@@ -94,6 +105,12 @@ FINAL: tuple[Metric, ...] = (
     *(_headline(metric.name) for metric in METRICS if metric.headline),
     Metric("privacy/mse_low", "lower end of the MSE's 95 % interval over victims", "max", mse_text, objective=True),
     Metric("privacy/mse_high", "upper end of it", "max", mse_text),
+    *(
+        Metric(f"privacy/{metric.name}_{end}", f"{which} end of its 95 % interval over victims", "min", _SHARE)
+        for metric in METRICS
+        if metric.interval and metric.name != "mse"
+        for end, which in (("low", "lower"), ("high", "upper"))
+    ),
     Metric("privacy/chance_accuracy", "an attacker that guesses the class: 1 / classes", None, _SHARE),
     Metric("privacy/judge_accuracy", "the judge's accuracy on untouched private originals", None, _SHARE),
     Metric(

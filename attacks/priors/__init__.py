@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedveil.attacks.priors.base import Prior
+from fedveil.attacks.priors.base import Prior, penalty_and_slope
 from fedveil.attacks.priors.total_variation import TotalVariation
 
-__all__ = ["Prior", "TotalVariation"]
+__all__ = ["Prior", "TotalVariation", "penalty_and_slope"]

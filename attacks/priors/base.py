@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.func import grad
 
 
 class Prior(Protocol):
@@ -19,3 +22,14 @@ class Prior(Protocol):
         Args:
             at: (n,) their numbers, int64.
         """
+
+
+def penalty_and_slope(priors: Sequence[Prior], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the priors' sum (V,) at images (V, B, C, H, W), and its gradient shaped as they are; at least one prior."""
+
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        penalties = torch.stack([prior(x) for prior in priors]).sum(0)
+        return penalties.sum(), penalties
+
+    slope, penalties = grad(total, has_aux=True)(x)
+    return penalties, slope

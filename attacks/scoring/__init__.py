@@ -3,7 +3,7 @@
 from fedveil.attacks.scoring.baseline import ClassMeanGuess
 from fedveil.attacks.scoring.gallery import Gallery
 from fedveil.attacks.scoring.judge import Judge, train_judge
-from fedveil.attacks.scoring.matching import match
+from fedveil.attacks.scoring.matching import in_order, match
 from fedveil.attacks.scoring.measures import METRICS, PrivacyMetric
 from fedveil.attacks.scoring.metrics import MAX_PSNR, SMALLEST_SIDE, mse, psnr, ssim
 from fedveil.attacks.scoring.quality import JudgeQuality
@@ -39,6 +39,7 @@ __all__ = [
     "headline_attack",
     "headline_interval",
     "headline_records",
+    "in_order",
     "match",
     "mean_ci",
     "mse",

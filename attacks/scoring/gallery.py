@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedveil.attacks.scoring.metrics import check_images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import Likeness
 
 _HALF_A_PIXEL_STEP = 0.5 / 255.0
 _CHUNK = 2048
@@ -53,6 +55,24 @@ class Gallery:
             candidates = (chunk.to(images.device).to(images.dtype) / 255.0 - 0.5).flatten(1)
             distances.append(candidates.square().sum(1) - 2.0 * queries @ candidates.T)
         return torch.cat(distances, 1).argmin(1)
+
+    @cached_property
+    def floats(self) -> Tensor:
+        """(g, C, H, W) float32 in [0, 1]: the same tensor at every call, so that what was computed of it can be kept."""
+        return self.pixels.float() / 255.0
+
+    def most_alike(self, likeness: Likeness, count: int) -> Tensor:
+        """Return the (``count``,) int64 positions of the images that ``likeness`` prefers.
+
+        Raises:
+            FedveilError: it returns something else than a finite number for each of ``count`` victims and each image.
+        """
+        scores = likeness(self.floats).cpu()
+        if scores.shape != (count, len(self.pixels)) or not bool(scores.isfinite().all()):
+            raise FedveilError(
+                f"likeness: expected finite numbers {(count, len(self.pixels))}, got {tuple(scores.shape)}"
+            )
+        return scores.argmax(1)
 
     def same(self, a: Tensor, b: Tensor) -> Tensor:
         """Return (n,) bool: are the images at positions ``a`` and ``b`` equal pixel for pixel?

@@ -14,11 +14,9 @@ from torch import Tensor
 from fedveil.attacks.scoring.baseline import ClassMeanGuess
 from fedveil.attacks.scoring.gallery import Gallery
 from fedveil.attacks.scoring.judge import Judge, cached_judge
-from fedveil.attacks.scoring.matching import match
-from fedveil.attacks.scoring.metrics import check_images, mse, psnr, ssim
+from fedveil.attacks.scoring.metrics import mse, psnr, ssim
 from fedveil.attacks.scoring.quality import JudgeQuality
 from fedveil.fl.data.images import Images
-from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
 from fedveil.fl.seeding import torch_stream
 
@@ -58,34 +56,20 @@ class Scorer:
     ) -> list[PrivacyRecord]:
         """Return one record per victim, in the batch's order.
 
-        The reconstruction is matched one to one to the *originals* by MSE, once, and every number follows
-        that match, the error against the trained image too.
-
         Args:
             batch: the truth.
-            reconstruction: what the attack returned, in any order.
+            reconstruction: what the attack returned, matched to the originals (`matching.in_order`).
             attack: the attack's label.
             threat_model: what the attack was granted.
             round: the federated round before which the update was captured.
             reads_class: a class can be read from these images. False for an attack that only shows what it was told.
 
         Raises:
-            FedveilError: the reconstruction has the wrong shape, leaves [0, 1] or holds NaN; or the originals
-                are not the untouched images of the gallery.
+            FedveilError: the originals are not the untouched images of the gallery.
         """
         images, originals = reconstruction.images, batch.originals.to(reconstruction.images.device)
-        check_images(f"attack {attack!r}: reconstruction", images)
-        if images.shape != originals.shape:
-            raise FedveilError(f"attack {attack!r}: expected {tuple(originals.shape)}, got {tuple(images.shape)}")
-        if reconstruction.labels.shape != batch.labels.shape:
-            raise FedveilError(
-                f"attack {attack!r}: expected {tuple(batch.labels.shape)} labels, "
-                f"got {tuple(reconstruction.labels.shape)}"
-            )
         if self.gallery is not None and batch.gallery_index is not None:
             self.gallery.check_untouched(originals, batch.gallery_index)
-        order = match(images, originals)
-        images = images[order]
         labels = batch.labels.cpu()
         error = mse(images, originals)
         unknown = [None] * len(batch)
@@ -96,21 +80,32 @@ class Scorer:
             error.tolist(),
             psnr(error).tolist(),
             ssim(images, originals).tolist(),
-            labels_recovered(labels, reconstruction.labels.cpu()[order.cpu()]),
+            labels_recovered(labels, reconstruction.labels.cpu()),
             unknown if trained is None else mse(images, trained).tolist(),
             unknown if trained is None else mse(trained, originals).tolist(),
             unknown if self.baseline is None else mse(self.baseline.guess(labels).to(images), originals).tolist(),
-            self.judge.labels(images).tolist() if self.judge is not None and reads_class else unknown,
-            self._identified(images, batch) or unknown,
+            self._class_read(reconstruction) if reads_class else unknown,
+            *self._identified(reconstruction, batch),
+            unknown if reconstruction.classes is None else reconstruction.classes.tolist(),
             strict=True,
         )
         return [PrivacyRecord(attack, threat_model, self.seed, round, batch.client, *column) for column in columns]
 
-    def _identified(self, images: Tensor, batch: VictimBatch) -> Sequence[bool]:
-        if self.gallery is None or batch.gallery_index is None:
-            return ()
-        found: list[bool] = self.gallery.same(self.gallery.nearest(images), batch.gallery_index).tolist()
-        return found
+    def _class_read(self, found: Reconstruction) -> Sequence[int | None]:
+        if self.judge is None:
+            return [None] * len(found.images)
+        read: list[int] = self.judge.labels(found.images if found.blind is None else found.blind).tolist()
+        return read
+
+    def _identified(self, found: Reconstruction, batch: VictimBatch) -> tuple[Sequence[bool | None], ...]:
+        """Both ways: nearest to the reconstruction, and what explains best what was observed."""
+        gallery, index, unknown = self.gallery, batch.gallery_index, [None] * len(batch)
+        if gallery is None or index is None:
+            return unknown, unknown
+        nearest = gallery.same(gallery.nearest(found.images), index).tolist()
+        if found.likeness is None:
+            return nearest, unknown
+        return nearest, gallery.same(gallery.most_alike(found.likeness, len(batch)), index).tolist()
 
 
 def labels_recovered(true: Tensor, used: Tensor) -> list[bool]:

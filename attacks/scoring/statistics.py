@@ -148,8 +148,7 @@ def per_victim(records: Sequence[PrivacyRecord], metric: str) -> dict[tuple[int,
 
 
 def _values(records: Sequence[PrivacyRecord], metric: str) -> dict[_Audit, float]:
-    value = metric_named(metric).value
-    found = [(_Audit(r.seed, r.victim, r.round), score) for r in records if (score := value(r)) is not None]
+    found = [(_Audit(r.seed, r.victim, r.round), score) for r, score in metric_named(metric).scores(records)]
     values = dict(found)
     if len(values) < len(found):
         raise FedveilError(

@@ -27,10 +27,12 @@ def summarise(
     too where no class is read, or by a judge that is not `JudgeQuality.fit`.
 
     ``privacy/mse_low`` and ``privacy/mse_high`` are the 95 % interval of ``privacy/mse`` over victims, from two
-    victims on. ``privacy/judge_accuracy`` is that of the judge on untouched originals, ``privacy/chance_accuracy``
-    that of the best guess without an update: 1 / k where the victims are balanced over the k classes (none has two
-    more than another), else the share of the commonest. ``privacy/trained_mse`` and ``privacy/baseline_mse`` are
-    means over audited victims, and ``privacy/complete`` is 1 if an adaptive attack ran, else 0.
+    victims on, and likewise for the shares of victims whose class was read or who were identified. An attack's
+    ``identification_rate`` is the better of ``identification_nearest`` and ``identification_forward``.
+    ``privacy/judge_accuracy`` is that of the judge on untouched originals, ``privacy/chance_accuracy`` that of the
+    best guess without an update: 1 / k where the victims are balanced over the k classes (none has two more than
+    another), else the share of the commonest. ``privacy/trained_mse`` and ``privacy/baseline_mse`` are means over
+    audited victims, and ``privacy/complete`` is 1 if an adaptive attack ran, else 0.
 
     Args:
         records: of one trial, in any order.
@@ -51,10 +53,9 @@ def summarise(
         means.pop(BASELINE_ATTACK, None)
         if metric.headline and means:
             scalars[f"privacy/{metric.name}"] = metric.leakiest(means.values())
-    if "privacy/mse" in scalars:
-        interval = headline_interval(records, "mse")
-        if interval.low is not None and interval.high is not None:
-            scalars |= {"privacy/mse_low": interval.low, "privacy/mse_high": interval.high}
+            ends = headline_interval(records, metric.name) if metric.interval else None
+            if ends is not None and ends.low is not None and ends.high is not None:
+                scalars |= {f"privacy/{metric.name}_low": ends.low, f"privacy/{metric.name}_high": ends.high}
 
     # each audited victim once, however many attacks it met
     audited = {(r.round, r.client, r.victim): r for r in records}.values()
@@ -100,7 +101,7 @@ def _leakiest_audits(records: Sequence[PrivacyRecord], metric: PrivacyMetric) ->
     """Return, by attack, the records that have ``metric`` of that attack's leakiest audit."""
     audits: dict[tuple[str, int, ThreatModel], list[PrivacyRecord]] = defaultdict(list)
     for record in records:
-        if metric.value(record) is not None:
+        if metric.scores([record]):
             audits[record.attack, record.round, record.threat_model].append(record)
     by_attack: dict[str, list[list[PrivacyRecord]]] = defaultdict(list)
     for (attack, _, _), audit in audits.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
@@ -70,6 +70,11 @@ def _metric(name: str, rank: int, note: Note = lambda rows: "") -> _Column:
     return _Column(metric(name).title, cell, rank, wide, note)
 
 
+def _share(name: str, rank: int) -> _Column:
+    """A column of numbers whose intervals show where there is room for all columns."""
+    return replace(_metric(name, rank), cell=_text(name))
+
+
 def _param(name: str) -> Cell:
     def cell(row: TrialGroup) -> str:
         number = row.number(name)
@@ -132,7 +137,8 @@ _COLUMNS = (
     _metric("privacy/psnr", 5),
     _metric("privacy/ssim", 5),
     _Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
-    _metric("privacy/identification_rate", 1),
+    _share("privacy/adaptive_attacker_accuracy", 2),
+    _share("privacy/identification_rate", 1),
     _Column("MSE\ntrained / baseline", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
     _Column("seconds\n", _seconds, 8),
 )
@@ -173,7 +179,7 @@ class TrialTable:
                 yield _unfinished(row)
 
     def _intervals(self) -> str:
-        over = {"privacy/mse": "victims for an MSE", "utility/accuracy": "seeds for an accuracy"}
+        over = {"privacy/mse": "victims for privacy", "utility/accuracy": "seeds for an accuracy"}
         shown = [what for name, what in over.items() if any(row.interval(name) for row in self._groups)]
         return f"The 95 % intervals ([ ], or ± their longer side) are over {' and over '.join(shown)}." if shown else ""
 

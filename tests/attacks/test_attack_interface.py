@@ -114,6 +114,10 @@ def test_an_observation_that_holds_more_than_is_granted_is_refused(
     loaded = replace(observation, client=3, **{field: value})
     with pytest.raises(FedveilError, match=f"client 3 holds {field}, which is not granted"):
         Guess()([observation, loaded], known(NOTHING))
+    again = replace(observation, repeats=(observation, loaded))
+    assert again.series == (again, observation, loaded)
+    with pytest.raises(FedveilError, match=f"client 3 holds {field}, which is not granted"):
+        Guess()([again], known(NOTHING))
     assert len(Guess()([loaded], known(replace(NOTHING, **{field: True})))) == 1
 
 
@@ -156,6 +160,7 @@ def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> 
         "batch_size",
         "labels",
         "trained_images",
+        "repeats",
     }
 
 

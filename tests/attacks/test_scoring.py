@@ -19,6 +19,7 @@ from fedveil.attacks.scoring import (
     JudgeQuality,
     Scorer,
     build_scorer,
+    in_order,
     judge,
     mse,
     train_judge,
@@ -83,7 +84,14 @@ def score(
     scorer: Scorer, batch: VictimBatch, images: Tensor, labels: Tensor | None = None, *, reads_class: bool = True
 ) -> list[PrivacyRecord]:
     found = Reconstruction(images, batch.labels if labels is None else labels, 0.0)
-    return scorer.score(batch, found, attack="exact", threat_model=GRANTED, round=4, reads_class=reads_class)
+    return score_all_of(scorer, batch, found, reads_class=reads_class)
+
+
+def score_all_of(
+    scorer: Scorer, batch: VictimBatch, found: Reconstruction, *, reads_class: bool = True
+) -> list[PrivacyRecord]:
+    matched = in_order(found, batch.originals, attack="exact")
+    return scorer.score(batch, matched, attack="exact", threat_model=GRANTED, round=4, reads_class=reads_class)
 
 
 def test_a_perfect_reconstruction(scorer: Scorer, victims: Images) -> None:
@@ -199,6 +207,34 @@ def test_victims_without_positions_are_not_looked_up_in_a_gallery(scorer: Scorer
 def test_no_class_is_read_from_images_that_only_show_what_the_attack_was_told(scorer: Scorer, victims: Images) -> None:
     batch = batch_of(victims, [0, 1])
     assert [r.attacker_label for r in score(scorer, batch, batch.originals, reads_class=False)] == [None, None]
+
+
+def test_everything_that_an_attack_returns_follows_the_same_matching(scorer: Scorer, victims: Images) -> None:
+    batch = batch_of(victims, [0, 1, 5])  # classes 0 1 1
+    turned = torch.tensor([2, 0, 1])
+    back = batch.originals[turned]
+
+    def likeness(candidates: Tensor) -> Tensor:  # the right image of the gallery for the first two that come back
+        assert torch.equal(candidates, victims.floats())
+        return nn.functional.one_hot(torch.tensor([5, 0, 7]), len(candidates)).float()
+
+    found = Reconstruction(
+        back, batch.labels[turned], 0.0, blind=back.flip(2), classes=torch.tensor([1, 0, 0]), likeness=likeness
+    )
+    records = score_all_of(scorer, batch, found)
+    assert [r.mse for r in records] == [0.0] * 3
+    assert [r.attacker_label for r in records] == [1, 0, 0], "upside down the classes are the other ones"
+    assert [r.adaptive_label for r in records] == [0, 0, 1]
+    assert [r.identified_forward for r in records] == [True, False, True]
+    assert [r.identified for r in records] == [True] * 3
+
+
+def test_a_likeness_has_to_compare_every_candidate(scorer: Scorer, victims: Images) -> None:
+    batch = batch_of(victims, [0])
+    for scores in (torch.zeros(2, 8), torch.zeros(1, 7), torch.full((1, 8), float("nan"))):
+        found = Reconstruction(batch.originals, batch.labels, 0.0, likeness=lambda candidates, s=scores: s)
+        with pytest.raises(FedveilError, match=r"likeness: expected finite numbers \(1, 8\)"):
+            score_all_of(scorer, batch, found)
 
 
 def test_originals_that_a_defence_overwrote_in_place_are_refused(scorer: Scorer, victims: Images) -> None:

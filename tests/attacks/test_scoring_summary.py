@@ -70,13 +70,14 @@ def test_worst_round_of_the_mean_over_victims_then_worst_attack() -> None:
 
 
 def test_the_names_are_those_that_the_tracker_knows() -> None:
-    scalars = summarise([BASE, replace(BASE, victim=1)], adaptive=frozenset(), judge=FIT)
-    kinds = "mse psnr ssim attacker_accuracy identification_rate"
+    whole = replace(BASE, identified_forward=True, adaptive_label=1)
+    scalars = summarise([whole, replace(whole, victim=1)], adaptive=frozenset(), judge=FIT)
+    kinds = "mse psnr ssim attacker_accuracy adaptive_attacker_accuracy identification_rate"
+    per_attack = "identification_nearest identification_forward mse_to_perturbed label_recovery"
     assert set(scalars) == {
-        *(f"attack/inverting_gradients/{kind}" for kind in [*kinds.split(), "mse_to_perturbed", "label_recovery"]),
+        *(f"attack/inverting_gradients/{kind}" for kind in [*kinds.split(), *per_attack.split()]),
         *(f"privacy/{kind}" for kind in kinds.split()),
-        "privacy/mse_low",
-        "privacy/mse_high",
+        *(f"privacy/{kind}_{end}" for kind in (kinds.split()[0], *kinds.split()[3:]) for end in ("low", "high")),
         "privacy/judge_accuracy",
         "privacy/chance_accuracy",
         "privacy/trained_mse",
@@ -98,7 +99,7 @@ def test_what_was_not_measured_has_no_name() -> None:
 @pytest.mark.parametrize("judge", [None, UNFIT])
 def test_no_attacker_accuracy_without_a_judge_that_reads_untouched_images(judge: JudgeQuality | None) -> None:
     scalars = summarise([BASE], adaptive=frozenset(), judge=judge)
-    assert not [name for name in scalars if name.endswith("attacker_accuracy")]
+    assert not [name for name in scalars if "attacker_accuracy" in name]
     assert scalars.get("privacy/judge_accuracy") == (None if judge is None else 0.39)
 
 
@@ -136,6 +137,37 @@ def test_the_interval_is_over_the_victims_of_the_headline_s_audit() -> None:
     one = summarise(worst[:1], adaptive=frozenset(), judge=None)
     assert "privacy/mse_low" not in one
     assert "privacy/mse_high" not in one
+
+
+def test_identification_is_the_better_of_both_ways_over_all_victims_of_an_attack() -> None:
+    nearest, forward = [True, False, False, False], [False, True, True, None]
+    records = [
+        replace(BASE, attack="adaptive", victim=v, identified=a, identified_forward=b)
+        for v, (a, b) in enumerate(zip(nearest, forward, strict=True))
+    ]
+    plain = [replace(BASE, victim=v, identified=found) for v, found in enumerate([True, True, False, False])]
+    scalars = summarise([*records, *plain], adaptive=frozenset({"adaptive"}), judge=None)
+    assert scalars["attack/adaptive/identification_nearest"] == 0.25
+    assert scalars["attack/adaptive/identification_forward"] == pytest.approx(2 / 3)
+    assert scalars["attack/adaptive/identification_rate"] == pytest.approx(2 / 3)
+    assert scalars["attack/inverting_gradients/identification_rate"] == 0.5
+    assert "attack/inverting_gradients/identification_forward" not in scalars
+    assert scalars["privacy/identification_rate"] == pytest.approx(2 / 3)
+    assert headline_interval([*records, *plain], "identification_rate") == mean_ci([0.0, 1.0, 1.0])
+    # Per victim the way that finds more counts, whichever it is for that one.
+    assert per_victim(records, "identification_rate") == {(0, 0): 0.0, (0, 1): 1.0, (0, 2): 1.0}
+
+
+def test_the_attacker_s_own_classifier_is_read_without_a_judge_and_has_its_interval() -> None:
+    records = [replace(BASE, attack="adaptive", victim=v, label=1, adaptive_label=v % 2) for v in range(20)]
+    scalars = summarise(records, adaptive=frozenset({"adaptive"}), judge=None)
+    ends = mean_ci([0.0, 1.0] * 10)
+    assert scalars["privacy/adaptive_attacker_accuracy"] == scalars["attack/adaptive/adaptive_attacker_accuracy"] == 0.5
+    assert scalars["privacy/adaptive_attacker_accuracy_low"] == ends.low
+    assert scalars["privacy/adaptive_attacker_accuracy_high"] == ends.high
+    assert "privacy/attacker_accuracy_low" not in scalars
+    judged = summarise([replace(r, attacker_label=r.victim % 2) for r in records], adaptive=frozenset(), judge=FIT)
+    assert (judged["privacy/attacker_accuracy_low"], judged["privacy/attacker_accuracy_high"]) == (ends.low, ends.high)
 
 
 def test_the_baseline_attack_is_logged_but_is_not_a_leak() -> None:
@@ -206,7 +238,7 @@ def test_one_more_attack_never_makes_the_headline_more_private(
     after = summarise([*first, *second], adaptive=frozenset(), judge=FIT)
     for metric in METRICS:
         name = f"privacy/{metric.name}"
-        if metric.headline:
+        if metric.headline and name in before:
             assert after[name] == metric.leakiest([before[name], after[name]])
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation, Strongest
 from fedveil.attacks.gradient_matching import GradientMatching
-from fedveil.attacks.strongest import misfit
 from fedveil.attacks.target import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -52,44 +51,6 @@ class Script:
             ]
 
         monkeypatch.setattr(GradientMatching, "invert", invert)
-
-
-# The yardstick
-
-
-@pytest.mark.parametrize(
-    "spec", [SPEC, ModelSpec("convnet", (1, 16, 16), 2, norm="batch", width=4)], ids=lambda s: s.name
-)
-@pytest.mark.parametrize("steps", [1, 4])
-def test_the_truth_explains_the_update_and_nothing_else_does(
-    spec: ModelSpec, steps: int, blobs: Blobs, observe: Observe
-) -> None:
-    victims = blobs(3, 1)
-    observations = each(victims, observe, spec, steps=steps, learning_rate=0.1)
-    truth = [Reconstruction(x[None], y[None], 0.0) for x, y in zip(victims.floats(), victims.labels, strict=True)]
-    assert max(misfit(observations, truth, known(spec))) < 1e-9
-    blurred = [replace(one, images=one.images * 0.9 + 0.05) for one in truth]
-    grey = [replace(one, images=torch.full_like(one.images, 0.5)) for one in truth]
-    near, far = misfit(observations, blurred, known(spec)), misfit(observations, grey, known(spec))
-    assert all(1e-7 < one < other for one, other in zip(near, far, strict=True))
-    assert misfit(observations[1:2], truth[1:2], known(spec)) == pytest.approx(
-        misfit(observations, truth, known(spec))[1:2], abs=1e-10
-    )
-
-
-def test_several_steps_are_replayed_at_the_clients_rate(blobs: Blobs, observe: Observe) -> None:
-    victims = blobs(1, 1)
-    (observation,) = each(victims, observe, steps=4, learning_rate=0.5)
-    truth = [Reconstruction(victims.floats(), victims.labels, 0.0)]
-    other = replace(observation, update=replace(observation.update, learning_rate=0.05))
-    assert misfit([observation], truth, known())[0] < 1e-9
-    assert misfit([other], truth, known())[0] > 1e-5
-
-
-def test_an_image_without_a_number_is_the_worst(blobs: Blobs, observe: Observe) -> None:
-    victims = blobs(1, 1)
-    broken = Reconstruction(torch.full_like(victims.floats(), torch.nan), victims.labels, 0.0)
-    assert misfit(each(victims, observe), [broken], known()) == [2.0]
 
 
 # The choice

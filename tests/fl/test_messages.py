@@ -52,7 +52,8 @@ def test_messages_are_frozen(kind: type) -> None:
 
 
 def test_a_reconstruction_holds_no_score_against_the_truth() -> None:
-    assert [f.name for f in dataclasses.fields(Reconstruction)] == ["images", "labels", "loss"]
+    fields = ["images", "labels", "loss", "blind", "classes", "likeness"]
+    assert [f.name for f in dataclasses.fields(Reconstruction)] == fields
 
 
 def test_no_hooks_is_the_identity_everywhere() -> None:

@@ -198,7 +198,7 @@ def test_the_headline_names_its_attack() -> None:
 def test_an_interval_over_victims_stands_in_the_cell(width: int, cell: str) -> None:
     lines = printed([with_metrics(ROWS[2], privacy__mse_low=0.0118, privacy__mse_high=0.0134), ROWS[3]], width)
     assert cell in line_of("t2", lines)
-    assert "The 95 % intervals ([ ], or ± their longer side) are over victims for an MSE." in " ".join(
+    assert "The 95 % intervals ([ ], or ± their longer side) are over victims for privacy." in " ".join(
         " ".join(lines).split()
     )
     assert "±" not in line_of("t3", lines)
