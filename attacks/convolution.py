@@ -7,10 +7,9 @@ product over the unfolded images; equal unfoldings are shared once a step is tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import math
 
 import torch
 from torch import Tensor
@@ -59,9 +58,23 @@ def convolution(
 
 
 def pair(value: int | Sequence[int]) -> Pair:
+    """A number for height and width, as layers take it."""
     if isinstance(value, int):
         return value, value
     return (value[0], value[-1])
+
+
+_THIN, _THICK = 8, 2**13
+"""Channels of the images, and entries of a kernel's first two dimensions."""
+
+
+def _grouped(outputs: int, channels: int, like: Tensor) -> bool:
+    """Whether a convolution with a group per victim is faster than a matrix product over unfolded images.
+
+    So it was with oneDNN on a CPU where images have a few channels at least, and kernels are not large. Few libraries do
+    it well on a GPU.
+    """
+    return like.device.type == "cpu" and channels >= _THIN and outputs * channels < _THICK
 
 
 class _Bilinear(Function):
@@ -77,11 +90,8 @@ class _Bilinear(Function):
 
 def _product_rule(rule: type[Function], ctx: Any, left_t: Tensor | None, right_t: Tensor | None) -> Tensor | None:
     left, right = ctx.saved_tensors
-    terms = [
-        rule.apply(a, b, ctx.geometry)
-        for a, b in ((left_t, right), (left, right_t))
-        if a is not None and b is not None
-    ]
+    pairs = ((left_t, right), (left, right_t))
+    terms: list[Tensor] = [rule.apply(a, b, ctx.geometry) for a, b in pairs if a is not None and b is not None]
     return sum(terms[1:], start=terms[0]) if terms else None
 
 
@@ -90,10 +100,12 @@ class _Convolve(_Bilinear):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        return F.conv2d(x, weight, None, geometry.stride, geometry.padding, geometry.dilation)
+        return _convolve(x, weight, geometry, 1)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, slope: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if slope is None:
+            return None, None, None
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
@@ -113,9 +125,8 @@ class _Convolve(_Bilinear):
             y = _Convolve.apply(x.flatten(0, 1), weight, geometry)
             return y.unflatten(0, x.shape[:2]), 0
         x, weight = _batched(info, dims, x, weight)
-        if grouped(weight, geometry):
-            y = F.conv2d(_beside(x), weight.flatten(0, 1), None, geometry.stride, geometry.padding, geometry.dilation, len(x))
-            return _apart(y, len(x)), 0
+        if _grouped(weight.shape[1], weight.shape[2], x):
+            return _apart(_convolve(_beside(x), weight.flatten(0, 1), geometry, len(x)), len(x)), 0
         y = weight.flatten(2) @ unfolded(x, geometry)
         return y.unflatten(2, (x.shape[1], *geometry.out)).transpose(1, 2), 0
 
@@ -128,7 +139,9 @@ class _ToImages(_Bilinear):
         return _to_images(slope, weight, geometry, 1)
 
     @staticmethod
-    def backward(ctx: Any, grown: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grown: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if grown is None:
+            return None, None, None
         slope, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
@@ -145,12 +158,12 @@ class _ToImages(_Bilinear):
     def vmap(info: Any, dims: Dims, slope: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         if dims[1] is None:
             slope = slope.movedim(dims[0] or 0, 0)
-            if slope.device.type == "cpu" and weight.shape[1] < 8:
+            if slope.device.type == "cpu" and weight.shape[1] < _THIN:
                 return folded(weight.flatten(1).mT @ _rows(slope), slope.shape[1], geometry), 0
             x = _ToImages.apply(slope.flatten(0, 1), weight, geometry)
             return x.unflatten(0, slope.shape[:2]), 0
         slope, weight = _batched(info, dims, slope, weight)
-        if grouped(weight, geometry):
+        if _grouped(weight.shape[1], weight.shape[2], slope):
             x = _to_images(_beside(slope), weight.flatten(0, 1), geometry, len(slope))
             return _apart(x, len(slope)), 0
         columns = weight.flatten(2).mT @ _rows(slope)
@@ -165,7 +178,9 @@ class _ToKernels(_Bilinear):
         return _to_kernels(x, slope, geometry, 1)
 
     @staticmethod
-    def backward(ctx: Any, grown: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grown: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if grown is None:
+            return None, None, None
         x, slope = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
@@ -181,11 +196,15 @@ class _ToKernels(_Bilinear):
     @staticmethod
     def vmap(info: Any, dims: Dims, x: Tensor, slope: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         x, slope = _batched(info, dims, x, slope)
-        if grouped(slope.new_empty(1).expand(len(slope), slope.shape[2], x.shape[2], *geometry.kernel), geometry):
+        if _grouped(slope.shape[2], x.shape[2], x):
             kernels = _to_kernels(_beside(x), _beside(slope), geometry, len(slope))
             return kernels.unflatten(0, (len(slope), -1)), 0
         kernels = _rows(slope) @ unfolded(x, geometry).mT
         return kernels.unflatten(2, (x.shape[2], *geometry.kernel)), 0
+
+
+def _convolve(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    return F.conv2d(x, weight, None, geometry.stride, geometry.padding, geometry.dilation, groups)
 
 
 def _to_images(slope: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
@@ -200,16 +219,11 @@ def _to_kernels(x: Tensor, slope: Tensor, geometry: Geometry, groups: int) -> Te
 
 def _backward(slope: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, by: int) -> Tensor:
     how = (geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), groups)
-    slopes = torch.ops.aten.convolution_backward(slope, x, weight, None, *how, (by == 0, by == 1, False))
+    # Of the factor that is asked for, only the shape is read.
+    slopes: Sequence[Tensor] = torch.ops.aten.convolution_backward(
+        slope, x, weight, None, *how, (by == 0, by == 1, False)
+    )
     return slopes[by]
-
-
-def grouped(weight: Tensor, geometry: Geometry) -> bool:
-    if MODE is not None: return MODE
-    if weight.device.type != "cpu": return False
-    return weight.shape[2] >= 8 and weight.shape[1] * weight.shape[2] < 8192
-
-MODE = None
 
 
 def _beside(x: Tensor) -> Tensor:
@@ -219,7 +233,8 @@ def _beside(x: Tensor) -> Tensor:
 
 def _apart(x: Tensor, count: int) -> Tensor:
     """The inverse of `_beside`."""
-    return x.unflatten(1, (count, -1)).transpose(0, 1)
+    apart: Tensor = x.unflatten(1, (count, -1))
+    return apart.transpose(0, 1)
 
 
 def _batched(info: Any, dims: Dims, *tensors: Tensor) -> list[Tensor]:
@@ -248,4 +263,5 @@ def folded(columns: Tensor, batch: int, geometry: Geometry) -> Tensor:
     """The adjoint of `unfolded`: (V, C h w, N H' W') patches to (V, N, C, H, W) images."""
     patches = columns.unflatten(2, (batch, -1)).transpose(1, 2).flatten(0, 1)
     x = F.fold(patches, geometry.size, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
-    return x.unflatten(0, (len(columns), batch))
+    images: Tensor = x.unflatten(0, (len(columns), batch))
+    return images

@@ -35,12 +35,14 @@ class Elementary(TorchFunctionMode):
 
 
 def _standardised(x: Tensor, start: int, eps: float) -> Tensor:
-    """Over all dimensions from ``start`` on."""
-    return standardised(x.flatten(start), eps).view(x.shape)
+    """Over all dimensions from ``start`` on, which may be one too many."""
+    rows = x.flatten(start) if start < x.ndim else x[..., None]
+    return standardised(rows, eps).view(x.shape)
 
 
 def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
-    x = x if weight is None else x * weight.view(shape)
+    # Without a weight a copy: a derivative remembers x, and what follows may work in place.
+    x = x.clone() if weight is None else x * weight.view(shape)
     return x if bias is None else x + bias.view(shape)
 
 
@@ -111,16 +113,18 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Where the windows tile small images it is a matrix product, several times faster on CPUs and as differentiable."""
-    high, wide = pair(kernel_size)
-    tiles = x.shape[-2] % high == 0 and x.shape[-1] % wide == 0 and stride in (None, [], (), kernel_size, (high, wide))
+    """Where the windows tile small images: a matrix product, on a CPU several times faster, and as differentiable."""
+    high, wide = windows = pair(kernel_size)
+    tiles = x.shape[-2] % high == 0 and x.shape[-1] % wide == 0 and pair(stride or windows) == windows
     plain = pair(padding) == (0, 0) and divisor_override is None
     if not (tiles and plain and x.shape[-1] <= 64 and x.device.type == "cpu"):
-        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        strides = pair(stride or windows)
+        return F.avg_pool2d(x, windows, strides, pair(padding), ceil_mode, count_include_pad, divisor_override)
     columns = x.shape[-1]
     at = torch.arange(high * columns, device=x.device) % columns // wide
     share = (at[:, None] == torch.arange(columns // wide, device=x.device)).to(x.dtype) / (high * wide)
-    return x.unflatten(-2, (-1, high)).flatten(-2) @ share
+    pooled: Tensor = x.unflatten(-2, (-1, high)).flatten(-2) @ share
+    return pooled
 
 
 def _attention_module(*args: Any, **kwargs: Any) -> Any:

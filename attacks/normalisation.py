@@ -1,4 +1,4 @@
-"""Standardisation of rows, with derivatives in closed form up to the third.
+"""Standardisation of rows, with its first two derivatives in closed form.
 
 Let s(x) = (x - mean) r, r = 1 / sqrt(variance + eps), over a row of n numbers. It is the gradient of n sqrt(variance + eps),
 so that all its derivatives are symmetric:
@@ -57,9 +57,10 @@ class _Differential(Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, mean: Tensor, r: Tensor, a: Tensor) -> Tensor:
-        return torch.ops.aten.native_layer_norm_backward(
+        slopes: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
             a.contiguous(), x, x.shape[-1:], mean, r, None, None, (True, False, False)
-        )[0]
+        )
+        return slopes[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,35 +69,59 @@ class _Differential(Function):
         ctx.save_for_forward(*inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, None, None, None, Tensor | None]:
+    def backward(ctx: Any, b: Tensor | None) -> tuple[Tensor | None, None, None, None, Tensor | None]:
+        if b is None:
+            return None, None, None, None, None
         x, y, mean, r, a, sa = ctx.saved_tensors
         sb = _Differential.apply(x, y, mean, r, b)
         needs = ctx.needs_input_grad
-        return (_second(y, r, a, b, sa, sb) if needs[0] else None), None, None, None, (sb if needs[4] else None)
+        return (_Second.apply(y, r, a, b, sa, sb) if needs[0] else None), None, None, None, (sb if needs[4] else None)
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, _y: Any, _mean: Any, _r: Any, a_t: Tensor | None) -> Tensor | None:
         x, y, mean, r, a, sa = ctx.saved_tensors
-        terms = []
+        terms: list[Tensor] = []
         if a_t is not None:
             terms.append(_Differential.apply(x, y, mean, r, a_t))
         if x_t is not None:
-            terms.append(_second(y, r, a, x_t, sa, _Differential.apply(x, y, mean, r, x_t)))
+            terms.append(_Second.apply(y, r, a, x_t, sa, _Differential.apply(x, y, mean, r, x_t)))
         return sum(terms[1:], start=terms[0]) if terms else None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-        batched = [
-            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip(tensors, dims, strict=True)
-        ]
-        return _Differential.apply(*batched), 0
+        return _Differential.apply(*_batched(info, dims, tensors)), 0
 
 
-def _second(y: Tensor, r: Tensor, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor) -> Tensor:
-    """s''(x)[a, b], where s'(x) takes a to sa and b to sb."""
-    scale = -r / y.shape[-1]
-    return scale * _dot(y, a) * sb + scale * _dot(y, b) * sa + scale * _dot(sa, b) * y
+class _Second(Function):
+    """s''(x)[a, b] from s(x), r, a, b and what s'(x) makes of a and b. It is the last: no derivative of it is right."""
+
+    @staticmethod
+    def forward(y: Tensor, r: Tensor, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor) -> Tensor:
+        scale = -r / y.shape[-1]
+        return scale * _dot(y, a) * sb + scale * _dot(y, b) * sa + scale * _dot(sa, b) * y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise NotImplementedError("a normalisation's gradient can be differentiated once, no more")
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor | None) -> None:
+        raise NotImplementedError("a normalisation's gradient can be differentiated once, no more")
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        return _Second.apply(*_batched(info, dims, tensors)), 0
+
+
+def _batched(info: Any, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip(tensors, dims, strict=True)
+    ]
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
