@@ -3,11 +3,13 @@
 import warnings
 
 from fedveil.attacks.adaptive import Adaptive, AdaptiveModules, TrainedImages
+from fedveil.attacks.analytic import Analytic
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.strongest import Strongest
 
 # PyTorch compiles parts of its own forward mode by what it has since deprecated.
@@ -15,17 +17,25 @@ warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureW
 
 __all__ = [
     "ATTACKS",
+    "DLG",
+    "IDLG",
     "Adaptive",
     "AdaptiveModules",
+    "Analytic",
     "Attack",
     "Baseline",
     "DeepLeakage",
+    "Denoised",
     "Earlier",
+    "GradInversion",
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LatentSearch",
+    "Modern",
     "Observation",
     "Strongest",
+    "SurrogateModel",
     "TrainedImages",
     "attack_labels",
 ]

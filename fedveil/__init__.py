@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.adaptive import Adaptive as Adaptive
     from fedveil.attacks.adaptive import AdaptiveModules as AdaptiveModules
     from fedveil.attacks.adaptive import TrainedImages as TrainedImages
+    from fedveil.attacks.analytic import Analytic as Analytic
     from fedveil.attacks.api import audit as audit
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
+    from fedveil.attacks.presets.denoised import Denoised as Denoised
+    from fedveil.attacks.presets.dlg import DLG as DLG
+    from fedveil.attacks.presets.gradinversion import GradInversion as GradInversion
+    from fedveil.attacks.presets.idlg import IDLG as IDLG
+    from fedveil.attacks.presets.latent_search import LatentSearch as LatentSearch
+    from fedveil.attacks.presets.modern import Modern as Modern
+    from fedveil.attacks.presets.surrogate_model import SurrogateModel as SurrogateModel
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
@@ -51,18 +59,25 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.run.api import sweep as sweep
 
 __all__ = [
+    "DLG",
+    "IDLG",
     "Adaptive",
     "AdaptiveModules",
+    "Analytic",
     "Attack",
     "AuditReport",
     "DeepLeakage",
     "Defense",
     "DefenseContext",
+    "Denoised",
     "FedveilError",
+    "GradInversion",
     "Images",
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LatentSearch",
+    "Modern",
     "Observation",
     "PreparedDefense",
     "PrivacyRecord",
@@ -71,6 +86,7 @@ __all__ = [
     "Strategy",
     "Strongest",
     "Surrogate",
+    "SurrogateModel",
     "ThreatModel",
     "TrainedImages",
     "TrainedOn",
@@ -96,6 +112,7 @@ _MODULES = {
     "DefenseContext": "defense.base",
     "Adaptive": "attacks.adaptive",
     "AdaptiveModules": "attacks.adaptive",
+    "Analytic": "attacks.analytic",
     "Attack": "attacks.base",
     "AuditReport": "attacks.report",
     "DeepLeakage": "attacks.deep_leakage",
@@ -103,6 +120,13 @@ _MODULES = {
     "FedveilError": "fl.errors",
     "InverseTraining": "attacks.inverse",
     "InvertingGradients": "attacks.inverting_gradients",
+    "DLG": "attacks.presets.dlg",
+    "Denoised": "attacks.presets.denoised",
+    "GradInversion": "attacks.presets.gradinversion",
+    "IDLG": "attacks.presets.idlg",
+    "LatentSearch": "attacks.presets.latent_search",
+    "Modern": "attacks.presets.modern",
+    "SurrogateModel": "attacks.presets.surrogate_model",
     "PreparedDefense": "defense.base",
     "PrivacyRecord": "fl.messages",
     "Reconstruction": "fl.messages",

@@ -7,11 +7,11 @@ import inspect
 from torch import Tensor, nn
 
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.models import convnet, lenet, resnet
+from fedveil.fl.models import convnet, lenet, mlp, resnet
 from fedveil.fl.models.base import MODELS, Classifier, ModelSpec
 from fedveil.fl.seeding import derive_seed, seeded_globals
 
-__all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "resnet"]
+__all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "mlp", "resnet"]
 
 
 def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:

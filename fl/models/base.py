@@ -15,7 +15,7 @@ class ModelSpec:
     """Which classifier, for which images.
 
     Attributes:
-        name: of `MODELS`: ``lenet``, ``convnet``, ``resnet18``, ``resnet20`` or one of a plug-in.
+        name: of `MODELS`: ``lenet``, ``convnet``, ``mlp``, ``resnet18``, ``resnet20`` or one of a plug-in.
         image_shape: (C, H, W).
         classes: number of classes.
         norm: ``none``, ``group`` or ``batch``; None for the model's own default.

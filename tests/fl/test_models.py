@@ -14,7 +14,7 @@ from fedveil.fl.models.norms import BatchNorm2d
 
 torch.set_num_threads(1)
 
-SMALL = {"lenet": 12, "convnet": 4, "resnet18": 4, "resnet20": 4}
+SMALL = {"lenet": 12, "convnet": 4, "mlp": 4, "resnet18": 4, "resnet20": 4}
 VARIANTS = [(name, norm) for name in SMALL for norm in MODELS[name].norms]
 
 
@@ -192,7 +192,7 @@ def test_frozen_batch_norm_statistics_work_under_reverse_over_forward(name: str)
     [
         (
             ModelSpec("vgg", (1, 28, 28), 2),
-            "unknown model 'vgg'; allowed: convnet, lenet, resnet18, resnet20",
+            "unknown model 'vgg'; allowed: convnet, lenet, mlp, resnet18, resnet20",
         ),
         (ModelSpec("lenet", (1, 28, 28), 2, norm="group"), "norm 'group' is not allowed; allowed: none"),
         (

@@ -94,7 +94,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "tiny.yaml", "--plugin", "./no.py"], "--plugin: ./no.py: there is no such file in "),
         (["report", "x", "--plugin", "./no.py"], "--plugin: ./no.py: there is no such file in "),
         (["run", "tiny.yaml", "--set", "plugins=[./no.py]"], "plugins: ./no.py: there is no such file in "),
-        (["list", "models", "nothing"], "unknown model 'nothing'; allowed: convnet, lenet, resnet18, resnet20"),
+        (["list", "models", "nothing"], "unknown model 'nothing'; allowed: convnet, lenet, mlp, resnet18, resnet20"),
         (["data", "get", "nothing"], "unknown data set 'nothing'; allowed: "),
         (["data", "get", "mni152", "--size", "7"], "mni152: size 7 is not available"),
     ],

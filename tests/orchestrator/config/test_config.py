@@ -297,7 +297,7 @@ def test_other_names(tmp_path: Path) -> None:
         ),
         (
             "audit: {attacks: [foo]}",
-            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, baseline,",
+            "audit.attacks.0.name: given 'foo'; allowed: adaptive, adaptive_modules, analytic,",
         ),
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
@@ -326,7 +326,7 @@ def test_other_names(tmp_path: Path) -> None:
             "audit: {attacks: [baseline, {name: adaptive, inverse: {steps: 0}}]}",
             "audit.attacks.1.inverse.steps: given 0; it has to be at least 1",
         ),
-        ("model: {name: foo}", "model.name: given 'foo'; allowed: convnet, lenet, resnet18, resnet20"),
+        ("model: {name: foo}", "model.name: given 'foo'; allowed: convnet, lenet, mlp, resnet18, resnet20"),
     ],
 )
 def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Path) -> None:
@@ -340,6 +340,11 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
         ("audit: {rounds: [0, 99]}", "audit.rounds: given 99; allowed: 0 to 19 (fl.rounds - 1), middle, last"),
         ("audit: {victims: 10, batch_size: 3}", "audit.victims: given 10; has to be a multiple of audit.batch_size 3"),
         ("audit: {clients: 11}", "audit.clients: given 11; allowed: 1 to 10 (fl.clients)"),
+        (
+            "audit: {observations: 21}",
+            "audit.observations: given 21; clients train on each image 20 time(s) (fl.rounds times fl.local_epochs);",
+        ),
+        ("audit: {observations: 0}", "audit.observations: given 0; allowed: 1 or more"),
         ("seed: 1\nseeds: [1, 2]", "seed: given 1 beside seeds [1, 2]; one of the two"),
         ("seeds: [1, 2, 1]", "seeds: given [1, 2, 1]; each seed once"),
         (
