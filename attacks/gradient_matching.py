@@ -119,9 +119,20 @@ class GradientMatching(Attack):
         return self.invert(observations, knowledge)
 
     def invert(
-        self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None = None
+        self,
+        observations: Sequence[Observation],
+        knowledge: Knowledge,
+        visible: Visible | None = None,
+        *,
+        warm: Sequence[Reconstruction] | None = None,
     ) -> list[Reconstruction]:
-        """Invert all observations, matching only the entries that are ``visible``, if given.
+        """Invert all observations.
+
+        Args:
+            observations: victims.
+            knowledge: what the attacker holds.
+            visible: says which entries to match; None for all.
+            warm: a result of each to go on from, instead of random starts.
 
         Raises:
             FedveilError: some batches were observed more often than others.
@@ -129,17 +140,20 @@ class GradientMatching(Attack):
         if len({len(observation.repeats) for observation in observations}) > 1:
             raise FedveilError(f"{self.name}: all batches have to be observed equally often")
         run = _Run(observations, knowledge, visible, self.told)
+        here = [0.0] * len(observations)
         if self.place == "sent" or all(o.update.local_steps == 1 for o in observations):
-            return self._matched(run, [0.0] * len(observations))
+            return self._matched(run, here, warm)
         if self.place == "middle":
-            return self._matched(run, [0.5] * len(observations))
+            return self._matched(run, [0.5] * len(observations), warm)
         if self.place == "searched":
-            return self._matched(run, self._searched(run, self.steps // SEARCH))
+            return self._matched(run, self._searched(run, self.steps // SEARCH), warm)
+        if warm is not None:
+            return self._matched(run, here, warm, unrolled=True)
         first = self.steps // WARM // 2
         before = replace(self, steps=max(1, first))
         warm = before._matched(run, before._searched(run, first // len(ALPHAS)))
         after = replace(self, steps=max(1, self.steps - 2 * first), restarts=1)
-        unrolled = after._matched(run, [0.0] * len(observations), warm)
+        unrolled = after._matched(run, here, warm, unrolled=True)
         # Where the learning rate is not the client's, the steps explain the update worse than one gradient does.
         return [min(pair, key=lambda found: found.loss) for pair in zip(unrolled, warm, strict=True)]
 
@@ -150,15 +164,21 @@ class GradientMatching(Attack):
         return [ALPHAS[own.index(min(own))] for own in zip(*losses, strict=True)]
 
     def _matched(
-        self, run: _Run, places: Sequence[float], warm: Sequence[Reconstruction] | None = None
+        self,
+        run: _Run,
+        places: Sequence[float],
+        warm: Sequence[Reconstruction] | None = None,
+        *,
+        unrolled: bool = False,
     ) -> list[Reconstruction]:
-        """Match each observation at its place; from ``warm`` results on, the client's steps are unrolled."""
-        jobs = [(index, restart) for index in range(len(run.observations)) for restart in range(self.restarts)]
+        """Match each observation at its place, from random starts or from ``warm`` results on."""
+        restarts = 1 if warm is not None else self.restarts
+        jobs = [(index, restart) for index in range(len(run.observations)) for restart in range(restarts)]
         best: dict[int, Reconstruction] = {}
         with progress(self.name, victims=len(jobs), steps=self.steps):
-            for some in _pieces(jobs, self.restarts, CHUNK if self.chunk is None else self.chunk):
+            for some in _pieces(jobs, restarts, CHUNK if self.chunk is None else self.chunk):
                 begin(len(some))
-                match = run.match([index for index, _ in some], places, unrolled=warm is not None)
+                match = run.match([index for index, _ in some], places, unrolled=unrolled, warm=warm is not None)
                 starts = [
                     self._start(run.observations[index], restart, run.knowledge) if warm is None else warm[index].images
                     for index, restart in some
@@ -186,7 +206,7 @@ class _Run:
     visible: Visible | None
     told: bool
 
-    def match(self, at: Sequence[int], places: Sequence[float], *, unrolled: bool) -> Match:
+    def match(self, at: Sequence[int], places: Sequence[float], *, unrolled: bool, warm: bool) -> Match:
         """Return what to match of the observations at these positions."""
         firsts = [self.observations[index] for index in at]
         alphas = [places[index] for index in at]
@@ -203,7 +223,7 @@ class _Run:
             updates = [one.update for one in firsts]
             rates = torch.tensor([update.learning_rate for update in updates], device=self.knowledge.device)
             path = Path(updates[0].local_steps, rates)
-        return Match(tuple(problems), tuple(firsts), self.knowledge, path, warm=unrolled)
+        return Match(tuple(problems), tuple(firsts), self.knowledge, path, warm=warm)
 
 
 def _pieces(jobs: Sequence[tuple[int, int]], restarts: int, chunk: int) -> list[Sequence[tuple[int, int]]]:
