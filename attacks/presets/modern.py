@@ -23,8 +23,8 @@ class Modern(GradientMatching):
 
     The start is a small random tile, repeated; Adam sees tanh(s g) / s, where s falls from 1 to 0, and its rate rises over
     the first fiftieth of the steps before it falls along half a cosine. It departs from the package's configuration in that
-    the total variation is of images in [0, 1], in the length of the rise (50 of 24,000 steps there), and in having no prior on
-    the last layer's features. So much total variation suits trained networks, whose updates tell less.
+    the total variation is of images in [0, 1], in the length of the rise (50 of 24,000 steps there), and in having no prior
+    on the last layer's features. So much total variation suits trained networks, whose updates tell less.
 
     >>> import fedveil as fv
     >>> fv.Modern(steps=100).start
