@@ -101,9 +101,11 @@ def is_section(hint: Any) -> bool:
 
 def _attack(written: Any) -> Any:
     """Make the attack that is written, in words that name the wrong key where it can't be made."""
+    if isinstance(written, Attack):
+        return written
     setting = normalise(written)
     if not isinstance(setting, Mapping):
-        return written
+        raise ValueError("allowed: a name or {name: NAME, option: value, ...}")
     try:
         return build_named(ATTACKS, setting)
     except ValidationError as error:

@@ -302,7 +302,7 @@ def test_other_names(tmp_path: Path) -> None:
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
             "audit: {attacks: [{name: inverting_gradients, foo: 1}]}",
-            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, place, restarts, steps, tv",
+            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, place, restarts, start, steps, tv",
         ),
         (
             "audit: {attacks: [adaptive, {name: inverting_gradients, steps: 0}]}",
@@ -312,18 +312,24 @@ def test_other_names(tmp_path: Path) -> None:
         ("audit: {attacks: [{name: baseline, steps: 1}]}", "audit.attacks.0.steps: unknown key; allowed: none"),
         (
             "audit: {attacks: [{name: adaptive, inversion: {name: deep_leakage, steps: 0, foo: 1}}]}",
-            "foo: unknown key; allowed: chunk, ",
+            "audit.attacks.0.inversion: given {'name': 'deep_leakage', 'steps': 0, 'foo': 1}; foo: unknown key; allowed:",
         ),
         (
             "audit: {attacks: [{name: adaptive, inversion: {name: deep_leakage, steps: 0}}]}",
-            "deep_leakage: steps is 0; it has to be at least 1",
+            "audit.attacks.0.inversion: given {'name': 'deep_leakage', 'steps': 0}; deep_leakage: steps is 0;",
         ),
         (
             "audit: {attacks: [{name: adaptive, inversion: baseline}]}",
-            "audit.attacks.0.inversion: given baseline; it has to be an attack that matches gradients",
+            "audit.attacks.0.inversion: given 'baseline'; it has to be an attack that matches gradients",
         ),
-        ("audit: {attacks: [{name: adaptive, inversion: nothing}]}", "unknown attack 'nothing'; allowed: adaptive, "),
-        ("audit: {attacks: [{name: adaptive, inversion: 3}]}", "audit.attacks.0.inversion: given 3; "),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: nothing}]}",
+            "audit.attacks.0.inversion: given 'nothing'; unknown attack 'nothing'; allowed: adaptive,",
+        ),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: 3}]}",
+            "audit.attacks.0.inversion: given 3; allowed: a name or {name: NAME,",
+        ),
         (
             "audit: {attacks: [{name: adaptive, inverse: 3}]}",
             "audit.attacks.0.inverse: given 3; allowed: a section with",
