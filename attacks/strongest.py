@@ -67,6 +67,10 @@ class Strongest(Attack):
         """See `Attack.run`."""
         return self.invert(observations, knowledge)
 
+    def smoothed(self, factor: float) -> Strongest:
+        """The same with ``factor`` times the weights of total variation."""
+        return replace(self, smoothness=factor * self.smoothness)
+
     def invert(
         self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None = None
     ) -> list[Reconstruction]:
