@@ -42,8 +42,8 @@ class Analytic(Attack):
     are replayed on them. It applies to no other model.
 
     >>> import torch, fedveil as fv
-    >>> x, y = torch.rand(2, 1, 8, 8), torch.tensor([1, 0])
-    >>> model = fv.build_model("mlp", image_shape=(1, 8, 8), classes=2)
+    >>> x, y = torch.rand(2, 1, 16, 16), torch.tensor([1, 0])
+    >>> model = fv.build_model("mlp", image_shape=(1, 16, 16), classes=2)
     >>> update, trained = fv.client_update(model, x, y)
     >>> report = fv.audit(model, update, images=x, labels=y, attacks=[fv.Analytic()])
     >>> report.worst("mse") < 1e-5
