@@ -138,7 +138,7 @@ def test_simulated_training_is_exact_where_all_inputs_are_one(
         b -= rate * own_b * with_bias
     gradient = LastGradient((weight - w) / (rate * steps), None if bias is None else (bias - b) / (rate * steps))
     inputs = x if bias is None else mean_input(gradient)
-    counts = simulated(
+    counts, _ = simulated(
         gradient, StandIns([inputs[None]] * steps), weight, bias, learning_rate=rate, batch_size=len(labels)
     )
     assert counts.tolist() == counts_of(labels, classes)
@@ -156,7 +156,7 @@ def test_every_rule_s_counts_sum_to_the_batch(values: list[float], size: int) ->
         llg(bias, size),
         geng(bias, softmax, size),
         nearest_counts(bias, size),
-        simulated(both, stand_ins, weight, bias, learning_rate=0.1, batch_size=size),
+        simulated(both, stand_ins, weight, bias, learning_rate=0.1, batch_size=size)[0],
     ):
         assert int(counts.sum()) == size
         assert int(counts.min()) >= 0
