@@ -9,6 +9,7 @@ from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.learning_to_invert import LearningToInvert
 from fedveil.attacks.strongest import Strongest
 
 # PyTorch compiles parts of its own forward mode by what it has since deprecated.
@@ -26,6 +27,7 @@ __all__ = [
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LearningToInvert",
     "Observation",
     "Strongest",
     "TrainedImages",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
+    from fedveil.attacks.learning_to_invert import LearningToInvert as LearningToInvert
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
@@ -65,6 +66,7 @@ __all__ = [
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LearningToInvert",
     "Observation",
     "PreparedDefense",
     "PrivacyRecord",
@@ -106,6 +108,7 @@ _MODULES = {
     "FedveilError": "fl.errors",
     "InverseTraining": "attacks.inverse",
     "InvertingGradients": "attacks.inverting_gradients",
+    "LearningToInvert": "attacks.learning_to_invert",
     "PreparedDefense": "defense.base",
     "PrivacyRecord": "fl.messages",
     "Reconstruction": "fl.messages",
