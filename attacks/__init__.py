@@ -10,6 +10,7 @@ from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.learning_to_invert import LearningToInvert
+from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.strongest import Strongest
 
 # PyTorch compiles parts of its own forward mode by what it has since deprecated.
@@ -17,19 +18,26 @@ warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureW
 
 __all__ = [
     "ATTACKS",
+    "DLG",
+    "IDLG",
     "Adaptive",
     "AdaptiveModules",
     "Analytic",
     "Attack",
     "Baseline",
     "DeepLeakage",
+    "Denoised",
     "Earlier",
+    "GradInversion",
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LatentSearch",
     "LearningToInvert",
+    "Modern",
     "Observation",
     "Strongest",
+    "SurrogateModel",
     "TrainedImages",
     "attack_labels",
 ]

@@ -18,9 +18,9 @@ from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, 
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.labels import labels_of
-from fedveil.attacks.tuning import best_tv, visible_masks
+from fedveil.attacks.scoring import match
+from fedveil.attacks.tuning import best_tv
 from fedveil.defense.base import Surrogate
-from fedveil.defense.devices import on_device
 from fedveil.fl.messages import Reconstruction, ThreatModel
 
 
@@ -31,14 +31,16 @@ class Adaptive(InvertingGradients):
 
     That a defence has to be judged by an attacker who knows it is the rule of Balunovic et al. 2022 (arXiv 2111.04706).
     Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
-    trained the inverse on what that copy makes of them.
+    trained the inverse on what that copy makes of them. Where a batch was observed in several rounds and the defence drew
+    it afresh in each, every update is inverted alone and the inverse sees all the draws; otherwise one set of images has
+    to explain them all.
 
     >>> import fedveil as fv
     >>> fv.Adaptive(steps=500, inverse=fv.InverseTraining(steps=800)).inverse.steps
     800
 
     Attributes:
-        inverse: how the inverse is trained.
+        inverse: how the inverse is trained, and the classifier beside it.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -60,18 +62,20 @@ class Adaptive(InvertingGradients):
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
         for preparation in {id(r): r for r in preparations}.values():
             group = [at for at, own in enumerate(preparations) if own is preparation]
+            own = [observations[at] for at in group]
+            seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in own]
             # With auxiliary images this attacker may have recovered other labels than the plain one.
             if (
                 plain is not None
                 and preparation.surrogate.update is None
+                and preparation.draws == 1
                 and all(torch.equal(plain[at].labels, labels_of(observations[at], knowledge)) for at in group)
             ):
-                inverted = [plain[at] for at in group]
+                inverted = [[plain[at]] for at in group]
             else:
-                inverted = self._invert([observations[at] for at in group], preparation.surrogate, knowledge)
-            results.update(
-                {at: undo(found, preparation, knowledge.device) for at, found in zip(group, inverted, strict=True)}
-            )
+                flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
+                inverted = [[next(flat) for _ in draws] for draws in seen]
+            results.update({at: undo(found, preparation, knowledge) for at, found in zip(group, inverted, strict=True)})
         return [results[at] for at in range(len(observations))]
 
     def _invert(
@@ -80,7 +84,7 @@ class Adaptive(InvertingGradients):
         if surrogate.update is None:
             return self.invert(observations, knowledge)
         tuned = replace(self, tv=best_tv(self, observations[0], surrogate, knowledge))
-        return tuned.invert(observations, knowledge, visible_masks(observations, surrogate))
+        return tuned.invert(observations, knowledge, surrogate.visible)
 
 
 @ATTACKS.register("adaptive_modules")
@@ -105,15 +109,16 @@ class TrainedImages(Attack):
     """Handed the very images that the client trained on and the client's modules: only the defence itself is left.
 
     No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
-    best estimator of x from x'; this is that estimator, as well as the attacker could train it. A defence that acts on
-    the update keeps more than that from a server, of which the bound says nothing: there the attack does not apply.
+    best estimator of x from x'; this is that estimator, as well as the attacker could train it. Of a batch that was
+    observed in several rounds it is handed the images of each. A defence that acts on the update keeps more than that from
+    a server, of which the bound says nothing: there the attack does not apply.
 
     >>> import fedveil as fv
     >>> fv.TrainedImages().needs.trained_images
     True
 
     Attributes:
-        inverse: how the inverse is trained.
+        inverse: how the inverse is trained, and the classifier beside it.
     """
 
     name: ClassVar[str] = "trained_images"
@@ -133,8 +138,8 @@ class TrainedImages(Attack):
         results = []
         for observation in observations:
             labels = labels_of(observation, knowledge)
-            found = Reconstruction(_granted(observation.trained_images), labels, 0.0)
-            results.append(undo(found, knowledge.preparation(observation.client), knowledge.device))
+            found = [Reconstruction(_granted(one.trained_images), labels, 0.0) for one in observation.series]
+            results.append(undo(found, knowledge.preparation(observation.client), knowledge))
         return results
 
 
@@ -144,10 +149,40 @@ def _granted(images: Tensor | None) -> Tensor:
     return images
 
 
-@torch.no_grad()
-def undo(found: Reconstruction, preparation: AttackerPreparation, device: torch.device) -> Reconstruction:
-    """Pass a reconstruction of the trained-on images through the learnt inverse, where the defence changes images."""
-    if preparation.inverse is None:
-        return found
-    inverse = on_device(preparation.inverse, device)
-    return replace(found, images=inverse(found.images.to(device)).clamp(0, 1).cpu())
+def _afresh(observation: Observation, knowledge: Knowledge) -> list[Observation]:
+    """Every observation of a batch as one of its own, with the labels of the first."""
+    labels = labels_of(observation, knowledge)
+    return [replace(one, repeats=(), labels=labels) for one in observation.series]
+
+
+def undo(found: Sequence[Reconstruction], preparation: AttackerPreparation, knowledge: Knowledge) -> Reconstruction:
+    """Pass reconstructions of what one batch was trained on through the learnt inverse, and read the classes.
+
+    Args:
+        found: one for each draw of the batch, with equal labels.
+        preparation: with an inverse where the defence changes images, and perhaps a classifier.
+        knowledge: says whether the labels were told: then the result holds what an attacker makes of it who was not.
+    """
+    first = found[0]
+    draws = torch.stack([_aligned(one, first) for one in found]).to(knowledge.device)
+    images, blind = first.images, None
+    if preparation.inverse is not None:
+        images = preparation.inverse(draws, first.labels).cpu()
+        blind = preparation.inverse(draws, None).cpu() if knowledge.threat_model.labels else None
+    elif len(found) > 1:
+        images = draws.mean(dim=0).cpu()
+    classes = None if preparation.reader is None else preparation.reader(draws)
+    loss = sum(one.loss for one in found) / len(found)
+    return replace(first, images=images, loss=loss, blind=blind, classes=classes)
+
+
+def _aligned(found: Reconstruction, like: Reconstruction) -> Tensor:
+    """The images of one inversion in the order of another's: of those with one label, each where it fits best."""
+    if found is like:
+        return found.images
+    images = like.images.clone()
+    for label in like.labels.unique():
+        own = like.labels == label
+        alike = found.images[own]
+        images[own] = alike[match(alike, like.images[own])]
+    return images

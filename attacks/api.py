@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Observation
+from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation
 from fedveil.attacks.direction import check_directions
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
 from fedveil.attacks.labels import recover_labels
+from fedveil.attacks.observed import batch_size_of, observations_of, victims_of, with_draws
 from fedveil.attacks.preparation import (
     PreparationKey,
     preparation_key,
@@ -30,10 +31,8 @@ from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, State
 from fedveil.defense.noise import NoDefense
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.seeding import derive_seed, torch_stream
-from fedveil.fl.training import exchanged
 
 
 def audit(
@@ -42,7 +41,8 @@ def audit(
     *,
     images: Pictures | None = None,
     labels: Labels | None = None,
-    trained_images: Pictures | None = None,
+    repeats: Sequence[Updates | tuple[nn.Module, Updates]] = (),
+    trained_images: Pictures | Sequence[Pictures] | None = None,
     auxiliary: Images | tuple[Pictures, Labels] | None = None,
     attacks: Sequence[str | Attack] | None = None,
     defense: Defense[Any] | PreparedDefense | None = None,
@@ -79,7 +79,11 @@ def audit(
         images: the client's originals, all batches in order: (n, C, H, W), or (n, H, W) for grey ones, as bytes or as
             floats in [0, 1] (rounded to bytes). None reconstructs and scores nothing.
         labels: (n,) classes; None if they are not known: they are recovered from the updates.
-        trained_images: what the client trained on instead of ``images``, if a defence changed them.
+        repeats: what the same clients sent of the same batches at other times, if a defence draws fresh noise each time: an
+            attacker keeps every round. Each holds as many updates as ``update``, sent from the same weights or, as a pair
+            with the model, from those that the model had then.
+        trained_images: what the client trained on instead of ``images``, if a defence changed them; with ``repeats`` a list
+            of that, one for each time.
         auxiliary: the attacker's images and their labels, of no client; the adaptive attacks, the judge of classes and
             the baseline take them.
         attacks: names or attacks; None runs inverting_gradients, and the adaptive attack that fits what is given.
@@ -115,14 +119,10 @@ def audit(
     updates = as_updates(model, update)
     if labels is None and isinstance(images, Images):
         labels = images.labels
-    size = _batch_size(updates, images, labels, batch_size)
+    size = batch_size_of(updates, images, labels, batch_size)
     notes: list[str] = []
     told = None if labels is None else as_labels("labels", labels, size * len(updates), classes=target.classes)
-    weights = {name: weight.float().cpu().clone() for name, weight in exchanged(model).items()}
-    seen = [
-        Observation(number, number, one, weights, size, None if told is None else told[number * size :][:size])
-        for number, one in enumerate(updates)
-    ]
+    seen = observations_of(model, updates, repeats, told, size)
     notes += check_directions(target, update, seen, None if images is None else as_floats("images", images))
     victims = None
     if images is not None:
@@ -130,14 +130,14 @@ def audit(
         if truth is None:
             truth = torch.cat(
                 [
-                    recover_labels(one, batch_size=size, target=target, weights=weights, auxiliary=held)
+                    recover_labels(one, batch_size=size, target=target, weights=seen[0].weights, auxiliary=held)
                     for one in updates
                 ]
             )
             notes.append("labels were not given: scores take those that were recovered from the updates for true")
             if size > 1:
                 notes.append("whose is whose in a batch is unknown: scores by class (judge and baseline) are left out")
-        victims = _victims(as_images("images", images, truth), size, gallery is not None)
+        victims = victims_of(as_images("images", images, truth), size, gallery is not None)
     fit = Stateless(NoDefense()) if defense is None else defense
     chosen = _attacks(attacks, fit, held, trained_images)
     if attacks is None and len(chosen) == 1:
@@ -149,13 +149,21 @@ def audit(
             raise FedveilError(
                 f"images: at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px are needed for scores (SSIM's window)"
             )
-        victims = _with_trained(victims, trained_images, fit)
+        victims = with_draws(victims, trained_images, fit, 1 + len(repeats))
+    seen_as = {"observations": 1 + len(repeats), "local_steps": updates[0].local_steps}
     context = None if held is None else _context(held, target, place, derive_seed(seed, "attacker"), cache)
-    trained_on, preparations = _prepare(chosen, fit, context)
+    trained_on, preparations = _prepare(chosen, fit, context, **seen_as)
     by_class = held if told is not None or size == 1 else None
     scorer = _scorer(victims, by_class, gallery, target, told is not None, seed, place, cache)
     attacker = Attacker(
-        target, chosen, held, preparations, trained_on, labels_known and told is not None, derive_seed(seed, "attack")
+        target,
+        chosen,
+        held,
+        preparations,
+        trained_on,
+        labels_known and told is not None,
+        derive_seed(seed, "attack"),
+        **seen_as,
     )
     if any(not preparation.surrogate.complete for preparation in preparations.values()):
         notes.append("the defence changes the loss or the update in a way that no attack here reckons with: incomplete")
@@ -203,54 +211,11 @@ def _target(
     return target
 
 
-def _batch_size(updates: list[ClientUpdate], images: Any, labels: Any, batch_size: int | None) -> int:
-    if batch_size is not None and batch_size < 1:
-        raise FedveilError(f"batch_size: at least 1, got {batch_size}")
-    for what, given in (("images", images), ("labels", labels)):
-        if given is None:
-            continue
-        count = len(given)
-        size = batch_size or count // len(updates)
-        if count == 0 or size * len(updates) != count:
-            raise FedveilError(
-                f"{what}: {count} do not make {len(updates)} update(s) of {size or 'equally many'} image(s) each"
-            )
-        return size
-    return batch_size or 1
-
-
-def _victims(images: Images, size: int, in_gallery: bool) -> list[VictimBatch]:
-    batches = [tuple(at.tolist()) for at in torch.arange(len(images)).split(size)]
-    return [
-        VictimBatch(number, number, ids, images.take(torch.tensor(ids)), gallery=ids if in_gallery else None)
-        for number, ids in enumerate(batches)
-    ]
-
-
-def _with_trained(
-    victims: list[VictimBatch], trained_images: Pictures | None, defense: Defense[Any] | PreparedDefense
-) -> list[VictimBatch]:
-    if trained_images is not None:
-        trained = as_floats("trained_images", trained_images)
-        expected = (sum(map(len, victims)), *victims[0].images.shape)
-        if trained.shape != expected:
-            raise FedveilError(f"trained_images: expected {expected} as the images, got {tuple(trained.shape)}")
-        return [replace(batch, trained=trained[list(batch.victims)]) for batch in victims]
-    if isinstance(defense, Defense):
-        # Modules that are not at hand may change images.
-        if defense.trained_on is not TrainedOn.NOTHING:
-            return victims
-        defense = Stateless(defense)
-    if defense.surrogate().data is not None:
-        return victims
-    return [replace(batch, trained=batch.originals) for batch in victims]
-
-
 def _attacks(
     given: Sequence[str | Attack] | None,
     defense: Defense[Any] | PreparedDefense,
     auxiliary: Images | None,
-    trained_images: Pictures | None,
+    trained_images: Pictures | Sequence[Pictures] | None,
 ) -> tuple[Attack, ...]:
     """The attacks to run, each of which has what it needs."""
     stolen = isinstance(defense, PreparedDefense) and not isinstance(defense, Stateless)
@@ -294,12 +259,19 @@ def _context(
 
 
 def _prepare(
-    attacks: Sequence[Attack], defense: Defense[Any] | PreparedDefense, context: DefenseContext | None
+    attacks: Sequence[Attack],
+    defense: Defense[Any] | PreparedDefense,
+    context: DefenseContext | None,
+    *,
+    observations: int,
+    local_steps: int,
 ) -> tuple[TrainedOn, dict[PreparationKey, AttackerPreparation]]:
     if isinstance(defense, Stateless):
         defense = defense.settings
     trained_on = defense.trained_on if isinstance(defense, Defense) else TrainedOn.PUBLIC
-    keys = {preparation_key(attack, trained_on, 0) for attack in attacks}
+    keys = {
+        preparation_key(attack, trained_on, 0, observations=observations, local_steps=local_steps) for attack in attacks
+    }
     wanted = [key for key in keys if key is not None]
     if not wanted or context is None:
         return trained_on, {}
@@ -307,7 +279,12 @@ def _prepare(
         defense = shadow_defense(defense, context.public, context, defense.pretrain(context))
     return trained_on, {
         key: prepare_attacker(
-            defense, context.public, key.training, device=context.device, stream=torch_stream(context.seed, "inverse")
+            defense,
+            context.public,
+            key,
+            classes=context.model.classes,
+            device=context.device,
+            stream=torch_stream(context.seed, "inverse"),
         )
         for key in wanted
     }

@@ -31,6 +31,8 @@ class Attacker:
         trained_on: what the defence's modules are trained on.
         labels_known: labels are granted.
         seed: of the attacker's randomness.
+        observations: R, how often each batch was observed.
+        local_steps: the clients' steps behind an update.
     """
 
     target: TargetModel
@@ -40,6 +42,14 @@ class Attacker:
     trained_on: TrainedOn
     labels_known: bool
     seed: int
+    observations: int = 1
+    local_steps: int = 1
+
+    def preparation_key(self, attack: Attack, client: int) -> PreparationKey | None:
+        """See `fedveil.attacks.preparation.preparation_key`."""
+        return preparation_key(
+            attack, self.trained_on, client, observations=self.observations, local_steps=self.local_steps
+        )
 
     @property
     def adaptive(self) -> frozenset[str]:
@@ -51,7 +61,7 @@ class Attacker:
     def knowledge(self, attack: Attack, clients: Sequence[int], device: torch.device) -> Knowledge:
         """What one attack is handed against some clients: what its threat model grants, and no more."""
         threat_model = replace(attack.needs, labels=self.labels_known)
-        keys = {preparation_key(attack, self.trained_on, client) for client in clients}
+        keys = {self.preparation_key(attack, client) for client in clients}
         return Knowledge(
             threat_model=threat_model,
             model=self.target,
@@ -123,11 +133,15 @@ def audit_updates(
 
 
 def _granted(observation: Observation, truth: VictimBatch | None, threat_model: ThreatModel) -> Observation:
-    labels, trained = observation.labels, observation.trained_images
-    if truth is not None:
-        labels, trained = truth.labels, truth.trained
-    return replace(
-        observation,
-        labels=labels if threat_model.labels else None,
-        trained_images=trained if threat_model.trained_images else None,
+    labels = observation.labels if truth is None else truth.labels
+    series = observation.series
+    drawn = [one.trained_images for one in series] if truth is None else truth.draws or [None] * len(series)
+    first, *again = (
+        replace(
+            one,
+            labels=labels if threat_model.labels else None,
+            trained_images=draw if threat_model.trained_images else None,
+        )
+        for one, draw in zip(series, drawn, strict=True)
     )
+    return replace(first, repeats=tuple(again))

@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedveil.attacks.inverse import LearntInverse
+from fedveil.attacks.reader import Reader
 from fedveil.attacks.target import TargetModel
 from fedveil.defense.base import Surrogate
-from fedveil.defense.modules import Inverse
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel
@@ -66,10 +67,17 @@ class AttackerPreparation:
     Attributes:
         surrogate: what the defence had to hand over.
         inverse: from trained-on images to originals, on the CPU; None where the defence leaves images alone.
+        reader: the attacker's own classifier of trained-on images, on the CPU; None if it has none.
     """
 
     surrogate: Surrogate
-    inverse: Inverse | None
+    inverse: LearntInverse | None
+    reader: Reader | None = None
+
+    @property
+    def draws(self) -> int:
+        """How many draws of one image the inverse looks at; 1 where all that was observed of an image is the same."""
+        return 1 if self.inverse is None else self.inverse.observations
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,14 @@ def capture(
 
     update = local_update(model, weights, batch.images, hooks, spec, stream, on_batch=note).update
     observation = Observation(batch.number, batch.client, update, weights, len(batch))
-    return observation, replace(batch, trained=torch.stack(seen).mean(dim=0))
+    return observation, replace(batch, draws=(torch.stack(seen).mean(dim=0),))
+
+
+def together(captured: Sequence[tuple[Observation, VictimBatch]]) -> tuple[Observation, VictimBatch]:
+    """Return what was captured of one batch several times as one observation with repeats, and one truth with each draw."""
+    (first, truth), *again = captured
+    draws = (draw for _, batch in captured for draw in batch.draws)
+    return replace(first, repeats=tuple(observation for observation, _ in again)), replace(truth, draws=tuple(draws))
 
 
 def client_update(

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.engine import Problem, objective
-from fedveil.attacks.gradient_matching import GradientMatching
+from fedveil.attacks.gradient_matching import Found, GradientMatching, Place
+from fedveil.attacks.match import Match
 from fedveil.attacks.matching import squared_distance
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
@@ -23,10 +23,10 @@ class DeepLeakage(GradientMatching):
 
     It departs from the papers in five details. The first half of the steps matches the direction alone (`cosine_distance`):
     where the gradient is far too long or too short at first, squared distance gets stuck. What several local steps sent is
-    matched in direction to the end. The distance is relative to the
-    observed gradient's size. L-BFGS searches along each of its steps and keeps pixels in [0, 1]. The start is mid-grey with
-    a little noise. A trace of total variation settles pixels that the gradient leaves open. Labels are the granted ones, or
-    iDLG's; the first paper optimises them too.
+    matched in direction first, and then by replaying the steps (see `Place`). The distance is relative to the observed
+    gradient's size. L-BFGS searches along each of its steps and keeps pixels in [0, 1]. The start is mid-grey with a little
+    noise. A trace of total variation settles pixels that the gradient leaves open. Labels are the granted ones, or iDLG's;
+    the first paper optimises them too.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])
@@ -43,21 +43,24 @@ class DeepLeakage(GradientMatching):
 
     name: ClassVar[str] = "deep_leakage"
     tv: float = 1e-4
+    place: Place = "unrolled"
     history: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self.name, history=(self.history, 1))
 
-    def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
+    def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
-        turn = objective(problem, priors=[TotalVariation(_SMOOTHER * self.tv)])
-        if not problem.sized:
-            return LBFGS(self.steps, self.history).minimise(turn, start)
+        squared = match.objective(distance=squared_distance, priors=[TotalVariation(self.tv)])
+        if match.warm:
+            return Found(*LBFGS(self.steps, self.history).minimise(squared, start))
+        turn = match.objective(priors=[TotalVariation(_SMOOTHER * self.tv)])
+        if not match.sized:
+            return Found(*LBFGS(self.steps, self.history).minimise(turn, start))
         first = self.steps // 2
         turned, _ = LBFGS(first, self.history).minimise(turn, start)
-        squared = objective(problem, distance=squared_distance, priors=[TotalVariation(self.tv)])
-        return LBFGS(self.steps - first, self.history).minimise(squared, turned)
+        return Found(*LBFGS(self.steps - first, self.history).minimise(squared, turned))
 
 
 _SMOOTHER = 10

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from torch import Tensor
 from fedveil.attacks.base import Attack, Earlier, Knowledge, Observation
 from fedveil.attacks.engine import Problem
 from fedveil.attacks.labels import labels_of
+from fedveil.attacks.match import Match
 from fedveil.attacks.matching import Tensors
 from fedveil.attacks.progress import begin, progress
+from fedveil.attacks.starts import Start, start_of
+from fedveil.attacks.unrolled import Path
 from fedveil.defense.base import at_least
 from fedveil.defense.devices import on_device
 from fedveil.fl.errors import FedveilError
@@ -37,51 +40,77 @@ def match_at(observation: Observation, alpha: float) -> dict[str, Tensor]:
     return {n: w + alpha * change[n] if alpha and n in change else w for n, w in observation.weights.items()}
 
 
-Place = Literal["searched", "sent", "middle"]
-"""Where to match a delta of several steps: at alpha 0, at 1/2, or where a short run from each of `ALPHAS` ends lowest."""
+Place = Literal["searched", "sent", "middle", "unrolled"]
+"""Where to match a delta of several steps: at alpha 0, at 1/2, or where a short run from each of `ALPHAS` ends lowest;
+``unrolled`` begins as ``searched`` and ends with the client's steps replayed, which needs its true learning rate: without
+it, the first part has the lower loss, and is the result."""
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Places to choose from."""
 SEARCH = 5
 """A run that decides about a place takes this part of the steps."""
+WARM = 2
+"""Before steps are unrolled, this part of the evaluations goes to the search for a place and to the match there, halved."""
+CHUNK = 64
+"""Victims times restarts that are optimised together, where nothing else is said."""
 
-START_NOISE = 0.02
-"""Standard deviation of the start around mid-grey."""
+Visible = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Given an observed gradient, masks of the entries that tell anything; see `fedveil.defense.base.Surrogate`."""
+
+
+class Found(NamedTuple):
+    """What a match came to.
+
+    Attributes:
+        images: (V, B, C, H, W) in [0, 1].
+        losses: (V,) own objectives of these.
+        labels: (V, B) where the attack has looked for them too; otherwise they are those that it was told.
+    """
+
+    images: Tensor
+    losses: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Attack):
     """An attack that looks for the images whose gradient is the observed one.
 
-    The start is mid-grey with a little noise: normalisation layers hide an image's brightness, and what the start gets
-    wrong there no step corrects. Of several restarts, and of all iterates, the one with the lowest own objective is
-    returned.
+    Of several restarts, and of all iterates, the one with the lowest own objective is returned. Where a batch was observed
+    several times (`Observation.repeats`), one set of images has to explain all that was sent.
 
     Attributes:
-        steps: evaluations of the gradient per start, at least 1.
+        steps: evaluations of the gradient per start, at least 1; one that replays a client's local steps counts once.
         tv: weight of the total variation, at least 0, of the mean absolute difference between neighbours.
         restarts: random starts per victim, at least 1.
-        chunk: victims times restarts that are optimised together, at least 1; bounds memory.
-        place: where to match what several local steps sent; ``searched`` tries five places by each victim's own objective,
-            with a fifth of the steps each.
+        chunk: victims times restarts that are optimised together, at least 1; bounds memory. None leaves it to the attack.
+        place: how to match what several local steps sent, see `Place`. ``searched`` takes as many evaluations again.
+        start: see `Start`. Mid-grey suits normalisation layers: they hide an image's brightness, and what a start gets
+            wrong there no step corrects.
     """
+
+    told: ClassVar[bool] = True
+    """It takes labels as given or recovered; an attack that is not told looks for them itself."""
 
     steps: int = 300
     tv: float = 1e-2
     restarts: int = 1
-    chunk: int = 64
+    chunk: int | None = None
     place: Place = "searched"
+    start: Start = "grey"
 
     def __post_init__(self) -> None:
-        if self.place not in get_args(Place):
-            raise FedveilError(f"{self.name}: place is {self.place!r}; allowed: {', '.join(get_args(Place))}")
-        at_least(self.name, steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1), chunk=(self.chunk, 1))
+        for name, allowed in (("place", get_args(Place)), ("start", get_args(Start))):
+            if getattr(self, name) not in allowed:
+                raise FedveilError(f"{self.name}: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        at_least(self.name, steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1))
+        at_least(self.name, chunk=(CHUNK if self.chunk is None else self.chunk, 1))
 
     @abstractmethod
-    def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images that match best, (V, B, C, H, W) in [0, 1], and the own objective (V,) of these.
+    def minimise(self, match: Match, start: Tensor) -> Found:
+        """Return the images that match best.
 
         Args:
-            problem: what to match.
+            match: what to match.
             start: (V, B, C, H, W).
         """
 
@@ -93,58 +122,120 @@ class GradientMatching(Attack):
         self,
         observations: Sequence[Observation],
         knowledge: Knowledge,
-        visible: Sequence[Tensors] | None = None,
+        visible: Visible | None = None,
+        *,
+        warm: Sequence[Reconstruction] | None = None,
     ) -> list[Reconstruction]:
-        """Invert all observations, matching only the ``visible`` entries (masks by name per observation) if given."""
-        return self._invert_at(self._places(observations, knowledge, visible), observations, knowledge, visible)
+        """Invert all observations.
 
-    def _places(
-        self, observations: Sequence[Observation], knowledge: Knowledge, visible: Sequence[Tensors] | None
-    ) -> Sequence[float]:
-        """The place of each victim: all knowledge of it is the victim's own objective."""
+        Args:
+            observations: victims.
+            knowledge: what the attacker holds.
+            visible: says which entries to match; None for all.
+            warm: a result of each to go on from, instead of random starts.
+
+        Raises:
+            FedveilError: some batches were observed more often than others.
+        """
+        if len({len(observation.repeats) for observation in observations}) > 1:
+            raise FedveilError(f"{self.name}: all batches have to be observed equally often")
+        run = _Run(observations, knowledge, visible, self.told)
+        here = [0.0] * len(observations)
         if self.place == "sent" or all(o.update.local_steps == 1 for o in observations):
-            return [0.0] * len(observations)
+            return self._matched(run, here, warm)
         if self.place == "middle":
-            return [0.5] * len(observations)
-        short = replace(self, steps=max(1, self.steps // SEARCH), restarts=1)
-        losses = [
-            [found.loss for found in short._invert_at([alpha] * len(observations), observations, knowledge, visible)]
-            for alpha in ALPHAS
-        ]
+            return self._matched(run, [0.5] * len(observations), warm)
+        if self.place == "searched":
+            return self._matched(run, self._searched(run, self.steps // SEARCH), warm)
+        if warm is not None:
+            return self._matched(run, here, warm, unrolled=True)
+        first = self.steps // WARM // 2
+        before = replace(self, steps=max(1, first))
+        warm = before._matched(run, before._searched(run, first // len(ALPHAS)))
+        after = replace(self, steps=max(1, self.steps - 2 * first), restarts=1)
+        unrolled = after._matched(run, here, warm, unrolled=True)
+        # Where the learning rate is not the client's, the steps explain the update worse than one gradient does.
+        return [min(pair, key=lambda found: found.loss) for pair in zip(unrolled, warm, strict=True)]
+
+    def _searched(self, run: _Run, steps: int) -> list[float]:
+        """The place of each victim: all knowledge of it is the victim's own objective."""
+        short = replace(self, steps=max(1, steps), restarts=1)
+        losses = [[found.loss for found in short._matched(run, [alpha] * len(run.observations))] for alpha in ALPHAS]
         return [ALPHAS[own.index(min(own))] for own in zip(*losses, strict=True)]
 
-    def _invert_at(
+    def _matched(
         self,
+        run: _Run,
         places: Sequence[float],
-        observations: Sequence[Observation],
-        knowledge: Knowledge,
-        visible: Sequence[Tensors] | None,
+        warm: Sequence[Reconstruction] | None = None,
+        *,
+        unrolled: bool = False,
     ) -> list[Reconstruction]:
-        jobs = [(index, restart) for index in range(len(observations)) for restart in range(self.restarts)]
+        """Match each observation at its place, from random starts or from ``warm`` results on."""
+        restarts = 1 if warm is not None else self.restarts
+        jobs = [(index, restart) for index in range(len(run.observations)) for restart in range(restarts)]
         best: dict[int, Reconstruction] = {}
         with progress(self.name, victims=len(jobs), steps=self.steps):
-            for at in range(0, len(jobs), self.chunk):
-                some = jobs[at : at + self.chunk]
+            for some in _pieces(jobs, restarts, CHUNK if self.chunk is None else self.chunk):
                 begin(len(some))
-                indices = [index for index, _ in some]
-                problem = problem_of(
-                    [observations[index] for index in indices],
-                    knowledge,
-                    [places[index] for index in indices],
-                    None if visible is None else [visible[index] for index in indices],
-                )
-                starts = [self._start(observations[index], restart, knowledge) for index, restart in some]
-                images, losses = self.minimise(problem, torch.stack(starts).to(knowledge.device))
-                for index, image, loss, label in zip(
-                    indices, images.cpu(), losses.tolist(), problem.labels.cpu(), strict=True
+                match = run.match([index for index, _ in some], places, unrolled=unrolled, warm=warm is not None)
+                starts = [
+                    self._start(run.observations[index], restart, run.knowledge) if warm is None else warm[index].images
+                    for index, restart in some
+                ]
+                found = self.minimise(match, torch.stack(starts).to(run.knowledge.device))
+                labels = match.labels if found.labels is None else found.labels
+                for (index, _), image, loss, own in zip(
+                    some, found.images.cpu(), found.losses.tolist(), labels.cpu(), strict=True
                 ):
                     if index not in best or loss < best[index].loss:
-                        best[index] = Reconstruction(image, label, loss)
-        return [best[index] for index in range(len(observations))]
+                        best[index] = Reconstruction(image, own, loss)
+        return [best[index] for index in range(len(run.observations))]
 
     def _start(self, observation: Observation, restart: int, knowledge: Knowledge) -> Tensor:
         stream = torch_stream(knowledge.seed, "start", observation.number, restart)
-        return 0.5 + START_NOISE * torch.randn((observation.batch_size, *knowledge.model.image_shape), generator=stream)
+        return start_of(self.start, (observation.batch_size, *knowledge.model.image_shape), stream)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What stays the same while one attack inverts its observations."""
+
+    observations: Sequence[Observation]
+    knowledge: Knowledge
+    visible: Visible | None
+    told: bool
+
+    def match(self, at: Sequence[int], places: Sequence[float], *, unrolled: bool, warm: bool) -> Match:
+        """Return what to match of the observations at these positions."""
+        firsts = [self.observations[index] for index in at]
+        alphas = [places[index] for index in at]
+        if self.told:
+            labels = labels_for(firsts, self.knowledge)
+        else:
+            labels = torch.zeros((len(firsts), firsts[0].batch_size), dtype=torch.int64)
+        problems = []
+        for same_round in zip(*(one.series for one in firsts), strict=True):
+            masks = self.visible and [self.visible(target_gradient(one.update)) for one in same_round]
+            problems.append(problem_of(same_round, self.knowledge, alphas, masks, labels=labels))
+        path = None
+        if unrolled:
+            updates = [one.update for one in firsts]
+            rates = torch.tensor([update.learning_rate for update in updates], device=self.knowledge.device)
+            path = Path(updates[0].local_steps, rates)
+        return Match(tuple(problems), tuple(firsts), self.knowledge, path, warm=warm)
+
+
+def _pieces(jobs: Sequence[tuple[int, int]], restarts: int, chunk: int) -> list[Sequence[tuple[int, int]]]:
+    """Cut jobs into chunks; all restarts of a victim stay together where that many are allowed."""
+    size = max(1, chunk // restarts) * restarts if chunk >= restarts else chunk
+    return [jobs[at : at + size] for at in range(0, len(jobs), size)]
+
+
+def labels_for(observations: Sequence[Observation], knowledge: Knowledge) -> Tensor:
+    """Return the labels (V, B) that the attacker uses; an observation that occurs again stands for another restart."""
+    told = {id(one): labels_of(one, knowledge) for one in {id(one): one for one in observations}.values()}
+    return torch.stack([told[id(one)] for one in observations])
 
 
 def problem_of(
@@ -152,6 +243,8 @@ def problem_of(
     knowledge: Knowledge,
     places: Sequence[float],
     masks: Sequence[Tensors] | None = None,
+    *,
+    labels: Tensor | None = None,
 ) -> Problem:
     """Return what there is to match, on the attacker's device: one victim per observation.
 
@@ -160,11 +253,12 @@ def problem_of(
         knowledge: what the attacker holds.
         places: where to match each of them, see `match_at`.
         masks: of the visible entries, by name, for each observation; None for all entries.
+        labels: (V, B); None takes `labels_for` the observations.
     """
     device = knowledge.device
     model = replace(knowledge.model, module=on_device(knowledge.model.module, device))
-    told = {id(one): labels_of(one, knowledge) for one in {id(one): one for one in observations}.values()}
-    labels = torch.stack([told[id(one)] for one in observations])
+    if labels is None:
+        labels = labels_for(observations, knowledge)
     own_weights = any(
         place or o.weights is not observations[0].weights for o, place in zip(observations, places, strict=True)
     )

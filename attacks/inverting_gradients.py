@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.engine import Problem, objective
-from fedveil.attacks.gradient_matching import GradientMatching
+from fedveil.attacks.gradient_matching import Found, GradientMatching
+from fedveil.attacks.match import Match
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import TotalVariation
 from fedveil.defense.base import above_zero
@@ -27,7 +27,7 @@ class InvertingGradients(GradientMatching):
 
     >>> import fedveil as fv
     >>> fv.InvertingGradients(steps=500, restarts=4)
-    InvertingGradients(steps=500, tv=0.01, restarts=4, chunk=64, place='searched', learning_rate=0.05)
+    InvertingGradients(steps=500, tv=0.01, restarts=4, chunk=None, place='searched', start='grey', learning_rate=0.05)
 
     Attributes:
         steps: iterations, at least 1; 24,000 in the paper's experiments on CIFAR-10.
@@ -41,7 +41,8 @@ class InvertingGradients(GradientMatching):
         super().__post_init__()
         above_zero(self.name, learning_rate=self.learning_rate)
 
-    def minimise(self, problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
+    def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
-        matching = objective(problem, priors=[TotalVariation(self.tv)])
-        return Adam(self.steps, self.learning_rate).minimise(matching, start)
+        return Found(
+            *Adam(self.steps, self.learning_rate).minimise(match.objective(priors=[TotalVariation(self.tv)]), start)
+        )

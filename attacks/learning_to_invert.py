@@ -14,7 +14,7 @@ from fedveil.attacks.gradient_matching import target_gradient
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.own_updates import OwnClients
 from fedveil.attacks.pairing import paired
-from fedveil.attacks.until_flat import AdamSteps, hold_out, train_until_flat
+from fedveil.attacks.until_flat import Adam, hold_out, train_until_flat
 from fedveil.attacks.update_features import UpdateFeatures, entries
 from fedveil.attacks.variation import mirrors, varied
 from fedveil.attacks.yardstick import misfit
@@ -60,6 +60,7 @@ class LearningToInvert(Attack):
     name: ClassVar[str] = "learning_to_invert"
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
     adaptive: ClassVar[bool] = True
+    inverse: ClassVar[None] = None
 
     steps: int = 3000
     width: int = 512
@@ -127,7 +128,8 @@ class LearningToInvert(Attack):
             lambda module: float(assigned_error(module(seen).clamp(0, 1), truth)),
             steps=self.steps,
             tolerance=self.tolerance,
-            optimizer=AdamSteps(reader.parameters(), learning_rate=LEARNING_RATE),
+            learning_rate=LEARNING_RATE,
+            optimizer=Adam,
         )
         observed = [target_gradient(observation.update) for observation in observations]
         stacked = {name: torch.stack([one[name] for one in observed]).to(knowledge.device) for name in observed[0]}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.deep_leakage import DeepLeakage
-from fedveil.attacks.gradient_matching import GradientMatching
-from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.gradient_matching import GradientMatching, Visible
 from fedveil.attacks.yardstick import misfit
 from fedveil.defense.base import at_least
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 
-CONTENDERS: tuple[GradientMatching, ...] = (InvertingGradients(), DeepLeakage())
-HEAT = 8
-"""A heat takes this part of the budget for each contender."""
+HEATS = 3
+"""All heats together take this part of the budget."""
 
 
 @ATTACKS.register("strongest")
@@ -24,11 +23,11 @@ HEAT = 8
 class Strongest(Attack):
     """Run several attacks under one budget, and return for each victim what explains its update best.
 
-    One round of successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): `InvertingGradients` and `DeepLeakage`
-    run a heat each; for each victim the one that is behind is dropped, and the other runs anew on what the budget has left.
-    The yardstick is the same for all: the client's steps are replayed on the reconstruction, and the cosine distance of
-    what it would send to what it sent decides, never the truth. That distance is the loss of the result: where it is large,
-    no attack worked.
+    Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim the half
+    that is behind is dropped, until one is left, which goes on from what it has with the rest of the budget. The yardstick
+    is the same for all (`fedveil.attacks.yardstick.misfit`): the client's steps are replayed on the reconstruction, and the
+    cosine distance of what it would send to what it sent decides, never the truth. That distance is the loss of the result:
+    where it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs once beside the others.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])
@@ -38,38 +37,110 @@ class Strongest(Attack):
     True
 
     Attributes:
-        steps: evaluations of the gradient per victim, of all attacks together; at least 20.
-        chunk: victims that are optimised together, at least 1; bounds memory.
+        steps: evaluations of the gradient per victim, of all attacks together; at least 20. One that replays a client's
+            local steps counts once.
+        contenders: names of attacks, at least one; those that need more than is granted or do not fit the model stand back.
+        smoothness: factor on the weights of total variation of the contenders, at least 0.
+        chunk: victims that are optimised together, at least 1; bounds memory. None leaves it to the attacks.
     """
 
     name: ClassVar[str] = "strongest"
     steps: int = 600
-    chunk: int = 64
+    contenders: tuple[str, ...] = ("analytic", "inverting_gradients", "deep_leakage")
+    smoothness: float = 1.0
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(self.name, steps=(self.steps, 20), chunk=(self.chunk, 1))
+        at_least(self.name, steps=(self.steps, 20), smoothness=(self.smoothness, 0))
+        at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
+        allowed = sorted(set(ATTACKS) - {self.name})
+        for name in self.contenders:
+            if name not in allowed or ATTACKS[name].needs.defense_algorithm:
+                raise FedveilError(
+                    f"{self.name}: contenders names {name!r}; allowed: attacks that take updates as they are"
+                )
+        if not self.contenders:
+            raise FedveilError(f"{self.name}: contenders is empty; name at least one attack")
 
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        # The search for a place takes as many evaluations again.
-        budget = self.steps if all(o.update.local_steps == 1 for o in observations) else self.steps // 2
-        heat = budget // HEAT
-        heats = [self._found(attack, heat, observations, knowledge) for attack in CONTENDERS]
-        best = [min(own, key=lambda found: found.loss) for own in zip(*heats, strict=True)]
-        for attack, results in zip(CONTENDERS, heats, strict=True):
-            ahead = [at for at, found in enumerate(results) if found is best[at]]
-            if not ahead:
-                continue
-            left = budget - len(CONTENDERS) * heat
-            again = self._found(attack, left, [observations[at] for at in ahead], knowledge)
-            for at, found in zip(ahead, again, strict=True):
-                best[at] = min(best[at], found, key=lambda one: one.loss)
-        return best
+        return self.invert(observations, knowledge)
 
-    def _found(
-        self, attack: GradientMatching, steps: int, observations: Sequence[Observation], knowledge: Knowledge
+    def invert(
+        self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None = None
     ) -> list[Reconstruction]:
-        """What an attack makes of the observations, with losses by the common yardstick."""
-        found = replace(attack, steps=steps, chunk=self.chunk).invert(observations, knowledge)
-        losses = misfit(observations, found, knowledge)
-        return [replace(one, loss=loss) for one, loss in zip(found, losses, strict=True)]
+        """Invert all observations, matching only the entries that are ``visible``, if given.
+
+        Raises:
+            FedveilError: no contender fits.
+        """
+        attacks = [attack for attack in map(self._contender, self.contenders) if _ready(attack, knowledge)]
+        if not attacks:
+            raise FedveilError(f"{self.name}: what the attacker holds fits none of {', '.join(self.contenders)}")
+        contest = _Contest(observations, knowledge, visible)
+        searches = []
+        for attack in attacks:
+            if isinstance(attack, GradientMatching):
+                searches.append(attack)
+            else:
+                contest.enter(attack, attack(observations, knowledge))
+        left, spent = len(searches), 0
+        rungs = math.ceil(math.log2(max(1, left)))
+        for _ in range(rungs):
+            share = max(1, self.steps // (HEATS * rungs * left))
+            contest.heat(searches, left, share)
+            spent += share * left
+            left = math.ceil(left / 2)
+        contest.heat(searches, min(1, left), self.steps - spent)
+        return [min(own, key=lambda found: found.loss) for own in contest.results()]
+
+    def _contender(self, name: str) -> Attack:
+        kind = ATTACKS[name]
+        given: dict[str, Any] = {"chunk": self.chunk, "place": "unrolled"} if issubclass(kind, GradientMatching) else {}
+        attack = kind(**given)
+        return replace(attack, tv=self.smoothness * attack.tv) if isinstance(attack, GradientMatching) else attack
+
+
+class _Contest:
+    """What each attack has made of each victim so far, by the common yardstick."""
+
+    def __init__(self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None) -> None:
+        self._observations = observations
+        self._knowledge = knowledge
+        self._visible = visible
+        self._found: list[dict[str, Reconstruction]] = [{} for _ in observations]
+
+    def heat(self, searches: Sequence[GradientMatching], kept: int, steps: int) -> None:
+        """Let each victim's best ``kept`` searches, all of them at first, go on for so many evaluations."""
+        ahead = [self._ahead(own, searches)[:kept] for own in self._found]
+        for attack in searches:
+            victims = [at for at, own in enumerate(ahead) if attack in own]
+            if not victims:
+                continue
+            before = [self._found[at].get(attack.name) for at in victims]
+            warm = [one for one in before if one is not None]
+            seen = [self._observations[at] for at in victims]
+            on = replace(attack, steps=steps)
+            self.enter(on, on.invert(seen, self._knowledge, self._visible, warm=warm or None), victims)
+
+    def enter(self, attack: Attack, found: Sequence[Reconstruction], victims: Sequence[int] | None = None) -> None:
+        """Measure what an attack has found of these victims, all by default; what it had before stays if that was better."""
+        at = range(len(self._observations)) if victims is None else victims
+        seen = [self._observations[victim] for victim in at]
+        losses = misfit(seen, found, self._knowledge, self._visible)
+        for victim, one, loss in zip(at, found, losses, strict=True):
+            own = self._found[victim]
+            if attack.name not in own or loss < own[attack.name].loss:
+                own[attack.name] = replace(one, loss=loss)
+
+    def results(self) -> list[list[Reconstruction]]:
+        """Everything found of each victim."""
+        return [list(own.values()) for own in self._found]
+
+    @staticmethod
+    def _ahead(own: dict[str, Reconstruction], searches: Sequence[GradientMatching]) -> list[GradientMatching]:
+        return sorted(searches, key=lambda attack: own[attack.name].loss if attack.name in own else 0.0)
+
+
+def _ready(attack: Attack, knowledge: Knowledge) -> bool:
+    return not knowledge.threat_model.lacks(attack.needs) and attack.applies(knowledge)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.elementary import Elementary
-from fedveil.attacks.gradient_matching import target_gradient
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.scoring import match
 from fedveil.defense.base import Surrogate
@@ -37,13 +35,6 @@ class _Surrogate(NoHooks):
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)
 
 
-def visible_masks(observations: Sequence[Observation], surrogate: Surrogate) -> list[dict[str, Tensor]] | None:
-    """Return, per observation, the masks of the update's entries that tell anything; None where all do."""
-    if surrogate.visible is None:
-        return None
-    return [surrogate.visible(target_gradient(observation.update)) for observation in observations]
-
-
 def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
     """Return the total-variation weight that inverts defended updates of auxiliary images best.
 
@@ -62,11 +53,10 @@ def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surroga
     if not made:
         return inversion.tv
     observations = [observation for observation, _ in made]
-    masks = visible_masks(observations, surrogate)
     errors: dict[float, float] = {}
     for factor in FACTORS:
         tuned = replace(inversion, tv=inversion.tv * factor)
-        found = tuned.invert(observations, knowledge, masks)
+        found = tuned.invert(observations, knowledge, surrogate.visible)
         errors[tuned.tv] = sum(
             float((f.images[match(f.images, trained)] - trained).square().mean())
             for f, (_, trained) in zip(found, made, strict=True)

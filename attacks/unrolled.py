@@ -58,21 +58,7 @@ class Unrolled:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective (V,) of images (V, B, C, H, W), and its gradient shaped as they are."""
-        problem, path = self.problem, self.path
-        places, sent = walk(problem, x, path)
-        target, masks = problem.target, problem.visible
-        if masks is not None:
-            sent, target = ({n: t * masks[n] for n, t in one.items()} for one in (sent, target))
-        value, direction = self.distance(sent, target)
-        slope = torch.zeros_like(x)
-        frozen = _spread(problem.frozen, problem, len(x))
-        behind = {n: torch.zeros_like(v) for n, v in direction.items()}
-        back = vmap(grad(_directional, argnums=(1, 2)), in_dims=(None, 0, 0, 0, 0, 0), randomness="error")
-        for place in reversed(places):
-            pull = {n: v / path.steps - along(path.rates, v) * behind[n] for n, v in direction.items()}
-            by_weights, by_images = back(problem, place, x, frozen, problem.labels, pull)
-            behind = {n: b + by_weights[n] for n, b in behind.items()}
-            slope = slope + by_images
+        value, slope, _ = slopes(self.problem, self.path, self.distance, x)
         if self.priors:
             penalty, rise = penalty_and_slope(self.priors, x)
             value, slope = value + penalty, slope + rise
@@ -82,6 +68,38 @@ class Unrolled:
         """Return the objective of the victims at these positions (n,)."""
         priors = tuple(prior.take(at) for prior in self.priors)
         return Unrolled(self.problem.take(at), self.path.take(at), self.distance, priors)
+
+
+def slopes(problem: Problem, path: Path, distance: Distance, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distance (V,) of what images (V, B, C, H, W) would have sent, its gradient by them, and by the labels.
+
+    The last is shaped as the problem's labels where those are shares of the classes (V, B, K), and zero (V,) otherwise.
+    """
+    places, sent = walk(problem, x, path)
+    target, masks = problem.target, problem.visible
+    if masks is not None:
+        sent, target = ({n: t * masks[n] for n, t in one.items()} for one in (sent, target))
+    value, direction = distance(sent, target)
+    frozen = _spread(problem.frozen, problem, len(x))
+    soft = problem.labels.is_floating_point()
+    by_images, by_labels = torch.zeros_like(x), torch.zeros_like(problem.labels if soft else value)
+    behind = {n: torch.zeros_like(v) for n, v in direction.items()}
+    # The slope by the weights before the first step leads nowhere.
+    for step, place in reversed(list(enumerate(places))):
+        wanted = ("images", *["labels"] * soft, *["weights"] * (step > 0))
+        back = vmap(
+            grad(_directional, argnums=tuple(_ARGUMENTS[name] for name in wanted)),
+            in_dims=(0, 0, 0, 0, 0, None),
+            randomness="error",
+        )
+        pull = {n: v / path.steps - along(path.rates, v) * behind[n] for n, v in direction.items()}
+        found = dict(zip(wanted, back(x, problem.labels, place, frozen, pull, problem), strict=True))
+        by_images = by_images + found["images"]
+        if soft:
+            by_labels = by_labels + found["labels"]
+        if step:
+            behind = {n: b + found["weights"][n] for n, b in behind.items()}
+    return value, by_images, by_labels
 
 
 def walk(problem: Problem, x: Tensor, path: Path) -> tuple[list[Tensors], Tensors]:
@@ -110,7 +128,11 @@ def replayed(problem: Problem, x: Tensor, *, steps: int, rates: Tensor) -> Tenso
     return walk(problem, x, Path(steps, rates))[1]
 
 
-def _directional(problem: Problem, trained: Tensors, x: Tensor, frozen: Tensors, y: Tensor, pull: Tensors) -> Tensor:
+_ARGUMENTS = {"images": 0, "labels": 1, "weights": 2}
+"""Places among the arguments of `_directional`."""
+
+
+def _directional(x: Tensor, y: Tensor, trained: Tensors, frozen: Tensors, pull: Tensors, problem: Problem) -> Tensor:
     derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (pull,))[1]
     return derivative
 

@@ -26,7 +26,8 @@ class VictimBatch:
         victims: the images' own numbers, the same for every defence; B of them.
         images: the originals with their labels, as they are in the data set, B of them.
         gallery: positions of the originals in the gallery; None without a gallery.
-        trained: (B, C, H, W) in [0, 1], what the client trained on, in the originals' order; None until it was captured.
+        draws: what the client trained on, in the originals' order, (B, C, H, W) in [0, 1] for each time that the batch was
+            seen; none until it was captured.
     """
 
     number: int
@@ -34,19 +35,19 @@ class VictimBatch:
     victims: tuple[int, ...]
     images: Images
     gallery: tuple[int, ...] | None = None
-    trained: Tensor | None = None
+    draws: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("victims", "gallery"):
             numbers: tuple[int, ...] | None = getattr(self, name)
             if numbers is not None and len(numbers) != len(self.images):
                 raise FedveilError(f"{name}: expected {len(self.images)} numbers, one per image, got {len(numbers)}")
-        if self.trained is not None:
-            check_images("images that the client trained on", self.trained)
-            if self.trained.shape != self.images.pixels.shape:
+        for draw in self.draws:
+            check_images("images that the client trained on", draw)
+            if draw.shape != self.images.pixels.shape:
                 raise FedveilError(
                     f"images that the client trained on: expected {tuple(self.images.pixels.shape)} as the originals, "
-                    f"got {tuple(self.trained.shape)}"
+                    f"got {tuple(draw.shape)}"
                 )
 
     def __len__(self) -> int:
@@ -61,6 +62,15 @@ class VictimBatch:
     def labels(self) -> Tensor:
         """(B,) int64, the true labels."""
         return self.images.labels
+
+    @property
+    def trained(self) -> Tensor | None:
+        """(B, C, H, W) in [0, 1], the mean of `draws`; None until they were captured.
+
+        That is what a perfect inversion of all updates together would average: its error is the least that inverting
+        alone can reach, however often the batch was seen.
+        """
+        return torch.stack(self.draws).mean(0) if self.draws else None
 
     @property
     def gallery_index(self) -> Tensor | None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 
 from fedveil.attacks.base import Knowledge, Observation
-from fedveil.attacks.gradient_matching import problem_of
-from fedveil.attacks.matching import Tensors, cosine_distance
+from fedveil.attacks.gradient_matching import Visible, problem_of, target_gradient
+from fedveil.attacks.matching import cosine_distance
 from fedveil.attacks.unrolled import replayed
 from fedveil.fl.messages import Reconstruction
 
@@ -26,7 +26,7 @@ def misfit(
     observations: Sequence[Observation],
     found: Sequence[Reconstruction],
     knowledge: Knowledge,
-    visible: Sequence[Tensors] | None = None,
+    visible: Visible | None = None,
 ) -> list[float]:
     """Return how far what each client would send, had it trained on the reconstruction, is from what it sent.
 
@@ -34,7 +34,7 @@ def misfit(
         observations: of one number of local steps.
         found: a reconstruction of each, with the labels to train on.
         knowledge: what the attacker holds.
-        visible: masks by name per observation, of the entries that tell anything; None for all.
+        visible: says which entries tell anything; None for all.
 
     Returns:
         Cosine distances; the best an attack can do is 0. Over repeated observations it is the mean.
@@ -45,7 +45,7 @@ def misfit(
     for begin in range(0, len(jobs), _TOGETHER):
         some = jobs[begin : begin + _TOGETHER]
         seen = [one for _, one in some]
-        masks = None if visible is None else [visible[at] for at, _ in some]
+        masks = visible and [visible(target_gradient(one.update)) for one in seen]
         problem = problem_of(seen, knowledge, [0.0] * len(seen), masks)
         problem = replace(problem, labels=torch.stack([found[at].labels for at, _ in some]).to(knowledge.device))
         images = torch.stack([found[at].images for at, _ in some]).to(knowledge.device)

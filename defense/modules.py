@@ -15,14 +15,15 @@ from torch.nn import functional as F
 LATENT_CHANNELS = 32
 
 
-def _groups(channels: int) -> int:
+def groups_of(channels: int) -> int:
+    """How many groups a GroupNorm makes of so many channels: 8, or what they share with 8."""
     return math.gcd(8, channels)
 
 
 def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
-        nn.GroupNorm(_groups(outputs), outputs),
+        nn.GroupNorm(groups_of(outputs), outputs),
         nn.SiLU(),
     )
 
@@ -36,7 +37,8 @@ def halvings(size: int) -> int:
     return max(2, round(math.log2(size / 8)))
 
 
-def _pad_to(x: Tensor, multiple: int) -> Tensor:
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (n, C, H, W) until both sides are multiples of ``multiple``."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
@@ -64,12 +66,12 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(*down, nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1))
         up: list[nn.Module] = [_conv(LATENT_CHANNELS, width)]
         for _ in range(times - 1):
-            up += [_up(width, width), nn.GroupNorm(_groups(width), width), nn.SiLU()]
+            up += [_up(width, width), nn.GroupNorm(groups_of(width), width), nn.SiLU()]
         self.decoder = nn.Sequential(*up, _conv(width, width), _up(width, channels))
 
     def encode(self, x: Tensor) -> Tensor:
         """(n, C, H, W) in [0, 1] to the latent (n, 32, h, w)."""
-        z: Tensor = self.encoder(2 * _pad_to(x, self.multiple) - 1)
+        z: Tensor = self.encoder(2 * pad_to(x, self.multiple) - 1)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class Inverse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) in [0, 1] to an estimate of the original, (n, C, H, W) in [0, 1]."""
-        entered = self.enter(_pad_to(2 * x - 1, 4))
+        entered = self.enter(pad_to(2 * x - 1, 4))
         low = self.down(entered)
         pooled = torch.cat([low.mean(dim=(2, 3)), low.amax(dim=(2, 3))], dim=1)
         low = self.bottom(low + self.context(pooled)[:, :, None, None])

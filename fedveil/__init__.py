@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.learning_to_invert import LearningToInvert as LearningToInvert
+    from fedveil.attacks.presets.denoised import Denoised as Denoised
+    from fedveil.attacks.presets.dlg import DLG as DLG
+    from fedveil.attacks.presets.gradinversion import GradInversion as GradInversion
+    from fedveil.attacks.presets.idlg import IDLG as IDLG
+    from fedveil.attacks.presets.latent_search import LatentSearch as LatentSearch
+    from fedveil.attacks.presets.modern import Modern as Modern
+    from fedveil.attacks.presets.surrogate_model import SurrogateModel as SurrogateModel
     from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
@@ -53,6 +60,8 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.run.api import sweep as sweep
 
 __all__ = [
+    "DLG",
+    "IDLG",
     "Adaptive",
     "AdaptiveModules",
     "Analytic",
@@ -61,12 +70,16 @@ __all__ = [
     "DeepLeakage",
     "Defense",
     "DefenseContext",
+    "Denoised",
     "FedveilError",
+    "GradInversion",
     "Images",
     "InverseTraining",
     "InvertingGradients",
     "Knowledge",
+    "LatentSearch",
     "LearningToInvert",
+    "Modern",
     "Observation",
     "PreparedDefense",
     "PrivacyRecord",
@@ -75,6 +88,7 @@ __all__ = [
     "Strategy",
     "Strongest",
     "Surrogate",
+    "SurrogateModel",
     "ThreatModel",
     "TrainedImages",
     "TrainedOn",
@@ -108,7 +122,14 @@ _MODULES = {
     "FedveilError": "fl.errors",
     "InverseTraining": "attacks.inverse",
     "InvertingGradients": "attacks.inverting_gradients",
+    "DLG": "attacks.presets.dlg",
+    "Denoised": "attacks.presets.denoised",
+    "GradInversion": "attacks.presets.gradinversion",
+    "IDLG": "attacks.presets.idlg",
+    "LatentSearch": "attacks.presets.latent_search",
     "LearningToInvert": "attacks.learning_to_invert",
+    "Modern": "attacks.presets.modern",
+    "SurrogateModel": "attacks.presets.surrogate_model",
     "PreparedDefense": "defense.base",
     "PrivacyRecord": "fl.messages",
     "Reconstruction": "fl.messages",

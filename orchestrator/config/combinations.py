@@ -126,6 +126,12 @@ def _audit(experiment: Experiment) -> list[str]:
         lines.append(
             f"audit.victims: given {audit.victims}; has to be a multiple of audit.batch_size {audit.batch_size}"
         )
+    most = fl.rounds * fl.local_epochs
+    if audit.observations > most:
+        lines.append(
+            f"audit.observations: given {audit.observations}; clients train on each image {most} time(s) (fl.rounds times"
+            f" fl.local_epochs); allowed: 1 to {most}"
+        )
     if audit.clients is not None and audit.clients > fl.clients:
         lines.append(f"audit.clients: given {audit.clients}; allowed: 1 to {fl.clients} (fl.clients)")
     return lines

@@ -127,6 +127,9 @@ class AuditSection(Section):
         clients: of how many clients; None for all.
         batch_size: images behind one audited update.
         local_steps: the client's steps on that batch; 1 sends the gradient.
+        observations: updates of each batch that an attacker holds, each with the client's noise drawn afresh: those of the
+            audited round and of the rounds before it. Where there are fewer, the server sends the same weights again. At
+            most ``fl.rounds`` times ``fl.local_epochs``: so often clients train on an image.
         labels: ``known`` to the attacker, or ``recovered`` from the update.
         attacks: names, or ``{name: NAME, option: value}``, run in this order; the baseline, which sees no update, runs
             always. Of two with one name the second is called ``NAME_2``.
@@ -139,6 +142,7 @@ class AuditSection(Section):
     clients: Count | None = None
     batch_size: Count = 1
     local_steps: Count = 1
+    observations: Count = 1
     labels: Literal["known", "recovered"] = "known"
     attacks: list[Named] = Field(default=[{"name": "inverting_gradients"}, {"name": "adaptive"}])
     balanced: bool = True

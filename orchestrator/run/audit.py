@@ -12,7 +12,7 @@ from typing import Any
 
 from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import AttackerPreparation
-from fedveil.attacks.capture import capture
+from fedveil.attacks.capture import capture, together
 from fedveil.attacks.preparation import (
     PreparationKey,
     preparation_key,
@@ -63,14 +63,21 @@ class Auditor:
         self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
+        self._observations = experiment.audit.observations
         self._executor = executor
         self._pictures = pictures
         self._judge = scorer.judge_quality
         self._adaptive = attacker.adaptive
 
-    def audit(self, state: ServerState) -> AuditReport:
-        """Audit the round that comes after ``state``."""
-        shared = (*self._shared, state.weights, state.round, self._local_steps, self._pictures)
+    def audit(self, state: ServerState, sent: Sequence[Weights] = ()) -> AuditReport:
+        """Audit the round that comes after ``state``.
+
+        Args:
+            state: of the server.
+            sent: the weights of the rounds before, the newest first, for victims that are observed several times.
+        """
+        rounds = tuple((state.round - back, weights) for back, weights in enumerate((state.weights, *sent)))
+        shared = (*self._shared, observed_rounds(rounds, self._observations), self._local_steps, self._pictures)
         return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
 
     def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
@@ -111,20 +118,25 @@ def _audit_batches(
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
-    weights: Weights,
-    number: int,
+    rounds: Sequence[tuple[int, Weights]],
     local_steps: int,
     pictures: int,
 ) -> AuditReport:
+    audited = rounds[0][0]
     seen = [
-        capture(
-            slot.model(federation.model),
-            weights,
-            batch,
-            federation.clients[batch.client].hooks.get(),
-            federation.training_at(number),
-            local_steps=local_steps,
-            stream=torch_stream(federation.seed, "audit", number, "batch", batch.number),
+        together(
+            [
+                capture(
+                    slot.model(federation.model),
+                    weights,
+                    batch,
+                    federation.clients[batch.client].hooks.get(),
+                    federation.training_at(number),
+                    local_steps=local_steps,
+                    stream=torch_stream(federation.seed, "audit", audited, "batch", batch.number, "observation", at),
+                )
+                for at, (number, weights) in enumerate(rounds)
+            ]
         )
         for batch in batches
     ]
@@ -133,10 +145,23 @@ def _audit_batches(
         [observation for observation, _ in seen],
         [batch for _, batch in seen],
         scorer=scorer,
-        round=number,
+        round=audited,
         device=slot.device,
     )
     return report.first(pictures)  # the images of all victims may be large
+
+
+def observed_rounds(rounds: Sequence[tuple[int, Weights]], observations: int) -> list[tuple[int, Weights]]:
+    """Return in which rounds, and with which weights, the victims' updates are captured.
+
+    A client trains on an image in every round, and an attacker keeps all that it sends. Early on there were fewer rounds
+    than the audit asks for; a server is free to send the same weights once more, so the rounds are gone through again.
+
+    Args:
+        rounds: number and weights, the audited round first and then back in time.
+        observations: how many are wanted.
+    """
+    return [rounds[at % len(rounds)] for at in range(observations)]
 
 
 def _make_scorer(
@@ -157,7 +182,12 @@ def _ready_attacker(
 ) -> Attacker:
     seed, attacks = derive_seed(experiment.seed, "attacker"), tuple(experiment.audit.build_attacks())
     defense = experiment.build_defense()
-    found = {preparation_key(attack, defense.trained_on, batch.client) for attack in attacks for batch in setup.victims}
+    seen_as = {"observations": experiment.audit.observations, "local_steps": experiment.audit.local_steps}
+    found = {
+        preparation_key(attack, defense.trained_on, batch.client, **seen_as)
+        for attack in attacks
+        for batch in setup.victims
+    }
     keys = sorted((key for key in found if key is not None), key=repr)
     auxiliary = executor.broadcast(setup.auxiliary)
     shadow: Handle[PreparedDefense] | None = None
@@ -165,7 +195,7 @@ def _ready_attacker(
         own = replace(context, seed=seed)
         shadow = executor.broadcast(executor.map(_shadow, [defense], shared=(auxiliary, own, public))[0])
     items = [(key, federation.clients[key.client or 0].hooks if key.modules else shadow) for key in keys]
-    prepared = executor.map(_prepare_attacker, items, shared=(auxiliary, seed))
+    prepared = executor.map(_prepare_attacker, items, shared=(auxiliary, seed, len(setup.data.classes)))
     return Attacker(
         target=target_model(
             build_model(setup.model), image_shape=setup.model.image_shape, classes=len(setup.data.classes)
@@ -176,6 +206,7 @@ def _ready_attacker(
         trained_on=defense.trained_on,
         labels_known=experiment.audit.labels == "known",
         seed=derive_seed(experiment.seed, "attack"),
+        **seen_as,
     )
 
 
@@ -186,8 +217,8 @@ def _shadow(
 
 
 def _prepare_attacker(
-    slot: Slot, item: tuple[PreparationKey, Handle[PreparedDefense]], auxiliary: Images, seed: int
+    slot: Slot, item: tuple[PreparationKey, Handle[PreparedDefense]], auxiliary: Images, seed: int, classes: int
 ) -> AttackerPreparation:
     key, prepared = item
     stream = torch_stream(seed, "inverse", -1 if key.client is None else key.client)
-    return prepare_attacker(prepared.get(), auxiliary, key.training, device=slot.device, stream=stream)
+    return prepare_attacker(prepared.get(), auxiliary, key, classes=classes, device=slot.device, stream=stream)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedveil.attacks.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
+from fedveil.fl.training import Weights
 
 FILE = "trial.pt"
 
@@ -66,11 +67,18 @@ class Progress:
         state: of the server, before round ``state.round``.
         records: of the audits so far.
         pictures: of the first audit.
+        sent: the weights that the server sent in the rounds before ``state.round``, the newest first, as far back as audits
+            look (`audit.observations`).
     """
 
     state: ServerState
     records: tuple[PrivacyRecord, ...] = ()
     pictures: Pictures | None = None
+    sent: tuple[Weights, ...] = ()
+
+    def after_round(self, state: ServerState, *, look_back: int) -> Progress:
+        """Return this progress with the server's new state, and the ``look_back`` weights sent last before that."""
+        return replace(self, state=state, sent=(self.state.weights, *self.sent)[:look_back])
 
     def after_audit(self, report: AuditReport) -> Progress:
         """Return this progress with an audit's records, and its pictures if it is the first."""
@@ -123,6 +131,7 @@ def _progress_to_plain(progress: Progress) -> dict[str, Any]:
         "state": {"round": state.round, "weights": dict(state.weights), "optimizer": dict(state.optimizer)},
         "records": [record_to_plain(record) for record in progress.records],
         "pictures": None if progress.pictures is None else progress.pictures.plain(),
+        "sent": [dict(weights) for weights in progress.sent],
     }
 
 
@@ -132,6 +141,7 @@ def _progress_from_plain(plain: Mapping[str, Any]) -> Progress:
         state=ServerState(**plain["state"]),
         records=tuple(record_from_plain(record) for record in plain["records"]),
         pictures=None if pictures is None else Pictures(**pictures),
+        sent=tuple(plain["sent"]),
     )
 
 

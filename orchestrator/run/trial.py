@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,12 +67,12 @@ class Trial:
         for number in range(simulation.state.round, experiment.fl.rounds):
             if number in audited:
                 with self._during(Phase.AUDIT, number):
-                    progress = progress.after_audit(auditor.audit(simulation.state))
+                    progress = progress.after_audit(auditor.audit(progress.state, progress.sent))
                     privacy = auditor.summary(progress.records)
             with self._during(Phase.ROUND, number):
                 trained = simulation.round()
                 accuracy = simulation.evaluate_quickly(setup.validation)
-            progress = replace(progress, state=simulation.state)
+            progress = progress.after_round(simulation.state, look_back=experiment.audit.observations - 1)
             curves = {
                 "fl/accuracy": accuracy,
                 "fl/loss": trained.loss,

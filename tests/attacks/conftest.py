@@ -65,6 +65,7 @@ def observe() -> Observe:
         steps: int = 1,
         learning_rate: float = 0.05,
         labels: bool = True,
+        seed: int = 0,
     ) -> Observation:
         training = LocalTraining(
             kind=UpdateKind.GRADIENT if steps == 1 else UpdateKind.DELTA,
@@ -73,7 +74,7 @@ def observe() -> Observe:
             learning_rate=learning_rate,
         )
         weights = init_model(spec, 0)
-        stream = torch_stream(0, "observed", number)
+        stream = torch_stream(seed, "observed", number)
         result = local_update(build_model(spec), weights, images, hooks or NoHooks(), training, stream)
         return Observation(
             number, client, result.update, weights, len(images), labels=images.labels if labels else None

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 import fedveil.attacks.adaptive as module
 from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
 from fedveil.attacks.adaptive import undo
-from fedveil.attacks.base import AttackerPreparation
-from fedveil.attacks.inverse import InverseTraining, train_inverse
-from fedveil.attacks.preparation import prepare_attacker, shadow_defense
+from fedveil.attacks.base import Attack, AttackerPreparation
+from fedveil.attacks.inverse import InverseTraining, LearntInverse
+from fedveil.attacks.inverse_network import UNTOLD
+from fedveil.attacks.preparation import PreparationKey, prepare_attacker, shadow_defense
+from fedveil.attacks.reader import Reader
 from fedveil.attacks.target import target_model
+from fedveil.attacks.until_flat import Curve
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
-from fedveil.defense.modules import Inverse
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
@@ -32,18 +34,25 @@ Observe = Callable[..., Observation]
 
 
 class Constant(nn.Module):
-    """An inverse that answers with one grey."""
+    """Answers with one grey where the label is told, and with another where it is not; brighter by the draws' spread."""
 
-    def __init__(self, grey: float) -> None:
+    def __init__(self, grey: float, blind: float) -> None:
         super().__init__()
-        self.grey = nn.Parameter(torch.tensor(grey))
+        self.grey, self.blind = nn.Parameter(torch.tensor(grey)), blind
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.grey.expand_as(x)
+    def forward(self, draws: Tensor, labels: Tensor) -> Tensor:
+        told = torch.where(labels == UNTOLD, self.blind, self.grey).view(-1, 1, 1, 1)
+        return told + torch.zeros_like(draws[0]) + (draws.std(dim=0) if len(draws) > 1 else 0)
 
 
-def answering(grey: float, surrogate: Surrogate | None = None) -> AttackerPreparation:
-    return AttackerPreparation(surrogate or Surrogate(data=lambda x, y, stream: x), Constant(grey))  # type: ignore[arg-type]
+CURVE = Curve((1,), (0.5,), flat=False)
+
+
+def answering(
+    grey: float, surrogate: Surrogate | None = None, *, observations: int = 1, reader: Reader | None = None
+) -> AttackerPreparation:
+    inverse = LearntInverse(Constant(grey, 0.125), observations, torch.arange(2), CURVE)  # type: ignore[arg-type]
+    return AttackerPreparation(surrogate or Surrogate(data=lambda x, y, stream: x), inverse, reader)
 
 
 def known(preparations: dict[int | None, AttackerPreparation], needs: ThreatModel) -> Knowledge:
@@ -70,11 +79,11 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
         assert mine.loss == right.loss
     # What was inverted already is not inverted again.
     built_on = adaptive(observations, knowledge, earlier={inversion: plain})
-    assert all(mine is right for mine, right in zip(built_on, plain, strict=True))
+    assert all(mine.images is right.images for mine, right in zip(built_on, plain, strict=True))
     # Of other settings, or by another attack, it is another result.
     for other in (replace(inversion, steps=3), replace(adaptive, tv=0.5)):
         anew = adaptive(observations, knowledge, earlier={other: plain})
-        assert not any(mine is right for mine, right in zip(anew, plain, strict=True))
+        assert not any(mine.images is right.images for mine, right in zip(anew, plain, strict=True))
     # Labels that this attacker recovers otherwise make another inversion too.
     wrong = [replace(one, labels=1 - one.labels) for one in plain]
     anew = adaptive(observations, knowledge, earlier={inversion: wrong})
@@ -84,7 +93,7 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 1, side=12), observe)
     plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i % 2]), 0.1 * i) for i in range(3)]
-    earlier = {InvertingGradients(): plain}
+    earlier: dict[Attack, list[Reconstruction]] = {InvertingGradients(): plain}
     knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
     found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
@@ -163,64 +172,85 @@ def test_a_perfect_inversion_goes_through_the_inverse_too(blobs: Blobs, observe:
 
 def test_undoing_stays_in_the_box_and_leaves_the_rest() -> None:
     found = Reconstruction(torch.rand((2, 1, 12, 12), generator=torch_stream(0, "x")), torch.tensor([0, 1]), 0.3)
-    assert undo(found, AttackerPreparation(Surrogate(), None), CPU) is found
-    undone = undo(found, answering(1.5), CPU)
+    knowledge = known({}, Adaptive.needs)
+    undone = undo([found], AttackerPreparation(Surrogate(), None), knowledge)
+    assert torch.equal(undone.images, found.images)
+    assert (undone.blind, undone.classes) == (None, None)
+    undone = undo([found], answering(1.5), knowledge)
     assert undone.images.unique().tolist() == [1.0]
     assert not undone.images.requires_grad
     assert (undone.labels.tolist(), undone.loss) == ([0, 1], 0.3)
 
 
-@pytest.mark.parametrize("strength", [0.2, 0.4])
-def test_a_learnt_inverse_takes_pixel_noise_away(strength: float, blobs: Blobs) -> None:
-    defense = PixelNoise(strength=strength)
-    stream = torch_stream(1, "inverse")
-    preparation = prepare_attacker(Stateless(defense), blobs(64, 2, side=12), QUICK, device=CPU, stream=stream)
-    x = blobs(32, 9, side=12).floats()
-    defended = defense.data(x, None, torch_stream(1, "client"))
-    undone = undo(Reconstruction(defended, torch.zeros(32, dtype=torch.int64), 0.0), preparation, CPU).images
-    assert float((undone - x).square().mean()) < 0.5 * float((defended - x).square().mean())
+def test_who_was_told_the_label_shows_what_it_makes_of_it_untold() -> None:
+    found = Reconstruction(torch.zeros(2, 1, 12, 12), torch.tensor([0, 1]), 0.3)
+    told = known({}, Adaptive.needs)
+    undone = undo([found], answering(0.75), told)
+    assert undone.images.unique().tolist() == [0.75]
+    assert undone.blind is not None
+    assert undone.blind.unique().tolist() == [0.125]
+    recovered = undo([found], answering(0.75), replace(told, threat_model=replace(told.threat_model, labels=False)))
+    assert recovered.images.unique().tolist() == [0.75]
+    assert recovered.blind is None
+    # Of a class that it has never met it knows nothing.
+    strange = undo([replace(found, labels=torch.tensor([0, 5]))], answering(0.75), told)
+    assert [float(image.unique()) for image in strange.images] == [0.75, 0.125]
 
 
-def test_an_inverse_is_a_function_of_its_stream(blobs: Blobs) -> None:
-    training = InverseTraining(steps=2, batch_size=4, width=4)
-
-    def weights(seed: int) -> Tensor:
-        stream = torch_stream(seed, "inverse")
-        inverse = train_inverse(blobs(8, 2, side=12), lambda x, y, stream: x, training, device=CPU, stream=stream)
-        assert not inverse.training
-        return torch.cat([p.detach().flatten() for p in inverse.parameters()])
-
-    first = weights(1)
-    torch.rand(3)
-    assert torch.equal(first, weights(1))
-    assert not torch.equal(first, weights(2))
-
-
-def test_an_inverse_sees_fresh_noise_of_auxiliary_images_with_every_batch(blobs: Blobs) -> None:
-    auxiliary = blobs(8, 2, side=12)
-    pool = {str(image.tolist()) for image in auxiliary.floats()}
-    given: list[Tensor] = []
-    noise: list[Tensor] = []
-
-    def defend(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        given.append(x)
-        noise.append(torch.randn(2, generator=stream))
-        return x
-
-    training = InverseTraining(steps=3, batch_size=4, width=4)
-    train_inverse(auxiliary, defend, training, device=CPU, stream=torch_stream(1, "inverse"))
-    assert [len(x) for x in given] == [4, 4, 4]
-    assert all(str(image.tolist()) in pool for x in given for image in x)
-    assert len({str(n.tolist()) for n in noise}) == 3
+def test_all_draws_of_a_batch_are_looked_at_in_one_order() -> None:
+    dark, bright = torch.full((1, 12, 12), 0.25), torch.full((1, 12, 12), 0.75)
+    labels = torch.tensor([1, 1])
+    first = Reconstruction(torch.stack([dark, bright]), labels, 0.2)
+    again = Reconstruction(torch.stack([bright, dark]), labels, 0.4)
+    knowledge = known({}, Adaptive.needs)
+    undone = undo([first, again], answering(0.5, observations=2), knowledge)
+    # Aligned, the draws agree.
+    assert undone.images.unique().tolist() == [0.5]
+    assert undone.loss == pytest.approx(0.3)
+    # Of other labels, an image stays where its label says.
+    undone = undo(
+        [replace(one, labels=torch.tensor([0, 1])) for one in (first, again)], answering(0.5, observations=2), knowledge
+    )
+    torch.testing.assert_close(undone.images, torch.full((2, 1, 12, 12), 0.5 + 0.5 / 2**0.5))
+    # Where one image explains all updates, their inversions are but one estimate each.
+    together = undo([first, again], AttackerPreparation(Surrogate(), None), knowledge)
+    assert torch.equal(together.images, first.images)
 
 
-@pytest.mark.parametrize("defense", [NoDefense(), UpdateNoise(), TopK()], ids=repr)
-def test_a_defence_that_leaves_images_alone_needs_no_inverse(
-    defense: NoDefense | UpdateNoise | TopK, blobs: Blobs
-) -> None:
-    stream = torch_stream(1, "inverse")
-    found = prepare_attacker(Stateless(defense), blobs(4, 2, side=12), QUICK, device=CPU, stream=stream)
-    assert found.inverse is None
+def test_every_update_of_a_batch_that_was_drawn_afresh_is_inverted_alone(blobs: Blobs, observe: Observe) -> None:
+    noise = PixelNoise(strength=0.3)
+    victims = blobs(2, 1, side=12)
+    rounds = [each(victims, observe, hooks=Stateless(noise), seed=seed) for seed in range(3)]
+    observations = [replace(first, repeats=(second, third)) for first, second, third in zip(*rounds, strict=True)]
+    surrogate = Surrogate(data=noise.data)
+    attack = Adaptive(steps=30)
+    seen: list[Tensor] = []
+
+    class Seeing(Constant):
+        def forward(self, draws: Tensor, labels: Tensor) -> Tensor:
+            seen.append(draws)
+            return draws.mean(dim=0)
+
+    inverse = LearntInverse(Seeing(0.0, 0.0), 3, torch.arange(2), CURVE)  # type: ignore[arg-type]
+    knowledge = known({None: AttackerPreparation(surrogate, inverse)}, Adaptive.needs)
+    plain = [
+        Reconstruction(torch.zeros(1, 1, 12, 12), one.labels, 0.0) for one in observations if one.labels is not None
+    ]
+    found = attack(observations, knowledge, earlier={attack.plain: plain})
+    assert [tuple(draws.shape) for draws in seen] == [(3, 1, 1, 12, 12)] * 4
+    for at, draws in enumerate(seen[::2]):
+        for number, own in enumerate(rounds):
+            (alone,) = attack.plain.invert([own[at]], knowledge)
+            torch.testing.assert_close(draws[number], alone.images, atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[at].images, draws.mean(dim=0))
+    # Handed the images themselves, it looks at those of each round.
+    handed = [
+        replace(one, trained_images=torch.full((1, 1, 12, 12), 0.1 * number))
+        for number, one in enumerate(observations[0].series)
+    ]
+    granted = replace(handed[0], repeats=tuple(handed[1:]))
+    (perfect,) = TrainedImages()([granted], known({None: AttackerPreparation(surrogate, inverse)}, TrainedImages.needs))
+    torch.testing.assert_close(perfect.images, torch.full((1, 1, 12, 12), 0.1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +293,34 @@ def test_an_inverse_is_trained_on_what_the_prepared_defence_does(blobs: Blobs) -
     public = blobs(8, 2, side=12)
     defense, context = LatentNoise(public_steps=1), DefenseContext(public, SPEC, CPU, seed=1)
     prepared = defense.prepare(public, context, defense.pretrain(context), client=0)
-    quick = InverseTraining(steps=1, batch_size=4, width=4)
-    found = prepare_attacker(prepared, public, quick, device=CPU, stream=torch_stream(2, "inverse"))
+    quick = PreparationKey(False, None, InverseTraining(steps=1, batch_size=4, width=4), observations=3)
+    found = prepare_attacker(prepared, public, quick, classes=2, device=CPU, stream=torch_stream(2, "inverse"))
     x = public.floats()
     assert found.surrogate.data is not None
     truly = prepared.data(x, None, torch_stream(3, "noise"))
     assert torch.equal(found.surrogate.data(x, None, torch_stream(3, "noise")), truly)
-    assert isinstance(found.inverse, Inverse)
+    assert found.inverse is not None
+    assert found.reader is not None
+    assert found.inverse.observations == found.reader.observations == found.draws == 3
+
+
+@pytest.mark.parametrize("defense", [NoDefense(), UpdateNoise(), TopK()], ids=repr)
+def test_a_defence_that_leaves_images_alone_needs_no_inverse(
+    defense: NoDefense | UpdateNoise | TopK, blobs: Blobs
+) -> None:
+    key = PreparationKey(False, None, InverseTraining(steps=1, batch_size=4, width=4), observations=3)
+    stream = torch_stream(1, "inverse")
+    found = prepare_attacker(Stateless(defense), blobs(8, 2, side=12), key, classes=2, device=CPU, stream=stream)
+    assert found.inverse is None
+    assert found.draws == 1
+    assert found.reader is not None
+    assert found.reader.inverse is None
+
+
+def test_images_of_one_class_teach_no_classifier(blobs: Blobs) -> None:
+    auxiliary = blobs(8, 2, side=12).take(torch.arange(0, 8, 2))
+    key = PreparationKey(False, None, InverseTraining(steps=1, batch_size=4, width=4))
+    stream = torch_stream(1, "inverse")
+    found = prepare_attacker(Stateless(PixelNoise()), auxiliary, key, classes=2, device=CPU, stream=stream)
+    assert found.reader is None
+    assert found.inverse is not None

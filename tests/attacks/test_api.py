@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedveil.attacks.scoring.scorer as scorer_module
-from fedveil.attacks import Adaptive, AdaptiveModules, Baseline, InverseTraining, InvertingGradients, TrainedImages
+from fedveil.attacks import (
+    Adaptive,
+    AdaptiveModules,
+    Attack,
+    Baseline,
+    Earlier,
+    InverseTraining,
+    InvertingGradients,
+    Knowledge,
+    Observation,
+    TrainedImages,
+)
 from fedveil.attacks.api import audit
 from fedveil.attacks.capture import client_update
 from fedveil.attacks.scoring import Judge, train_judge
 from fedveil.defense import Defense, DefenseContext, LatentPerturbation, PixelNoise, TopK
 from fedveil.fl.data import Images, load_data
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.messages import ClientUpdate, Reconstruction
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.training import exchanged
 
@@ -168,6 +179,55 @@ def test_a_gallery_holds_the_originals_and_the_others(blobs: Blobs) -> None:
     victim, others = blobs(1, 1, side=12), blobs(6, 2, side=12)
     report = audit(model(), gradient(victim), images=victim, gallery=others.floats(), attacks=[CLOSE])
     assert report.worst("identification_rate") == 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts(Attack):
+    """Shows how often it saw a batch, and keeps what it saw."""
+
+    name: ClassVar[str] = "counts"
+    seen: ClassVar[list[Observation]] = []
+
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
+        self.seen[:] = observations
+        return [
+            Reconstruction(torch.full((o.batch_size, 1, 12, 12), len(o.series) / 10), torch.zeros(1).long(), 0.0)
+            for o in observations
+        ]
+
+
+def test_updates_of_the_same_images_at_other_times(blobs: Blobs) -> None:
+    victims, now, then = blobs(2, 1, side=12), model(), build_model(SPEC, 1)
+    noise, singles = PixelNoise(strength=0.05), [victims.take(torch.tensor([at])) for at in range(2)]
+
+    def sent(net: nn.Module, seed: int) -> tuple[list[ClientUpdate], Tensor]:
+        made = [client_update(net, one, None, defense=noise, seed=seed) for one in singles]
+        return [update for update, _ in made], torch.cat([trained for _, trained in made])
+
+    (first, x1), (second, x2), (third, x3) = sent(now, 0), sent(now, 1), sent(then, 2)
+    shown: dict[str, Any] = {"images": victims, "attacks": [Counts()], "defense": noise}
+    report = audit(now, first, repeats=[second, (then, third)], trained_images=[x1, x2, x3], **shown)
+    assert report.reconstructions["counts"].unique().tolist() == pytest.approx([0.3])
+    mean = torch.stack([x1, x2, x3]).mean(0)
+    assert report.trained is not None
+    torch.testing.assert_close(report.trained, mean)
+    for number, observation in enumerate(Counts.seen):
+        updates = [first[number], second[number], third[number]]
+        for one, update, net in zip(observation.series, updates, (now, now, then), strict=True):
+            assert all(torch.equal(one.update.tensors[name], update.tensors[name]) for name in update.tensors)
+            assert all(torch.equal(weight, net.state_dict()[name]) for name, weight in one.weights.items())
+            assert (one.number, one.labels.tolist()) == (number, [number])  # type: ignore[union-attr]
+        assert observation.repeats[0].weights is observation.weights, "one round's weights are one object"
+    undefended = audit(now, first, repeats=[second], images=victims, attacks=[Counts()])
+    assert undefended.trained is not None
+    torch.testing.assert_close(undefended.trained, victims.floats())
+
+    with pytest.raises(FedveilError, match=r"repeats: repeat 0 holds 1 update\(s\), expected 2"):
+        audit(now, first, repeats=[second[:1]], **shown)
+    with pytest.raises(FedveilError, match="repeats: the model of repeat 0 has other parameters"):
+        audit(now, first, repeats=[(build_model(WIDE), second)], **shown)
+    with pytest.raises(FedveilError, match="trained_images: expected 2, one for each time"):
+        audit(now, first, repeats=[second], trained_images=[x1], **shown)
 
 
 def test_what_was_trained_on_is_known_where_no_defence_changes_images(blobs: Blobs) -> None:

@@ -22,7 +22,7 @@ from fedveil.attacks import (
     TrainedImages,
 )
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.capture import capture
+from fedveil.attacks.capture import capture, together
 from fedveil.attacks.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
 from fedveil.attacks.report import AuditReport
 from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, train_judge
@@ -123,7 +123,8 @@ def make_world(blobs: Blobs, judge: Judge) -> MakeWorld:
                 key: prepare_attacker(
                     prepared[key.client or 0] if key.modules else shadow,
                     auxiliary,
-                    key.training,
+                    key,
+                    classes=SPEC.classes,
                     device=CPU,
                     stream=torch_stream(5, "inverse"),
                 )
@@ -163,6 +164,15 @@ class AllSeeingSpy(Spy):
     needs: ClassVar[ThreatModel] = replace(TrainedImages.needs, labels=False)
     handed: ClassVar[list[tuple[list[Observation], Knowledge, Earlier]]] = []
 
+    inverse: InverseTraining = QUICK
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpy(Spy):
+    """Knows the defence, and has no inverse to configure."""
+
+    needs: ClassVar[ThreatModel] = replace(TrainedImages.needs, labels=False)
+
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
@@ -184,8 +194,7 @@ def forget() -> None:
         (MODULES, TrainedOn.PUBLIC, PreparationKey(True, None, QUICK)),
         (AdaptiveModules(), TrainedOn.CLIENT, PreparationKey(True, 4, InverseTraining())),
         (BOUND, TrainedOn.CLIENT, PreparationKey(True, 4, QUICK)),
-        # One from a plug-in, without an inverse to configure.
-        (AllSeeingSpy(), TrainedOn.CLIENT, PreparationKey(True, 4, InverseTraining())),
+        (PluginSpy(), TrainedOn.CLIENT, PreparationKey(True, 4, InverseTraining())),
     ],
 )
 def test_which_preparation_an_attack_builds_on(
@@ -200,7 +209,7 @@ def test_each_attack_is_handed_the_preparations_of_its_own_threat_model(make_wor
     ((observations, knowledge, earlier),) = AllSeeingSpy.handed
     for observation in observations:
         given = knowledge.preparation(observation.client)
-        assert given is world.attacker.preparations[PreparationKey(True, observation.client, InverseTraining())]
+        assert given is world.attacker.preparations[PreparationKey(True, observation.client, QUICK)]
     assert {*earlier} == {ADAPTIVE}
 
 
@@ -277,7 +286,9 @@ def test_against_nothing_the_adaptive_attack_is_the_plain_one(attack: Adaptive, 
     plain = [replace(r, attack="", threat_model=ThreatModel()) for r in records if r.attack == INVERSION.name]
     adaptive = [replace(r, attack="", threat_model=ThreatModel()) for r in records if r.attack == attack.name]
     assert len(plain) == 3
-    assert adaptive == plain
+    # But for the class that a classifier of its own reads.
+    assert {r.adaptive_label for r in adaptive} <= {0, 1}
+    assert [replace(r, adaptive_label=None) for r in adaptive] == plain
 
 
 @pytest.mark.parametrize(
@@ -409,6 +420,24 @@ def test_no_attack_is_handed_an_original(spy: Spy, make_world: MakeWorld) -> Non
     assert (observations[0].trained_images is not None) == spy.needs.trained_images
     assert (knowledge.auxiliary is not None) == spy.needs.auxiliary_data
     assert bool(knowledge.preparations) == spy.needs.defense_algorithm
+
+
+@pytest.mark.parametrize("spy", [Spy(), AllSeeingSpy()], ids=lambda s: s.name)
+def test_each_repeat_is_handed_its_own_draw_where_trained_images_are_granted(spy: Spy, make_world: MakeWorld) -> None:
+    world = make_world(PixelNoise(), [spy])
+    seen = [together([*pair]) for pair in zip(world.captured(0), world.captured(1), strict=True)]
+    report = audit_updates(
+        world.attacker, [o for o, _ in seen], [b for _, b in seen], scorer=world.scorer, round=1, device=CPU
+    )
+    ((observations, _, _),) = type(spy).handed
+    for observation, (_, truth) in zip(observations, seen, strict=True):
+        assert [one.labels is not None for one in observation.series] == [True, True]
+        for one, draw in zip(observation.series, truth.draws, strict=True):
+            assert (one.trained_images is draw) == spy.needs.trained_images
+    # A perfect inversion would average the draws.
+    means = [(batch.draws[0] + batch.draws[1]) / 2 for _, batch in seen]
+    errors = [float((mean - batch.originals).square().mean()) for mean, (_, batch) in zip(means, seen, strict=True)]
+    assert [r.trained_mse for r in report.records] == pytest.approx(errors, rel=1e-4)
 
 
 @pytest.mark.parametrize("granted", [True, False])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedveil.attacks.capture as module
-from fedveil.attacks.capture import capture, client_update
+from fedveil.attacks.capture import capture, client_update, together
 from fedveil.attacks.victims import VictimBatch
 from fedveil.defense import Defense, DefenseContext, LatentPerturbation, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.fl.data.images import Images
@@ -109,6 +109,21 @@ def test_over_several_steps_a_perfect_inversion_averages_the_noise(blobs: Blobs)
         return float((trained - images.floats()).square().mean())
 
     assert trained_mse(16) < 0.3 * trained_mse(1)
+
+
+def test_captures_of_one_batch_make_one_observation(blobs: Blobs) -> None:
+    batch, noise = victims(blobs(3, 0, side=12)), hooks_of(PixelNoise(strength=0.1), blobs(3, 0, side=12))
+    model, sent = build_model(SPEC), [init_model(SPEC, seed) for seed in range(3)]
+    captured = [
+        capture(model, weights, batch, noise, TRAINING, local_steps=1, stream=torch_stream(0, "audit", at))
+        for at, weights in enumerate(sent)
+    ]
+    observation, truth = together(captured)
+    assert [one.weights for one in observation.series] == sent
+    assert all(one.repeats == () for one in observation.repeats)
+    assert [id(draw) for draw in truth.draws] == [id(own.draws[0]) for _, own in captured]
+    alone, own = together(captured[:1])
+    assert (alone.repeats, len(own.draws)) == ((), 1)
 
 
 # For users

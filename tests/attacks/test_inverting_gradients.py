@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fedveil.attacks.inverting_gradients as module
+import fedveil.attacks.match as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
 from fedveil.attacks.engine import Problem, objective, oracle
 from fedveil.attacks.gradient_matching import ALPHAS, Place, match_at, target_gradient
@@ -91,6 +91,20 @@ def test_the_problem_is_set_up_from_the_updates(
     assert torch.equal(problem.weights[weight], torch.stack([match_at(o, alpha)[weight] for o in observations]))
 
 
+def test_masks_come_from_the_gradient_that_is_matched(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=3)
+    posed: list[Problem] = []
+    monkeypatch.setattr(module, "objective", lambda p, **options: (posed.append(p), objective(p, **options))[1])
+    attack = InvertingGradients(steps=1, place="sent")
+    attack.invert(observations, known(SMALL), lambda seen: {n: (t > 0).float() for n, t in seen.items()})
+    (problem,) = posed
+    assert problem.visible is not None
+    expected = torch.stack([(target_gradient(o.update)["head.bias"] > 0).float() for o in observations])
+    assert torch.equal(problem.visible["head.bias"], expected)
+
+
 def test_victims_of_one_round_share_the_weights(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +172,7 @@ def test_hidden_zeros_are_left_out_of_the_match(blobs: Blobs, observe: Observe) 
     sparse = {n: t * kept[n] for n, t in whole.update.tensors.items()}
     observation = replace(whole, update=replace(whole.update, tensors=sparse))
     attack = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
-    ignoring = attack.invert([observation], known(), [kept])
+    ignoring = attack.invert([observation], known(), lambda _: kept)
     believing = attack.invert([observation], known())
     assert float(errors(ignoring, victims)) < 0.1 * float(errors(believing, victims))
 
@@ -259,8 +273,7 @@ def test_of_real_restarts_the_best_is_returned(blobs: Blobs, observe: Observe, m
 
 def test_chunks_change_nothing(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 10, side=12), observe, SMALL)
-    masks = [{n: (t > 0).float() for n, t in o.update.tensors.items()} for o in observations]
-    for visible in (None, masks):
+    for visible in (None, lambda seen: {n: (t > 0).float() for n, t in seen.items()}):
         at_once = InvertingGradients(steps=4, restarts=2).invert(observations, known(SMALL), visible)
         for chunk in (1, 4):
             pieces = InvertingGradients(steps=4, restarts=2, chunk=chunk).invert(observations, known(SMALL), visible)
@@ -336,7 +349,7 @@ def test_in_evaluation_mode_the_running_statistics_that_were_sent_are_used(blobs
     [
         ({"steps": 0}, "inverting_gradients: steps is 0; it has to be at least 1 and finite"),
         ({"learning_rate": 0.0}, "inverting_gradients: learning_rate is 0.0; it has to be above 0 and finite"),
-        ({"place": "end"}, "inverting_gradients: place is 'end'; allowed: searched, sent, middle"),
+        ({"place": "end"}, "inverting_gradients: place is 'end'; allowed: searched, sent, middle, unrolled"),
         ({"tv": -1.0}, "inverting_gradients: tv is -1.0; it has to be at least 0 and finite"),
     ],
 )

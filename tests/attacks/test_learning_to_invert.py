@@ -25,7 +25,7 @@ from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
 
 SPEC = ModelSpec("lenet", (1, 8, 8), 2, width=6)
-SMALL = LearningToInvert(steps=200, width=64, features=48, pool=256)
+SMALL = LearningToInvert(steps=160, width=64, features=48, pool=192)
 
 Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]

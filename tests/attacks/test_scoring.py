@@ -77,7 +77,7 @@ def scorer(victims: Images) -> Scorer:
 def batch_of(victims: Images, indices: list[int], trained_on: Tensor | None = None) -> VictimBatch:
     images = victims.take(torch.tensor(indices))
     trained_on = images.floats() if trained_on is None else trained_on
-    return VictimBatch(0, 2, tuple(i + 100 for i in indices), images, tuple(indices), trained_on)
+    return VictimBatch(0, 2, tuple(i + 100 for i in indices), images, tuple(indices), (trained_on,))
 
 
 def score(
@@ -190,7 +190,7 @@ def test_scoring_changes_none_of_its_inputs(scorer: Scorer, victims: Images) -> 
 
 def test_what_an_audit_lacks_is_left_open_and_the_rest_is_scored(victims: Images) -> None:
     bare = Scorer(None, None, None, 3)
-    batch = replace(batch_of(victims, [0, 3]), trained=None, gallery=None)
+    batch = replace(batch_of(victims, [0, 3]), draws=(), gallery=None)
     for record in score(bare, batch, batch.originals * 0.9):
         left_open = (record.mse_to_perturbed, record.trained_mse, record.baseline_mse)
         assert left_open == (None, None, None)

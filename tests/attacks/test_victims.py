@@ -166,7 +166,7 @@ def batch() -> VictimBatch:
 
 
 def test_a_batch_that_does_not_fit_together_is_refused() -> None:
-    whole = replace(batch(), trained=torch.zeros(2, 1, 4, 4))
+    whole = replace(batch(), draws=(torch.zeros(2, 1, 4, 4),))
     assert len(whole) == 2
     assert whole.originals.shape == (2, 1, 4, 4)
     with pytest.raises(FedveilError, match="victims: expected 2 numbers, one per image, got 1"):
@@ -174,7 +174,13 @@ def test_a_batch_that_does_not_fit_together_is_refused() -> None:
     with pytest.raises(FedveilError, match="gallery: expected 2 numbers, one per image, got 3"):
         replace(whole, gallery=(0, 1, 2))
     with pytest.raises(FedveilError, match=r"trained on: expected \(2, 1, 4, 4\) as the originals, got \(2, 1, 2, 4\)"):
-        replace(whole, trained=torch.zeros(2, 1, 2, 4))
+        replace(whole, draws=(*whole.draws, torch.zeros(2, 1, 2, 4)))
     with pytest.raises(FedveilError, match=r"trained on: expected values in \[0, 1\]"):
-        replace(whole, trained=torch.full((2, 1, 4, 4), 1.5))
+        replace(whole, draws=(torch.full((2, 1, 4, 4), 1.5),))
     assert replace(whole, gallery=None).gallery_index is None
+
+
+def test_what_was_trained_on_is_the_mean_of_all_draws() -> None:
+    assert batch().trained is None
+    draws = tuple(torch.full((2, 1, 4, 4), value) for value in (0.0, 0.25, 0.5))
+    assert replace(batch(), draws=draws).trained.unique().tolist() == [0.25]  # type: ignore[union-attr]

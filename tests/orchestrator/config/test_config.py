@@ -340,6 +340,11 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
         ("audit: {rounds: [0, 99]}", "audit.rounds: given 99; allowed: 0 to 19 (fl.rounds - 1), middle, last"),
         ("audit: {victims: 10, batch_size: 3}", "audit.victims: given 10; has to be a multiple of audit.batch_size 3"),
         ("audit: {clients: 11}", "audit.clients: given 11; allowed: 1 to 10 (fl.clients)"),
+        (
+            "audit: {observations: 21}",
+            "audit.observations: given 21; clients train on each image 20 time(s) (fl.rounds times fl.local_epochs);",
+        ),
+        ("audit: {observations: 0}", "audit.observations: given 0; allowed: 1 or more"),
         ("seed: 1\nseeds: [1, 2]", "seed: given 1 beside seeds [1, 2]; one of the two"),
         ("seeds: [1, 2, 1]", "seeds: given [1, 2, 1]; each seed once"),
         (

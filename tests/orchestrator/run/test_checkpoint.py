@@ -52,6 +52,7 @@ def progress() -> Progress:
         state=ServerState(round=2, weights=weights, optimizer={"m.head.weight": torch.ones(3, 4) / 3}),
         records=(RECORD, replace(RECORD, victim=6, mse=1 / 3, baseline_mse=None, attacker_label=None, identified=None)),
         pictures=pictures(),
+        sent=({name: weight + 1 for name, weight in weights.items()}, weights),
     )
 
 
@@ -70,6 +71,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for old, new in (
         (before.state.weights, after.state.weights),
         (before.state.optimizer, after.state.optimizer),
+        *zip(before.sent, after.sent, strict=True),
     ):
         assert list(old) == list(new)
         assert all(bits(old[name]) == bits(new[name]) for name in old)
@@ -77,6 +79,15 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert after.records == before.records
     assert after.pictures is not None
     same_pictures(after.pictures, pictures())
+
+
+def test_as_many_weights_are_kept_as_audits_look_back() -> None:
+    states = [ServerState(round=number, weights={"w": torch.full((1,), number)}) for number in range(4)]
+    after = Progress(states[0])
+    for state in states[1:]:
+        after = after.after_round(state, look_back=2)
+    assert (after.state, [int(weights["w"]) for weights in after.sent]) == (states[3], [2, 1])
+    assert Progress(states[0]).after_round(states[1], look_back=0).sent == ()
 
 
 def same_pictures(one: Pictures, other: Pictures) -> None:

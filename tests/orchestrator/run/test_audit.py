@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedveil.attacks.audit import audit_updates
+from fedveil.attacks.base import Observation
+from fedveil.attacks.report import AuditReport
+from fedveil.attacks.victims import VictimBatch
+from fedveil.fl.executor import SerialExecutor
+from fedveil.fl.rounds import RoundReport
+from fedveil.orchestrator.config import check
+from fedveil.orchestrator.run import audit as audit_module
+from fedveil.orchestrator.run import checkpoint
+from fedveil.orchestrator.run.audit import observed_rounds
+from fedveil.orchestrator.run.callbacks import TrialCallback
+from fedveil.orchestrator.run.checkpoint import Progress, Saved
+from fedveil.orchestrator.run.setup import make_setup
+from fedveil.orchestrator.run.trial import Trial
+from tests.tiny import tiny_experiment, write_bars
+
+Seen = dict[int, tuple[Sequence[Observation], Sequence[VictimBatch]]]
+
+
+class Kept(TrialCallback):
+    """Keeps what a checkpoint after each round would hold."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+
+    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
+        self.progress.append(progress)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """What the attackers of each audited round were shown, and the truth behind it."""
+    shown: Seen = {}
+
+    def spy(attacker: Any, observations: Any, victims: Any, **options: Any) -> AuditReport:
+        shown[options["round"]] = (observations, victims)
+        return audit_updates(attacker, observations, victims, **options)
+
+    monkeypatch.setattr(audit_module, "audit_updates", spy)
+    return shown
+
+
+def run(bars: Path, observations: int, defense: str, resumed: Progress | None = None) -> list[Progress]:
+    raw = tiny_experiment(
+        bars,
+        fl={"rounds": 4},
+        defense={"name": defense},
+        audit={"rounds": [0, 2, 3], "observations": observations, "attacks": ["baseline"]},
+        resources={"workers": 1},
+    )
+    experiment, kept = check(raw), Kept()
+    Trial(experiment, make_setup(experiment), SerialExecutor(), callbacks=[kept]).run(resumed)
+    return kept.progress
+
+
+def test_rounds_are_gone_through_again_where_there_were_fewer() -> None:
+    zero, one, two = (dict[str, torch.Tensor]() for _ in range(3))
+    rounds = [(2, two), (1, one), (0, zero)]
+    assert [number for number, _ in observed_rounds(rounds, 2)] == [2, 1]
+    assert [number for number, _ in observed_rounds(rounds, 5)] == [2, 1, 0, 2, 1]
+    assert observed_rounds(rounds, 4)[3][1] is two
+    assert [number for number, _ in observed_rounds([(0, zero)], 3)] == [0, 0, 0]
+
+
+def test_a_batch_is_observed_in_the_rounds_up_to_the_audited_one(tmp_path: Path, seen: Seen) -> None:
+    bars = write_bars(tmp_path / "bars.npz")
+    progress = run(bars, 3, "pixel_noise")
+    sent = {0: seen[0][0][0].weights, **{p.state.round: p.state.weights for p in progress}}
+    assert {*seen} == {0, 2, 3}
+    for audited, rounds in {0: (0, 0, 0), 2: (2, 1, 0), 3: (3, 2, 1)}.items():
+        observations, victims = seen[audited]
+        assert len(observations) == len(victims) == 4
+        for observation, truth in zip(observations, victims, strict=True):
+            assert len(observation.series) == len(truth.draws) == 3
+            for one, number in zip(observation.series, rounds, strict=True):
+                assert (one.number, one.client, one.batch_size) == (observation.number, observation.client, 1)
+                assert all(torch.equal(weight, sent[number][name]) for name, weight in one.weights.items())
+            # The same image, noise drawn afresh each time.
+            first, second, third = truth.draws
+            assert not torch.equal(first, second)
+            assert not torch.equal(second, third)
+            assert truth.trained is not None
+            torch.testing.assert_close(truth.trained, (first + second + third) / 3)
+            errors = [float((draw - truth.originals).square().mean()) for draw in (truth.trained, *truth.draws)]
+            assert errors[0] < min(errors[1:])
+
+
+def test_without_noise_all_draws_are_the_same(tmp_path: Path, seen: Seen) -> None:
+    run(write_bars(tmp_path / "bars.npz"), 2, "none")
+    for observations, victims in seen.values():
+        for truth in victims:
+            assert torch.equal(*truth.draws)
+        same_weights = [o.weights is o.repeats[0].weights for o in observations]
+        assert same_weights == [observations is seen[0][0]] * 4
+
+
+def test_a_resumed_trial_looks_back_over_the_same_rounds(tmp_path: Path, seen: Seen) -> None:
+    bars = write_bars(tmp_path / "bars.npz")
+    progress = run(bars, 3, "pixel_noise")
+    whole = dict(seen)
+    seen.clear()
+    checkpoint.save(Saved(progress=progress[0]), tmp_path)
+    again = run(bars, 3, "pixel_noise", checkpoint.load(tmp_path).progress)
+    assert again[-1].records == progress[-1].records
+    assert {*seen} == {2, 3}
+    for number, (_, victims) in seen.items():
+        for old, new in zip(whole[number][1], victims, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(old.draws, new.draws, strict=True))
