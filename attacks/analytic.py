@@ -35,7 +35,7 @@ LARGEST = 24
 class Analytic(Attack):
     """Solve for the images that entered a first linear layer, without optimising anything.
 
-    One image is the ratio of the gradients of weight and bias (Phong et al. 2017, arXiv 1706.02413), exact for any number of
+    One image is the ratio of the gradients of weight and bias (Phong et al. 2017), exact for any number of
     local steps. A batch behind ReLUs is told apart by its sparse errors (SPEAR, Dimitrov et al. 2024, arXiv 2403.03945).
     Where that fails, units that a single image has woken show that image (Fowl et al. 2022, Boenisch et al. 2021, without
     their change of the model), and the batch is put together of those that explain the update best when the client's steps

@@ -100,7 +100,6 @@ def likeliest_rate(
     batch_size: int,
     target: TargetModel,
     weights: Mapping[str, Tensor],
-    auxiliary: Images | None = None,
 ) -> float:
     """Return the learning rate under which a weight change of unknown rate is most probable; see `recover_labels`.
 
@@ -108,7 +107,7 @@ def likeliest_rate(
     less that tells.
     """
     target = replace(target, module=on_device(target.module, torch.device("cpu")))
-    head = _Head.of(update, batch_size, target, weights, find_last_layer(target), auxiliary, None)
+    head = _Head.of(update, batch_size, target, weights, find_last_layer(target), None, None)
     options = {rate: replace(update, learning_rate=rate) for rate in SIZES}
     return head.likeliest(options, lambda rate: (math.log10(rate) - USUAL) ** 2).learning_rate
 
