@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -57,6 +58,28 @@ class Attacker:
         complete = all(preparation.surrogate.complete for preparation in self.preparations.values())
         labelled = zip(attack_labels(self.attacks), self.attacks, strict=True)
         return frozenset(label for label, attack in labelled if attack.adaptive and complete)
+
+    @property
+    def training(self) -> dict[str, float]:
+        """How the attacker's training ended, as ``attack/<label>/<metric>``: means over its preparations for an attack.
+
+        ``inverse_error`` and ``reader_accuracy`` are those on held-out auxiliary images, where there is an inverse or a
+        classifier; ``inverse_flat`` is 1 where every one of them was trained until it got no better.
+        """
+        scalars: dict[str, float] = {}
+        for label, attack in zip(attack_labels(self.attacks), self.attacks, strict=True):
+            held = [
+                own for key, own in self.preparations.items() if key == self.preparation_key(attack, key.client or 0)
+            ]
+            curves = [own.inverse.curve for own in held if own.inverse is not None]
+            if curves:
+                scalars[f"attack/{label}/inverse_error"] = fmean(curve.error for curve in curves)
+                scalars[f"attack/{label}/inverse_steps"] = fmean(curve.steps[-1] for curve in curves)
+                scalars[f"attack/{label}/inverse_flat"] = float(all(curve.flat for curve in curves))
+            accuracies = [own.reader.accuracy for own in held if own.reader is not None]
+            if accuracies:
+                scalars[f"attack/{label}/reader_accuracy"] = fmean(accuracies)
+        return scalars
 
     def knowledge(self, attack: Attack, clients: Sequence[int], device: torch.device) -> Knowledge:
         """What one attack is handed against some clients: what its threat model grants, and no more."""
@@ -128,6 +151,7 @@ def audit_updates(
         trained=torch.cat(trained) if trained and len(trained) == len(known) else None,
         victims=tuple(victim for batch in known for victim in batch.victims) if known else tuple(range(count)),
         adaptive=attacker.adaptive & rebuilt.keys(),
+        training=attacker.training,
         judge=None if scorer is None else scorer.judge_quality,
     )
 

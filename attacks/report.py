@@ -39,6 +39,7 @@ class AuditReport:
         trained: (n, C, H, W) in [0, 1], what the client trained on; None where that is not known.
         victims: the numbers of the n victims that are pictured.
         adaptive: the labels of the attacks that reckon with the defence.
+        training: how the training of what the adaptive attacks learnt ended, see `fedveil.attacks.audit.Attacker.training`.
         judge: how well the judge of classes reads untouched originals; None where that was not measured.
         notes: one line each: what the reader of the numbers has to know.
     """
@@ -49,6 +50,7 @@ class AuditReport:
     trained: Tensor | None = None
     victims: tuple[int, ...] = ()
     adaptive: frozenset[str] = frozenset()
+    training: Mapping[str, float] = field(default_factory=dict)
     judge: JudgeQuality | None = None
     notes: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ class AuditReport:
             trained=_joined([report.trained for report in reports]),
             victims=tuple(victim for report in reports for victim in report.victims),
             adaptive=frozenset[str]().union(*(report.adaptive for report in reports)),
+            training=first.training,
             judge=first.judge,
             notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         )
@@ -109,7 +112,9 @@ class AuditReport:
 
     def summary(self) -> dict[str, float]:
         """Return the scalars of `scoring.summarise`; none where nothing was scored."""
-        return summarise(self.records, adaptive=self.adaptive, judge=self.judge) if self.records else {}
+        if not self.records:
+            return {}
+        return summarise(self.records, adaptive=self.adaptive, judge=self.judge, training=self.training)
 
     def figure(self, path: str | Path, *, captions: Sequence[str] | None = None) -> None:
         """Draw at most eight victims to ``path``: original, what the client trained on, and a row per attack.

@@ -152,7 +152,7 @@ def train_until_flat(
             flat = step >= LEAST and looks[step] > (1 - tolerance) * _until(looks, step / 2)
             if flat:
                 break
-    more = min(steps - step, math.ceil(TAIL * step))
+    more = min(steps - step, math.ceil(TAIL * step)) if flat else steps - step
     for ahead in range(1, more + 1):
         take(step + ahead, math.cos(math.pi / 2 * ahead / more))
     if more:

@@ -123,6 +123,12 @@ FINAL: tuple[Metric, ...] = (
         for metric in METRICS
         for write, _, meaning in [_SCORES[metric.name]]
     ),
+    Metric(
+        "attack/<attack>/inverse_error", "error of its learnt inverse on held-out auxiliary images", "max", mse_text
+    ),
+    Metric("attack/<attack>/inverse_steps", "steps of that inverse's training", None, _SECONDS),
+    Metric("attack/<attack>/inverse_flat", "1 if it was trained until it got no better", None, _SECONDS),
+    Metric("attack/<attack>/reader_accuracy", "of its own classifier, on held-out auxiliary images", "min", _SHARE),
     Metric("cost/train_seconds", "time of preparation and training", "min", _SECONDS, objective=True),
     Metric("cost/attack_seconds", "time of the audits", "min", _SECONDS, objective=True),
     Metric("cost/update_bytes", "that a round's clients send", "min", _SECONDS, objective=True),

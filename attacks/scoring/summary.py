@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from fedveil.attacks.scoring.measures import METRICS, PrivacyMetric, metric_named
@@ -17,7 +17,11 @@ BASELINE_ATTACK = "baseline"
 
 
 def summarise(
-    records: Sequence[PrivacyRecord], *, adaptive: frozenset[str], judge: JudgeQuality | None
+    records: Sequence[PrivacyRecord],
+    *,
+    adaptive: frozenset[str],
+    judge: JudgeQuality | None,
+    training: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return the privacy scalars of one trial. What was not measured has no name there; nothing is ever NaN.
 
@@ -38,6 +42,7 @@ def summarise(
         records: of one trial, in any order.
         adaptive: the labels of the attacks that count as adaptive.
         judge: how well the judge reads untouched originals; None without one.
+        training: how the attackers' training ended, as ``attack/<label>/<metric>``; kept for the attacks with records.
 
     Raises:
         FedveilError: there are no records.
@@ -66,6 +71,8 @@ def summarise(
     if judge:
         scalars["privacy/judge_accuracy"] = judge.accuracy
         scalars["privacy/chance_accuracy"] = _chance({r.victim: r.label for r in audited}.values(), judge.classes)
+    ran = {record.attack for record in records}
+    scalars |= {name: value for name, value in (training or {}).items() if name.split("/")[1] in ran}
     scalars["privacy/complete"] = float(any(r.attack in adaptive for r in records))
     return scalars
 

@@ -68,6 +68,7 @@ class Auditor:
         self._pictures = pictures
         self._judge = scorer.judge_quality
         self._adaptive = attacker.adaptive
+        self._training = attacker.training
 
     def audit(self, state: ServerState, sent: Sequence[Weights] = ()) -> AuditReport:
         """Audit the round that comes after ``state``.
@@ -82,7 +83,9 @@ class Auditor:
 
     def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
         """Return the privacy scalars of all audits so far; none before the first."""
-        return summarise(records, adaptive=self._adaptive, judge=self._judge) if records else {}
+        if not records:
+            return {}
+        return summarise(records, adaptive=self._adaptive, judge=self._judge, training=self._training)
 
 
 def prepare_audits(

@@ -60,7 +60,7 @@ def test_it_ends_when_a_doubling_brings_nothing_and_the_rate_falls_over_a_third_
     assert [-(-step * 2 ** (1 / 4) // 1) for step in curve.steps[:-2]] == list(curve.steps[1:-1])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 40, 150])
+@pytest.mark.parametrize("steps", [1, 2, 25, 40, 150])
 def test_it_never_takes_more_steps_than_it_may_and_then_is_not_flat(steps: int) -> None:
     trained, taken = run([1 / (1 + n) for n in range(100)], steps=steps)
     assert taken == trained.curve.steps[-1] == steps
