@@ -106,7 +106,7 @@ class LearningToInvert(Attack):
         training, held_out = hold_out(knowledge.auxiliary_images(), stream)
         lesson = _Lesson(clients, training, mirrors(training), self.features, stream)
         pool = [lesson.draw(min(TOGETHER, self.pool - begin)) for begin in range(0, self.pool, TOGETHER)]
-        features, images = (torch.cat(part) for part in zip(*pool, strict=True))
+        features, originals = (torch.cat(part) for part in zip(*pool, strict=True))
         size = clients.like.batch_size
         seen, truth = lesson.make(*_batches(held_out, size, BATCH, stream))
         reader = seeded(lambda: Reader(features.shape[1], training, size, self.width), stream)
@@ -118,9 +118,9 @@ class LearningToInvert(Attack):
             step += 1
             if step % EVERY == 0:
                 new = (step // EVERY * TOGETHER + torch.arange(min(TOGETHER, len(features)))) % len(features)
-                features[new], images[new] = lesson.draw(len(new))
+                features[new], originals[new] = lesson.draw(len(new))
             chosen = torch.randint(len(features), (BATCH,), generator=stream).to(features.device)
-            return assigned_error(module(features[chosen]), images[chosen])
+            return assigned_error(module(features[chosen]), originals[chosen])
 
         trained = train_until_flat(
             reader,
@@ -134,7 +134,8 @@ class LearningToInvert(Attack):
         observed = [target_gradient(observation.update) for observation in observations]
         stacked = {name: torch.stack([one[name] for one in observed]).to(knowledge.device) for name in observed[0]}
         with torch.no_grad():
-            return trained.module(lesson.features(entries(stacked))).clamp(0, 1).cpu()
+            images: Tensor = trained.module(lesson.features(entries(stacked))).clamp(0, 1).cpu()
+        return images
 
 
 class _Lesson:
@@ -156,7 +157,8 @@ class _Lesson:
         for _ in range(0, most, TOGETHER):
             x, y = self._varied(TOGETHER)
             pairs.append((entries(clients.send(x, y, stream)), entries(clients.send(x, y, stream))))
-        self.features = UpdateFeatures.fit(*(torch.cat(part) for part in zip(*pairs, strict=True)), most)
+        first, second = (torch.cat(part) for part in zip(*pairs, strict=True))
+        self.features = UpdateFeatures.fit(first, second, most)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Return features (n, f) of new updates, and the images (n, B, C, H, W) behind them."""
@@ -187,12 +189,11 @@ class Reader(nn.Module):
         self.shape = (batch_size, *images.shape)
         pixels = torch.Size(self.shape).numel()
         self.straight = nn.Linear(features, pixels)
-        self.bent = nn.Sequential(
-            nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, pixels)
-        )
-        for last in (self.straight, self.bent[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        last = nn.Linear(width, pixels)
+        self.bent = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), last)
+        for layer in (self.straight, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.straight.bias.copy_(images.floats().mean(dim=0).flatten().repeat(batch_size))
             if batch_size > 1:

@@ -24,8 +24,8 @@ def with_likely_rates(
         given: the updates as the user gave them: an `fv.Update` says its rate, an array of weights does not.
         seen: the same, as they were understood. Of one image the rate tells nothing that is needed.
     """
-    several = isinstance(given, list | tuple) and len(given) == len(seen)
-    said = [isinstance(one, ClientUpdate) for one in (given if several else [given] * len(seen))]
+    each = given if isinstance(given, list | tuple) and len(given) == len(seen) else [given] * len(seen)
+    said = [isinstance(one, ClientUpdate) for one in each]
     found, notes = list(seen), []
     for at, (one, known) in enumerate(zip(seen, said, strict=True)):
         if known or one.update.kind is not UpdateKind.DELTA or one.batch_size == 1:

@@ -164,8 +164,8 @@ class _Head:
         seen = [last_layer_outputs(target, at, images, batch_size=several) for at in _path(known, update)]
         found = [one.inputs for one in seen]
         inputs = [x for x in found if x is not None] if None not in found else None
-        stand_ins = None if inputs is None or weight is None else StandIns(inputs, labels, shares)
-        return cls(layer, batch_size, weight, bias, stand_ins, torch.cat([one.probabilities for one in seen]))
+        shown = None if inputs is None or weight is None else StandIns(inputs, labels, shares)
+        return cls(layer, batch_size, weight, bias, shown, torch.cat([one.probabilities for one in seen]))
 
     def counts(self, update: ClientUpdate) -> tuple[Tensor, float]:
         """The likeliest (k,) counts, and -2 log of their probability, up to a constant; NaN where no rule gives one."""

@@ -251,7 +251,7 @@ def test_a_defence_that_scales_updates_is_seen_through(
     spec, clipping = MODELS["lenet"], UpdateNoise(strength=0.0, clip=0.01)
     granted = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
     own = replace(blobs(24, 2), labels=torch.arange(24) % 4)
-    prepared = {None: AttackerPreparation(clipping.surrogate(), None)}
+    prepared: dict[int | None, AttackerPreparation] = {None: AttackerPreparation(clipping.surrogate(), None)}
     knowing = Knowledge(granted, target_of(spec), torch.device("cpu"), 0, own, prepared)
     blind = replace(knowing, preparations={}, threat_model=replace(granted, defense_algorithm=False))
     hits = {True: 0, False: 0}

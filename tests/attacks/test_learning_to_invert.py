@@ -11,10 +11,11 @@ from fedveil.attacks import Baseline, Knowledge, LearningToInvert, Observation
 from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.learning_to_invert import assigned_error
 from fedveil.attacks.own_updates import OwnClients
+from fedveil.attacks.preparation import preparation_key, prepare_attacker
 from fedveil.attacks.scoring import match
 from fedveil.attacks.target import target_model
 from fedveil.attacks.update_features import HASHED, UpdateFeatures, entries
-from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate
+from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
 from fedveil.defense.noise import NoDefense, PixelNoise
 from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
@@ -34,7 +35,7 @@ Observe = Callable[..., Observation]
 def knowing(auxiliary: Images, surrogate: Surrogate, *, seed: int = 3, labels: bool = True) -> Knowledge:
     target = target_model(build_model(SPEC), image_shape=SPEC.image_shape, classes=SPEC.classes)
     granted = ThreatModel(labels=labels, auxiliary_data=True, defense_algorithm=True)
-    prepared = {None: AttackerPreparation(surrogate, None)}
+    prepared: dict[int | None, AttackerPreparation] = {None: AttackerPreparation(surrogate, None)}
     return Knowledge(granted, target, torch.device("cpu"), seed, auxiliary=auxiliary, preparations=prepared)
 
 
@@ -155,11 +156,21 @@ def test_batches_and_several_steps_are_read(blobs: Blobs, observe: Observe) -> N
     auxiliary, victims = blobs(120, 1, side=8), [blobs(2, seed, side=8) for seed in range(2, 6)]
     knowledge = knowing(auxiliary, Surrogate())
     seen = [observe(one, SPEC, steps=2, number=at) for at, one in enumerate(victims)]
-    found = SMALL(seen, knowledge)
+    found = replace(SMALL, steps=400)(seen, knowledge)
     mean = auxiliary.floats().mean(dim=0).expand(2, -1, -1, -1)
     guessed = [replace(one, images=mean) for one in found]
     assert sum(map(error, found, victims)) < 0.7 * sum(map(error, guessed, victims))
     assert all(sorted(one.labels.tolist()) == [0, 1] and one.loss < 0.1 for one in found)
+
+
+def test_nothing_is_prepared_for_it_but_what_the_defence_hands_over(blobs: Blobs) -> None:
+    key = preparation_key(SMALL, TrainedOn.NOTHING, 0)
+    assert key is not None
+    prepared = prepare_attacker(
+        Stateless(PixelNoise()), blobs(8, 1), key, classes=2, device=torch.device("cpu"), stream=torch_stream(0, "none")
+    )
+    assert prepared.surrogate.data is not None
+    assert (prepared.inverse, prepared.reader) == (None, None)
 
 
 def test_settings_and_grants_are_checked(blobs: Blobs, observe: Observe) -> None:

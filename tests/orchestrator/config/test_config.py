@@ -302,7 +302,7 @@ def test_other_names(tmp_path: Path) -> None:
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
             "audit: {attacks: [{name: inverting_gradients, foo: 1}]}",
-            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, place, restarts, steps, tv",
+            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, place, restarts, start, steps, tv",
         ),
         (
             "audit: {attacks: [adaptive, {name: inverting_gradients, steps: 0}]}",
