@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
+from fedveil.attacks.forward_matching import from_images, from_updates
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.scoring import match
 from fedveil.attacks.tuning import best_tv
 from fedveil.defense.base import Surrogate
-from fedveil.fl.messages import Reconstruction, ThreatModel
+from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel
 
 
 @ATTACKS.register("adaptive")
@@ -75,8 +76,25 @@ class Adaptive(InvertingGradients):
             else:
                 flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
                 inverted = [[next(flat) for _ in draws] for draws in seen]
-            results.update({at: undo(found, preparation, knowledge) for at, found in zip(group, inverted, strict=True)})
+            likenesses = self._likenesses(own, inverted, preparation.surrogate, knowledge)
+            for at, found, likeness in zip(group, inverted, likenesses, strict=True):
+                results[at] = replace(undo(found, preparation, knowledge), likeness=likeness)
         return [results[at] for at in range(len(observations))]
+
+    def _likenesses(
+        self,
+        observations: Sequence[Observation],
+        inverted: Sequence[Sequence[Reconstruction]],
+        surrogate: Surrogate,
+        knowledge: Knowledge,
+    ) -> Sequence[Likeness | None]:
+        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images."""
+        if observations[0].batch_size == 1:
+            return from_updates(observations, surrogate, knowledge)
+        if surrogate.data is None:
+            return [None] * len(observations)
+        draws, labels = [_draws(found) for found in inverted], [found[0].labels for found in inverted]
+        return from_images(draws, labels, surrogate, knowledge, exact=False)
 
     def _invert(
         self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
@@ -135,12 +153,17 @@ class TrainedImages(Attack):
 
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        results = []
-        for observation in observations:
-            labels = labels_of(observation, knowledge)
-            found = [Reconstruction(_granted(one.trained_images), labels, 0.0) for one in observation.series]
-            results.append(undo(found, knowledge.preparation(observation.client), knowledge))
-        return results
+        preparations = [knowledge.preparation(observation.client) for observation in observations]
+        results: dict[int, Reconstruction] = {}
+        for preparation in {id(r): r for r in preparations}.values():
+            group = [at for at, own in enumerate(preparations) if own is preparation]
+            draws = [torch.stack([_granted(one.trained_images) for one in observations[at].series]) for at in group]
+            labels = [labels_of(observations[at], knowledge) for at in group]
+            likenesses = from_images(draws, labels, preparation.surrogate, knowledge, exact=True)
+            for at, seen, own, likeness in zip(group, draws, labels, likenesses, strict=True):
+                found = undo([Reconstruction(images, own, 0.0) for images in seen], preparation, knowledge)
+                results[at] = replace(found, likeness=likeness)
+        return [results[at] for at in range(len(observations))]
 
 
 def _granted(images: Tensor | None) -> Tensor:
@@ -163,8 +186,7 @@ def undo(found: Sequence[Reconstruction], preparation: AttackerPreparation, know
         preparation: with an inverse where the defence changes images, and perhaps a classifier.
         knowledge: says whether the labels were told: then the result holds what an attacker makes of it who was not.
     """
-    first = found[0]
-    draws = torch.stack([_aligned(one, first) for one in found]).to(knowledge.device)
+    first, draws = found[0], _draws(found).to(knowledge.device)
     images, blind = first.images, None
     if preparation.inverse is not None:
         images = preparation.inverse(draws, first.labels).cpu()
@@ -174,6 +196,11 @@ def undo(found: Sequence[Reconstruction], preparation: AttackerPreparation, know
     classes = None if preparation.reader is None else preparation.reader(draws)
     loss = sum(one.loss for one in found) / len(found)
     return replace(first, images=images, loss=loss, blind=blind, classes=classes)
+
+
+def _draws(found: Sequence[Reconstruction]) -> Tensor:
+    """(R, B, C, H, W): the images of each inversion, in the order of the first one's."""
+    return torch.stack([_aligned(one, found[0]) for one in found])
 
 
 def _aligned(found: Reconstruction, like: Reconstruction) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from fedveil.attacks.elementary import Elementary
-from fedveil.attacks.engine import Problem, slope_along
+from fedveil.attacks.problem import Problem
+from fedveil.attacks.step import order_of, slopes_along
 from fedveil.attacks.target import TargetModel, first_line
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import torch_stream
@@ -53,7 +54,7 @@ def check_attackable(target: TargetModel) -> None:
     labels = torch.zeros((1, 1), dtype=torch.int64, device=x.device)
     problem = Problem(target, weights, direction, labels)
     try:
-        slope = slope_along(problem)(x, direction)[0]
+        slope = slopes_along(problem, x, direction, order_of(problem))[0]
     except Exception as error:  # whatever a user's model raises
         layer = _culprit(target) or _whole(target)
         raise FedveilError(f"model: {layer} can't be attacked: {first_line(error)}") from error

@@ -5,84 +5,27 @@ For any matching loss D(g, T) between the dummy gradient g = grad_w L(x) and the
     grad_x D = grad_x < grad_w L(x), v >,   v = dD/dg held fixed,
 
 and < grad_w L(x), v > is the directional derivative of L along v. So one step is a plain backward pass for g, the closed
-form of v, and one reverse pass over one forward-mode derivative; `torch.func.vmap` runs it for all victims and restarts
-together. `oracle` is the slow textbook path, one victim at a time through ``create_graph=True``.
+form of v, and the forward derivative of a backward pass (`slopes`); `torch.func.vmap` runs it for all victims and restarts
+together, and what both passes share is computed once (`paths`). `oracle` is the slow textbook path, one victim at a time
+through ``create_graph=True``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
-from torch.nn import functional as F
 
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
+from fedveil.attacks.memory import free_memory
 from fedveil.attacks.priors import Prior, penalty_and_slope
-from fedveil.attacks.target import TargetModel
+from fedveil.attacks.problem import Problem
+from fedveil.attacks.step import Step, plain, size_of
 
-
-@dataclass(frozen=True)
-class Problem:
-    """V victims (or victims times restarts) to match at once.
-
-    Attributes:
-        model: the classifier, on the device.
-        weights: parameters and buffers by name, (V, ...) each if ``own_weights``, otherwise shared by all victims.
-        target: observed gradient by name, (V, ...); it may lack parameters that the client froze.
-        labels: (V, B) class numbers, or (V, B, K) shares of each class.
-        own_weights: each victim has weights of its own.
-        visible: masks by name, (V, ...) or broadcastable, of the entries to match; None for all.
-        sized: the target is a gradient at these weights in length too; what several steps sent is so in direction at most.
-    """
-
-    model: TargetModel
-    weights: Tensors
-    target: Tensors
-    labels: Tensor
-    own_weights: bool = False
-    visible: Tensors | None = None
-    sized: bool = True
-
-    @property
-    def trained(self) -> Tensors:
-        """The weights whose gradient is matched."""
-        return {name: self.weights[name] for name in self.target}
-
-    @property
-    def frozen(self) -> Tensors:
-        """All others."""
-        return {name: weight for name, weight in self.weights.items() if name not in self.target}
-
-    def loss(self, trained: Tensors, frozen: Tensors, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of one victim: (B, C, H, W), (B,) or (B, K) to a scalar."""
-        return F.cross_entropy(self.model.logits({**frozen, **trained}, x), y)
-
-    def take(self, at: Tensor) -> Problem:
-        """Return the problem of some victims: ``at`` (n,) are their numbers, int64."""
-        visible = self.visible and {n: m[at] if len(m) == len(self.labels) else m for n, m in self.visible.items()}
-        return replace(
-            self,
-            weights={n: w[at] for n, w in self.weights.items()} if self.own_weights else self.weights,
-            target={n: t[at] for n, t in self.target.items()},
-            labels=self.labels[at],
-            visible=visible,
-        )
-
-
-def slope_along(problem: Problem) -> Callable[[Tensor, Tensors], Tensor]:
-    """Return (x (V, B, C, H, W), v (V, ...) by name) -> the gradient by x of < grad_w L(x), v >, shaped as x."""
-    weight_dims = 0 if problem.own_weights else None
-
-    def directional(x: Tensor, trained: Tensors, frozen: Tensors, y: Tensor, direction: Tensors) -> Tensor:
-        derivative: Tensor = jvp(lambda w: problem.loss(w, frozen, x, y), (trained,), (direction,))[1]
-        return derivative
-
-    slope_of = vmap(grad(directional), in_dims=(0, weight_dims, weight_dims, 0, 0), randomness="error")
-    trained, frozen = problem.trained, problem.frozen
-    return lambda x, direction: slope_of(x, trained, frozen, problem.labels, direction)
+__all__ = ["Matching", "Problem", "objective", "oracle", "victims_that_fit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,23 +38,27 @@ class Matching:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective (V,) of images (V, B, C, H, W), and its gradient shaped as they are."""
-        problem = self.problem
-        weight_dims = 0 if problem.own_weights else None
-        gradient_of = vmap(grad(problem.loss), in_dims=(weight_dims, weight_dims, 0, 0), randomness="error")
-        gradient, target = gradient_of(problem.trained, problem.frozen, x, problem.labels), problem.target
-        if problem.visible is not None:
-            gradient, target = _masked(gradient, problem.visible), _masked(target, problem.visible)
-        # The slope lives on the visible entries alone: where g and T are both 0, so is dD/dg.
-        value, direction = self.distance(gradient, target)
-        slope = slope_along(problem)(x, direction)
-        if self.priors:
-            penalty, rise = penalty_and_slope(self.priors, x)
+        if len(self._turns) == 1:
+            value, slope = self._turns[0][1](x)
+        else:
+            value, slope = map(torch.cat, zip(*(step(x[at]) for at, step in self._turns), strict=True))
+        if others := [prior for prior in self.priors if not plain(prior)]:
+            penalty, rise = penalty_and_slope(others, x)
             value, slope = value + penalty, slope + rise
         return value, slope
 
     def take(self, at: Tensor) -> Matching:
         """Return the objective of some victims: ``at`` (n,) are their numbers, int64."""
         return Matching(self.problem.take(at), self.distance, tuple(prior.take(at) for prior in self.priors))
+
+    @cached_property
+    def _turns(self) -> list[tuple[slice, Step]]:
+        """Victims take turns, as many at once as `at_once` says."""
+        count = len(self.problem.labels)
+        most = count if count <= FEW else at_once(self.problem, self.distance)
+        spans = [slice(start, start + most) for start in range(0, count, most)]
+        priors = tuple(prior for prior in self.priors if plain(prior))
+        return [(span, Step(self.problem.take(span), self.distance, priors)) for span in spans]
 
 
 def objective(problem: Problem, *, distance: Distance = cosine_distance, priors: Sequence[Prior] = ()) -> Matching:
@@ -123,6 +70,52 @@ def objective(problem: Problem, *, distance: Distance = cosine_distance, priors:
         priors: penalties of the images, with their weights.
     """
     return Matching(problem, distance, tuple(priors))
+
+
+FEW = 4
+"""So many victims always fit."""
+LARGEST = 10 * 2**20
+"""Bytes of a step's largest tensor, per thread of a CPU: beyond, caches overflow, and memory goes back to the system."""
+SHARE = 0.5
+"""Of the memory that is there, so much may be used."""
+
+
+def at_once(problem: Problem, distance: Distance = cosine_distance) -> int:
+    """Return how many victims one evaluation takes on together: a power of two, of the same bits whatever else runs."""
+    size, device = size_of(problem, distance), problem.labels.device
+    if device.type == "cuda":
+        fit = SHARE * torch.cuda.get_device_properties(device).total_memory / size.peak
+    else:
+        fit = LARGEST * torch.get_num_threads() / size.largest
+    most: int = 1 << max(0, int(fit).bit_length() - 1)
+    return most
+
+
+def victims_that_fit(problem: Problem, optimizer_bytes_per_victim: int, distance: Distance = cosine_distance) -> int:
+    """Return how many victims can be optimised together within half of the memory that is free.
+
+    Where there is room, a multiple of `at_once`: then results are the same for whatever room there is.
+
+    Args:
+        problem: with one victim or more of that kind.
+        optimizer_bytes_per_victim: what the optimiser keeps for each.
+        distance: between gradients.
+
+    Returns:
+        At least 1.
+    """
+    free, together = free_memory(problem.labels.device), at_once(problem, distance)
+    if free is None:
+        return together
+    one = problem.take(slice(0, 1))
+    tensors = [one.labels, *one.target.values(), *(one.visible or {}).values()]
+    tensors += one.weights.values() if one.own_weights else []
+    kept = sum(t.nbytes for t in tensors) + optimizer_bytes_per_victim
+    # Above all a step of those who are at it together.
+    fit = int((SHARE * free - together * size_of(problem, distance).peak) / max(1, kept))
+    if fit >= together:
+        return fit - fit % together
+    return max(1, int(SHARE * free / (kept + size_of(problem, distance).peak)))
 
 
 def oracle(
@@ -151,7 +144,3 @@ def oracle(
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
     return step
-
-
-def _masked(tensors: Tensors, masks: Tensors) -> Tensors:
-    return {name: tensor * masks[name] for name, tensor in tensors.items()}

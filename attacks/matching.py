@@ -7,6 +7,7 @@ three are blind to the unit of the update: they are relative to the size of T.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -54,15 +55,23 @@ def weighted(distance: Distance, weights: Mapping[str, float]) -> Distance:
         distance: any of the above.
         weights: factors by parameter name; 1 for those that are not given.
     """
+    return _Weighted(distance, tuple(sorted(weights.items())))
 
-    def scaled(tensors: Tensors) -> Tensors:
-        return {n: weights.get(n, 1.0) * t for n, t in tensors.items()}
 
-    def of_scaled(gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors]:
-        value, slope = distance(scaled(gradient), scaled(target))
-        return value, scaled(slope)
+@dataclass(frozen=True)
+class _Weighted:
+    """Equal ones are the same to the engine, which traces each distance once."""
 
-    return of_scaled
+    distance: Distance
+    weights: tuple[tuple[str, float], ...]
+
+    def __call__(self, gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors]:
+        value, slope = self.distance(self._scaled(gradient), self._scaled(target))
+        return value, self._scaled(slope)
+
+    def _scaled(self, tensors: Tensors) -> Tensors:
+        factors = dict(self.weights)
+        return {n: factors.get(n, 1.0) * t for n, t in tensors.items()}
 
 
 def _total(tensors: Tensors) -> Tensor:

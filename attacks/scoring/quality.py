@@ -21,11 +21,13 @@ class JudgeQuality:
         accuracy: balanced accuracy, the mean over classes of the share that is read rightly.
         low: lower end of its 95 % interval.
         chance: of a guess, 1 / k.
+        constant: what one answer to everything reaches, 1 / m with m classes among the images; all of it with one class.
     """
 
     accuracy: float
     low: float
     chance: float
+    constant: float = 0.0
 
     @classmethod
     def of(cls, labels: Sequence[int], read: Sequence[int], *, classes: int) -> JudgeQuality:
@@ -48,12 +50,16 @@ class JudgeQuality:
         n = present**2 / sum(1 / len(own) for own in right.values())
         spread = _Z * (accuracy * (1 - accuracy) / n + _Z**2 / (4 * n**2)) ** 0.5
         low = (accuracy + _Z**2 / (2 * n) - spread) / (1 + _Z**2 / n)
-        return cls(accuracy, min(max(0.0, low), accuracy), 1 / classes)
+        return cls(accuracy, min(max(0.0, low), accuracy), 1 / classes, 1 / present)
 
     @property
     def fit(self) -> bool:
-        """Whether it reads classes clearly better than chance: `MARGIN` of the way to 1 at the interval's lower end."""
-        return self.low > self.chance + MARGIN * (1 - self.chance)
+        """Whether it reads classes clearly better than chance: `MARGIN` of the way to 1 at the interval's lower end.
+
+        A few victims of one class say nothing, however rightly they are read: a judge that knows one answer does as well.
+        """
+        guess = max(self.chance, self.constant)
+        return self.low > guess + MARGIN * (1 - guess)
 
     @property
     def classes(self) -> int:

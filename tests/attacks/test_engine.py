@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedveil.attacks.engine import Problem, objective, oracle
-from fedveil.attacks.matching import Distance, absolute_distance, squared_distance, weighted
+from fedveil.attacks import engine
+from fedveil.attacks.engine import Matching, Problem, at_once, objective, oracle, victims_that_fit
+from fedveil.attacks.matching import Distance, absolute_distance, cosine_distance, squared_distance, weighted
 from fedveil.attacks.priors import TotalVariation
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target import TargetModel, target_model
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
 
@@ -24,6 +27,14 @@ MODELS = {
 }
 
 
+@cache
+def model_of(spec: ModelSpec) -> TargetModel:
+    """One model per specification: what is tried and traced for it is kept with it."""
+    model = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
+    model.module.double()
+    return model
+
+
 def problem_of(spec: ModelSpec, *, batch: int, own_weights: bool, masked: bool) -> tuple[Problem, Tensor]:
     """Random weights, target, labels and masks in float64, and a point at which to compare."""
     stream = torch_stream(0, "problem")
@@ -31,8 +42,7 @@ def problem_of(spec: ModelSpec, *, batch: int, own_weights: bool, masked: bool) 
     def normal(shape: torch.Size | tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=stream, dtype=torch.float64)
 
-    model = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
-    model.module.double()
+    model = model_of(spec)
     weights = {name: p.detach().clone() for name, p in model.module.named_parameters()}
     if own_weights:
         weights = {name: w + 0.05 * normal((VICTIMS, *w.shape)) for name, w in weights.items()}
@@ -156,3 +166,183 @@ def test_a_soft_label_of_one_class_is_that_class() -> None:
     blurred = replace(soft, labels=soft.labels / 2 + 1 / 6)
     for mine, slow in zip(objective(blurred)(x), oracle(blurred)(x), strict=True):
         torch.testing.assert_close(mine, slow)
+
+
+# Paths
+
+
+class Strided(nn.Module):
+    """As torchvision builds them: strides, pools that overlap, groups, dilation, sums in place, a global mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.mean = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norm(self.stem(x)).tanh())
+        inner = self.deep(torch.tanh(self.wide(x)))
+        inner += x
+        logits: Tensor = self.head(self.mean(inner.tanh_()).flatten(1))
+        return logits
+
+
+class Attending(nn.Module):
+    """Patches, one transformer layer, the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(self.layer(tokens).mean(1))
+        return logits
+
+
+@cache
+def other_model(kind: type[nn.Module]) -> TargetModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = target_model(kind(), image_shape=(3, 16, 16), classes=3)
+    model.module.double()
+    return model
+
+
+class Plain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(768, 12), nn.SiLU(), nn.LayerNorm(12), nn.Linear(12, 3))
+
+
+def posed(
+    model: TargetModel, batch: int, own_weights: bool, masked: bool, victims: int = VICTIMS
+) -> tuple[Problem, Tensor]:
+    """As `problem_of`, for any model."""
+    stream = torch_stream(1, "posed")
+    parameters = {n: p.detach() for n, p in model.module.named_parameters()}
+
+    def normal(shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, generator=stream, dtype=torch.float64)
+
+    weights = {n: w + 0.05 * normal((victims, *w.shape)) if own_weights else w for n, w in parameters.items()}
+    target = {n: normal((victims, *w.shape)) for n, w in parameters.items()}
+    masks = {n: (normal(t.shape) > -0.5).double() for n, t in target.items()} if masked else None
+    labels = torch.randint(3, (victims, batch), generator=stream)
+    x = torch.rand((victims, batch, *model.image_shape), generator=stream, dtype=torch.float64)
+    return Problem(model, weights, target, labels, own_weights, masks), x
+
+
+def assert_as_the_oracle(problem: Problem, x: Tensor, distance: Distance) -> None:
+    matching = objective(problem, distance=distance, priors=[TotalVariation(0.01)])
+    expected, expected_slope = oracle(problem, distance=distance, priors=[TotalVariation(0.01)])(x)
+    first = matching(x)
+    for found in (first, matching(x)):
+        torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=0)
+        error = (found[1] - expected_slope).flatten(1).norm(dim=1) / expected_slope.flatten(1).norm(dim=1)
+        assert float(error.max()) < 1e-6
+    # The first was worked out, the second came from the record of its operations.
+    assert all(torch.equal(one, two) for one, two in zip(first, matching(x), strict=True))
+
+
+@pytest.mark.parametrize("distance", [cosine_distance, squared_distance], ids=["cosine", "squared"])
+@pytest.mark.parametrize(("batch", "own_weights", "masked"), [(1, False, False), (2, True, False), (3, False, True)])
+@pytest.mark.parametrize("kind", [Strided, Attending, Plain])
+def test_every_path_through_other_networks_equals_the_oracle(
+    kind: type[nn.Module],
+    batch: int,
+    own_weights: bool,
+    masked: bool,
+    distance: Distance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDVEIL_ENGINE", "traced")
+    problem, x = posed(other_model(kind), batch, own_weights, masked)
+    assert_as_the_oracle(problem, x, distance)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", [name for name in MODELS if "resnet" not in name])
+def test_a_recorded_step_equals_the_oracle(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVEIL_ENGINE", "traced")
+    problem, x = problem_of(MODELS[name], batch=batch, own_weights=False, masked=False)
+    assert_as_the_oracle(problem, x, cosine_distance)
+
+
+def test_turns_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, x = posed(model_of(MODELS["convnet-batch"]), 1, own_weights=True, masked=True, victims=7)
+    together = objective(problem, priors=[TotalVariation(0.1)])(x)
+    monkeypatch.setattr(engine, "FEW", 0)
+    monkeypatch.setattr(engine, "at_once", lambda *_: 3)
+    for whole, parts in zip(together, objective(problem, priors=[TotalVariation(0.1)])(x), strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
+@dataclass(frozen=True)
+class Towards:
+    """A prior with a state for each victim."""
+
+    images: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.images).square().flatten(1).sum(1)
+
+    def take(self, at: Tensor) -> Towards:
+        return Towards(self.images[at])
+
+
+def test_a_prior_that_holds_tensors_is_never_taken_for_another() -> None:
+    problem, x = problem_of(MODELS["lenet"], batch=1, own_weights=False, masked=False)
+    bare, bare_slope = objective(problem)(x)
+    for shift in (0.0, 0.5, 1.0, 2.0):
+        value, slope = objective(problem, priors=[Towards(x + shift)])(x)
+        torch.testing.assert_close(value - bare, torch.full_like(bare, shift**2 * x[0].numel()))
+        torch.testing.assert_close(slope - bare_slope, torch.full_like(x, -2 * shift))
+
+
+def test_one_model_serves_many_problems() -> None:
+    """What is recorded for one problem is right for the next, with other weights, targets and labels."""
+    matchings: list[Matching] = []
+    for seed in range(4):
+        problem, x = problem_of(MODELS["convnet-group"], batch=1, own_weights=False, masked=True)
+        moved = {n: w + 0.1 * seed for n, w in problem.weights.items()}
+        other = replace(problem, weights=moved, labels=(problem.labels + seed) % 3)
+        matchings.append(objective(other))
+        for mine, theirs in zip(matchings[-1](x), oracle(other)(x), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-10)
+
+
+def test_a_problem_in_double_precision_gives_doubles() -> None:
+    problem, x = problem_of(MODELS["lenet"], batch=1, own_weights=False, masked=True)
+    single = problem.to(torch.float32)
+    assert single.labels.dtype == torch.int64
+    assert {t.dtype for t in [*single.weights.values(), *single.target.values()]} == {torch.float32}
+    for low, high in zip(objective(single)(x.float()), objective(single.to(torch.float64))(x), strict=True):
+        assert (low.dtype, high.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(low.double(), high, rtol=1e-3, atol=1e-5)
+
+
+# Memory
+
+
+def test_as_many_victims_fit_as_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = problem_of(MODELS["convnet-group"], batch=1, own_weights=False, masked=False)
+    together = at_once(problem)
+    assert together & (together - 1) == 0
+    fits = []
+    for gigabytes in (1, 2, 8):
+        monkeypatch.setattr(engine, "free_memory", lambda _, free=gigabytes * 2**30: free)
+        fits.append(victims_that_fit(problem, 2**20))
+        assert fits[-1] * 2**20 <= engine.SHARE * gigabytes * 2**30
+    assert fits == sorted(set(fits))
+    assert all(fit % together == 0 or fit < together for fit in fits)
+    monkeypatch.setattr(engine, "free_memory", lambda _: 1)
+    assert victims_that_fit(problem, 0) == 1
+    monkeypatch.setattr(engine, "free_memory", lambda _: None)
+    assert victims_that_fit(problem, 0) == together

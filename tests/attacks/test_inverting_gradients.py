@@ -297,6 +297,8 @@ def test_work_does_not_grow_with_restarts(blobs: Blobs, observe: Observe, monkey
         return forward(self, images)
 
     monkeypatch.setattr(LeNet, "forward", counted)
+    # Recorded steps do not pass through the model at all.
+    monkeypatch.setenv("FEDVEIL_ENGINE", "eager")
     knowledge = known(SMALL)
 
     def cost(restarts: int, chunk: int) -> int:
@@ -305,6 +307,8 @@ def test_work_does_not_grow_with_restarts(blobs: Blobs, observe: Observe, monkey
         InvertingGradients(steps=2, restarts=restarts, chunk=chunk)([observation], knowledge)
         return passes
 
+    # What is tried once for each model.
+    cost(6, 8)
     one = cost(1, 8)
     assert one > 0
     assert cost(6, 8) == one

@@ -439,6 +439,13 @@ def test_fit_needs_a_tenth_of_the_way_from_chance_to_one() -> None:
     assert JudgeQuality(0.35, low=0.29, chance=0.2).fit
 
 
+def test_a_judge_that_was_shown_one_class_is_not_fit_however_often_it_was_right() -> None:
+    found = JudgeQuality.of([2] * 50, [2] * 50, classes=8)
+    assert (found.accuracy, found.constant, found.fit) == (1.0, 1.0, False)
+    two = JudgeQuality.of([2, 3] * 25, [2, 3] * 25, classes=8)
+    assert (two.constant, two.fit) == (0.5, True)
+
+
 def test_quality_of_nothing_is_an_error() -> None:
     with pytest.raises(FedveilError, match="at least one untouched image"):
         JudgeQuality.of([], [], classes=2)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import gc
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedveil.attacks import paths
+from fedveil.fl.errors import FedveilError
+
+X = torch.tensor([1.0, 2.0])
+
+
+class Counted:
+    """A function that counts how often it is worked out."""
+
+    def __init__(self, *, reads: bool = False) -> None:
+        self.runs, self.reads = 0, reads
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        self.runs += 1
+        return [x * float(x[0]) if self.reads else x * 2, x + 1]
+
+
+def runs(way: str, monkeypatch: pytest.MonkeyPatch, function: Counted, times: int = 8) -> list[int]:
+    """How often the function had been worked out after each call; results are checked."""
+    monkeypatch.setenv(paths.VARIABLE, way)
+    owner, counts = nn.Identity(), []
+    for number in range(times):
+        x = X + number
+        for found, expected in zip(
+            paths.run(owner, "name", function, [x]), Counted(reads=function.reads)(x), strict=True
+        ):
+            assert torch.equal(found, expected)
+        counts.append(function.runs)
+    return counts
+
+
+def test_a_function_is_recorded_once_it_has_run_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The third run is the last: its operations are recorded in a fourth.
+    assert runs("auto", monkeypatch, Counted()) == [1, 2, 4, 4, 4, 4, 4, 4]
+    assert runs("traced", monkeypatch, Counted()) == [2] * 8
+    assert runs("eager", monkeypatch, Counted()) == [*range(1, 9)]
+
+
+def test_a_function_without_a_record_goes_on_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "fedveil.attacks.paths"):
+        assert runs("auto", monkeypatch, Counted(reads=True)) == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert "goes on untraced: Untraceable" in caplog.text
+
+
+def test_a_record_that_gives_something_else_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong:
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x * 2.01, x + 1]
+
+    monkeypatch.setattr(paths, "traced", lambda function, inputs: Wrong())
+    with caplog.at_level(logging.DEBUG, "fedveil.attacks.paths"):
+        assert runs("traced", monkeypatch, Counted()) == [*range(1, 9)]
+    assert "give something else" in caplog.text
+
+
+def test_names_shapes_and_types_have_paths_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "traced")
+    owner = nn.Identity()
+    for name, x in (("a", X), ("a", X.double()), ("a", torch.ones(2, 2)), ("b", X), ("a", torch.ones(4)[::2])):
+        function = Counted()
+        first, _ = paths.run(owner, name, function, [x])
+        assert function.runs == 2
+        assert torch.equal(first, 2 * x)
+
+
+def test_paths_go_with_their_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, before = nn.Identity(), len(paths._PATHS)
+    paths.run(owner, "name", Counted(), [X])
+    assert len(paths._PATHS) == before + 1
+    del owner
+    gc.collect()
+    assert len(paths._PATHS) <= before
+
+
+def test_the_number_of_paths_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "KEPT", 3)
+    owner = nn.Identity()
+    for length in range(1, 9):
+        paths.run(owner, "name", Counted(), [torch.ones(length)])
+    assert len(paths._PATHS[owner]) == 3
+
+
+def test_a_way_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "quick")
+    with pytest.raises(FedveilError, match="FEDVEIL_ENGINE: 'quick' is not allowed; allowed: auto, eager, traced"):
+        paths.run(nn.Identity(), "name", Counted(), [X])
