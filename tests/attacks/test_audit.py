@@ -286,7 +286,9 @@ def test_scores_are_against_the_original_not_the_perturbed_image(make_world: Mak
 @pytest.mark.parametrize("attack", [ADAPTIVE, MODULES], ids=lambda a: a.name)
 def test_against_nothing_the_adaptive_attack_is_the_plain_one(attack: Adaptive, make_world: MakeWorld) -> None:
     records = make_world(NoDefense(), [INVERSION, attack]).audit().records
-    plain = [replace(r, attack="", threat_model=ThreatModel()) for r in records if r.attack == INVERSION.name]
+    plain = [
+        replace(r, attack="", threat_model=ThreatModel(), misfit=None) for r in records if r.attack == INVERSION.name
+    ]
     adaptive = [replace(r, attack="", threat_model=ThreatModel()) for r in records if r.attack == attack.name]
     assert len(plain) == 3
     # But for the class that a classifier of its own reads, and for the gallery, which it compares with the update.
