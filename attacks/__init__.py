@@ -9,6 +9,7 @@ from fedveil.attacks.baseline import Baseline
 from fedveil.attacks.deep_leakage import DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.learning_to_invert import LearningToInvert
 from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.strongest import Strongest
 
@@ -32,6 +33,7 @@ __all__ = [
     "InvertingGradients",
     "Knowledge",
     "LatentSearch",
+    "LearningToInvert",
     "Modern",
     "Observation",
     "Strongest",

@@ -35,15 +35,15 @@ LARGEST = 24
 class Analytic(Attack):
     """Solve for the images that entered a first linear layer, without optimising anything.
 
-    One image is the ratio of the gradients of weight and bias (Phong et al. 2017, arXiv 1706.02413), exact for any number of
+    One image is the ratio of the gradients of weight and bias (Phong et al. 2017), exact for any number of
     local steps. A batch behind ReLUs is told apart by its sparse errors (SPEAR, Dimitrov et al. 2024, arXiv 2403.03945).
     Where that fails, units that a single image has woken show that image (Fowl et al. 2022, Boenisch et al. 2021, without
     their change of the model), and the batch is put together of those that explain the update best when the client's steps
     are replayed on them. It applies to no other model.
 
     >>> import torch, fedveil as fv
-    >>> x, y = torch.rand(2, 1, 8, 8), torch.tensor([1, 0])
-    >>> model = fv.build_model("mlp", image_shape=(1, 8, 8), classes=2)
+    >>> x, y = torch.rand(2, 1, 16, 16), torch.tensor([1, 0])
+    >>> model = fv.build_model("mlp", image_shape=(1, 16, 16), classes=2)
     >>> update, trained = fv.client_update(model, x, y)
     >>> report = fv.audit(model, update, images=x, labels=y, attacks=[fv.Analytic()])
     >>> report.worst("mse") < 1e-5

@@ -23,6 +23,7 @@ from fedveil.attacks.preparation import (
     prepare_attacker,
     shadow_defense,
 )
+from fedveil.attacks.rates import with_likely_rates
 from fedveil.attacks.report import AuditReport
 from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery, Scorer, build_scorer
 from fedveil.attacks.target import Mode, TargetModel, target_model
@@ -123,6 +124,9 @@ def audit(
     notes: list[str] = []
     told = None if labels is None else as_labels("labels", labels, size * len(updates), classes=target.classes)
     seen = observations_of(model, updates, repeats, told, size)
+    if told is None or not labels_known:
+        seen, unsure = with_likely_rates(target, update, seen)
+        notes += unsure
     notes += check_directions(target, update, seen, None if images is None else as_floats("images", images))
     victims = None
     if images is not None:
@@ -130,8 +134,8 @@ def audit(
         if truth is None:
             truth = torch.cat(
                 [
-                    recover_labels(one, batch_size=size, target=target, weights=seen[0].weights, auxiliary=held)
-                    for one in updates
+                    recover_labels(one.update, batch_size=size, target=target, weights=one.weights, auxiliary=held)
+                    for one in seen
                 ]
             )
             notes.append("labels were not given: scores take those that were recovered from the updates for true")

@@ -1,7 +1,8 @@
 """What entered a linear layer, from the gradient of its weight and bias.
 
 The weight's gradient is sum_b error_b outer input_b, the bias's is sum_b error_b: m rows that mix the B inputs by the same
-errors. Several local steps on one batch add terms of the same form.
+errors. Several local steps on one batch add terms of the same form. For one input that was seen by Phong et al. 2017,
+"Privacy-Preserving Deep Learning via Additively Homomorphic Encryption".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ALIKE = 1e-3
 
 
 def single_input(weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the (d,) input that all rows share: the ratio of the gradients (Phong et al. 2017, arXiv 1706.02413).
+    """Return the (d,) input that all rows share: the ratio of the gradients (Phong et al. 2017).
 
     Of all rows the least-squares one, so noise averages out. Entries that are 0 where their row's bias is not were not sent
     (or the input is 0 there, and then all are), so they count as unknown.
@@ -35,8 +36,8 @@ def single_input(weight: Tensor, bias: Tensor) -> Tensor:
 def lone_inputs(ratios: Tensor, most: int) -> list[Tensor]:
     """Return groups of rows that show the same input, largest first: a unit that one image alone has woken shows it.
 
-    Passively, that is the extraction of Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2021 (2112.02918), whose
-    servers change the model so that there are more such units.
+    Passively, that is the extraction of Fowl et al. 2022 (Robbing the Fed) and Boenisch et al. 2021 (When the Curious
+    Abandon Honesty), whose servers change the model so that there are more such units.
 
     Args:
         ratios: (m, d) weight gradient over bias gradient, of rows that may be images.

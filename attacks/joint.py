@@ -15,7 +15,7 @@ from fedveil.attacks.unrolled import Path, slopes
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """The distance between gradients by images and labels (Zhu et al. 2019, algorithm 1): an `Objective`.
+    """The distance between gradients by images and labels (Zhu et al. 2019): an `Objective`.
 
     A victim's variables are its B * C * H * W pixels, then B * K logits, whose softmax are the labels.
 

@@ -24,7 +24,7 @@ def flat_dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
 
 
 def cosine_distance(gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors]:
-    """D = 1 - <g, T> / (|g| |T|) over all layers as one vector (Geiping et al. 2020, eq. 4)."""
+    """D = 1 - <g, T> / (|g| |T|) over all layers as one vector (Geiping et al. 2020)."""
     gg, gt, tt = flat_dot(gradient, gradient), flat_dot(gradient, target), flat_dot(target, target)
     g_norm, t_norm = gg.clamp_min(_LEAST).sqrt(), tt.clamp_min(_LEAST).sqrt()
     cosine = gt / (g_norm * t_norm)
@@ -34,7 +34,7 @@ def cosine_distance(gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors
 
 
 def squared_distance(gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors]:
-    """D = |g - T|^2 / |T|^2 (Zhu et al. 2019, eq. 2, there without the denominator)."""
+    """D = |g - T|^2 / |T|^2 (Zhu et al. 2019, there without the denominator)."""
     gap = {n: g - target[n] for n, g in gradient.items()}
     size = flat_dot(target, target).clamp_min(_LEAST)
     return flat_dot(gap, gap) / size, {n: _spread(2 / size, d) * d for n, d in gap.items()}

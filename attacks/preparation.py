@@ -22,14 +22,14 @@ class PreparationKey:
     Attributes:
         modules: the attacker holds the trained modules; otherwise it prepared a copy of the defence for itself.
         client: whose modules; None where all clients share them, or the attacker uses its own.
-        training: how the inverse is trained.
+        training: how the inverse is trained; None for an attack that has no use for one.
         observations: R, draws of one image that the inverse will be shown, at least 1.
         local_steps: of which each is the mean of so many, at least 1.
     """
 
     modules: bool
     client: int | None
-    training: InverseTraining
+    training: InverseTraining | None
     observations: int = 1
     local_steps: int = 1
 
@@ -41,7 +41,7 @@ def preparation_key(
     if not attack.needs.defense_algorithm:
         return None
     # An attack from a plug-in may know the defence without an inverse of its own to configure.
-    training: InverseTraining = getattr(attack, "inverse", InverseTraining())
+    training: InverseTraining | None = getattr(attack, "inverse", InverseTraining())
     if not attack.needs.defense_modules or trained_on is TrainedOn.NOTHING:
         return PreparationKey(False, None, training, observations, local_steps)
     whose = client if trained_on is TrainedOn.CLIENT else None
@@ -80,6 +80,8 @@ def prepare_attacker(
         stream: the only source of randomness.
     """
     surrogate = prepared.surrogate()
+    if key.training is None:
+        return AttackerPreparation(surrogate, None)
     inverse = None
     draws = Draws(_untouched, 1, 1, key.training.artefacts)
     if surrogate.data is not None:

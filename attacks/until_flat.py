@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,39 @@ class Trained(Generic[Module]):
     curve: Curve
 
 
+class Optimizer(Protocol):
+    """What a training takes its steps with; `Muon` is one."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self, rate: float = 1.0) -> None:
+        """Take a step at ``rate`` times the learning rate."""
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015), for perceptrons: their matrices are large, and `Muon` costs with the cube of their size.
+
+    Args:
+        parameters: to train.
+        learning_rate: above 0.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float) -> None:
+        self._adam = torch.optim.Adam(parameters, lr=learning_rate)
+        self._learning_rate = learning_rate
+
+    def zero_grad(self) -> None:
+        """See `Optimizer`."""
+        self._adam.zero_grad()
+
+    def step(self, rate: float = 1.0) -> None:
+        """See `Optimizer`."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate * self._learning_rate
+        self._adam.step()
+
+
 def train_until_flat(
     module: Module,
     loss: Callable[[Module], Tensor],
@@ -75,6 +108,7 @@ def train_until_flat(
     steps: int,
     tolerance: float,
     learning_rate: float,
+    optimizer: Callable[..., Optimizer] = Muon,
 ) -> Trained[Module]:
     """Minimise ``loss`` until ``error`` is flat.
 
@@ -87,17 +121,18 @@ def train_until_flat(
         error: on the held-out images, of a module in evaluation mode.
         steps: at most so many in all, at least 1; the fall of the rate is among them.
         tolerance: flat is a curve whose last doubling of the steps brought less than this, relative.
-        learning_rate: of `Muon`.
+        learning_rate: of the optimiser.
+        optimizer: made of parameters and the keyword ``learning_rate``.
     """
-    optimizer = Muon(module.parameters(), learning_rate=learning_rate)
+    stepping = optimizer(module.parameters(), learning_rate=learning_rate)
     mean = copy.deepcopy(module).requires_grad_(False).eval()
     looks: dict[int, float] = {}
     best: dict[str, Tensor] = {}
 
     def take(step: int, rate: float) -> None:
-        optimizer.zero_grad()
+        stepping.zero_grad()
         loss(module).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate)
+        stepping.step(rate)
         _towards(mean, module, 1 / (1 + MEMORY * step))
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.inverse import InverseTraining as InverseTraining
     from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
+    from fedveil.attacks.learning_to_invert import LearningToInvert as LearningToInvert
     from fedveil.attacks.presets.denoised import Denoised as Denoised
     from fedveil.attacks.presets.dlg import DLG as DLG
     from fedveil.attacks.presets.gradinversion import GradInversion as GradInversion
@@ -77,6 +78,7 @@ __all__ = [
     "InvertingGradients",
     "Knowledge",
     "LatentSearch",
+    "LearningToInvert",
     "Modern",
     "Observation",
     "PreparedDefense",
@@ -125,6 +127,7 @@ _MODULES = {
     "GradInversion": "attacks.presets.gradinversion",
     "IDLG": "attacks.presets.idlg",
     "LatentSearch": "attacks.presets.latent_search",
+    "LearningToInvert": "attacks.learning_to_invert",
     "Modern": "attacks.presets.modern",
     "SurrogateModel": "attacks.presets.surrogate_model",
     "PreparedDefense": "defense.base",

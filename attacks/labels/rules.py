@@ -16,7 +16,7 @@ from fedveil.fl.errors import FedveilError
 
 
 def idlg(gradient: LastGradient) -> Tensor:
-    """One image: the class whose logit the client pushes up (Zhao et al. 2020, arXiv 2001.02610, eq. 4).
+    """One image: the class whose logit the client pushes up (Zhao et al. 2020, arXiv 2001.02610).
 
     The paper compares the signs of inner products of the weight's rows; the bias has the sign itself.
     """
@@ -26,7 +26,7 @@ def idlg(gradient: LastGradient) -> Tensor:
 def yin(weight: Tensor, batch_size: int) -> Tensor:
     """Distinct labels: the classes with the lowest entries of the weight's gradient (Yin et al. 2021).
 
-    See through Gradients, arXiv 2104.07586, section 3.2.
+    See through Gradients, arXiv 2104.07586.
 
     Args:
         weight: (k, d) gradient; the layer's inputs have to be positive.
@@ -44,7 +44,7 @@ def yin(weight: Tensor, batch_size: int) -> Tensor:
 
 
 def llg(rows: Tensor, batch_size: int) -> Tensor:
-    """Repeated labels from the update alone (Wainakh et al. 2021, LLG, arXiv 2105.09369, algorithm 1).
+    """Repeated labels from the update alone (Wainakh et al. 2021, LLG, arXiv 2105.09369).
 
     A class with a negative sum is there. One label is taken to have the impact m = sum of the negative sums *
     (1 + 1 / k) / B; each label found takes its impact away, and the lowest sum gives the next label. The offset, which
@@ -69,7 +69,7 @@ def llg(rows: Tensor, batch_size: int) -> Tensor:
 
 
 def geng(bias: Tensor, probabilities: Tensor, batch_size: int) -> Tensor:
-    """Repeated labels with an estimated mean softmax (Geng et al. 2021, arXiv 2110.09074, section 4).
+    """Repeated labels with an estimated mean softmax (Geng et al. 2021, arXiv 2110.09074).
 
     Counts are rounded to the nearest whole ones of the right sum, and not below `least_counts`; the paper rounds each by
     itself.

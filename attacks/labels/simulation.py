@@ -22,6 +22,8 @@ from fedveil.attacks.labels.last_layer import LastGradient
 
 RIDGE = 1e-6
 """Variance of a mean gradient entry, that no image accounts for."""
+MADE_UP_ERROR = 0.02
+"""Standard deviation of the mean softmax around that of one input for all classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,8 @@ def simulated(
     *,
     learning_rate: float,
     batch_size: int,
-) -> Tensor:
-    """Return the (k,) counts that explain the gradient best.
+) -> tuple[Tensor, float]:
+    """Return the (k,) counts that explain the gradient best, and their cost: -2 log of their probability, up to a constant.
 
     With labelled stand-ins the misfit is weighed by how much single images of a class differ, and shares far from
     ``stand_ins.shares`` are charged for, as a Dirichlet distribution of concentration k / 2 has them.
@@ -134,7 +136,7 @@ def simulated(
     even = torch.full_like(wanted, 1 / len(wanted))
     starts = [nearest_counts(batch_size * shares, batch_size, least) for shares in (wanted, even)]
     found = [search_counts(cost, surplus, start, least) for start in starts]
-    return min(found, key=lambda one: one[1])[0]
+    return min(found, key=lambda one: one[1])
 
 
 def _precisions(
@@ -143,7 +145,8 @@ def _precisions(
     """Return the inverse covariance of the misfit, the expected shares and their inverse covariance."""
     identity = torch.eye(classes, dtype=torch.float64)
     if stand_ins.labels is None or stand_ins.shares is None:
-        return identity, torch.full((classes,), 1 / classes, dtype=torch.float64), torch.zeros_like(identity)
+        even = torch.full((classes,), 1 / classes, dtype=torch.float64)
+        return identity / MADE_UP_ERROR**2, even, torch.zeros_like(identity)
     own, labels, shares = head.single(stand_ins.labels), stand_ins.labels, stand_ins.shares.double()
     sums = torch.zeros((classes, classes), dtype=torch.float64).index_add(0, labels, own)
     means = sums / torch.bincount(labels, minlength=classes).clamp(min=1)[:, None]

@@ -24,5 +24,4 @@ class SurrogateModel(InvertingGradients):
     """
 
     name: ClassVar[str] = "surrogate_model"
-    tv: float = 1e-3
     place: Place = "searched"

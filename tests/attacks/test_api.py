@@ -434,3 +434,17 @@ def test_a_model_on_images_that_clients_normalise(blobs: Blobs) -> None:
         audit(model(), update, images=victim, attacks=[CLOSE], normalize=given) for given in (normalize, None)
     )
     assert right.worst("mse") < 0.2 * wrong.worst("mse")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_weight_change_of_unknown_rate_says_which_one_was_taken(told: bool) -> None:
+    model = build_model(ModelSpec("lenet", (1, 16, 16), 4))
+    x = torch.rand((6, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 2, 3, 2])
+    update, _ = client_update(model, x, labels, local_steps=2, learning_rate=0.02)
+    state = model.state_dict()
+    arrays = [(state[name] + change).numpy() for name, change in update.tensors.items()]
+    report = audit(model, arrays, images=x, labels=labels, labels_known=told, attacks=[InvertingGradients(steps=2)])
+    unsure = [note for note in report.notes if "learning rate of update 0 is not known" in note]
+    assert bool(unsure) != told
+    assert sum(record.label_recovered for record in report.records) >= 4

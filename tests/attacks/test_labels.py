@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedveil.attacks import Observation
-from fedveil.attacks.base import Knowledge
-from fedveil.attacks.labels import labels_of, recover_labels
+from fedveil.attacks.base import AttackerPreparation, Knowledge
+from fedveil.attacks.labels import labels_of, likeliest_rate, recover_labels
 from fedveil.attacks.labels.counts import least_counts, nearest_counts
 from fedveil.attacks.labels.last_layer import LastGradient, find_last_layer, last_gradient
 from fedveil.attacks.labels.recovery import mean_input
 from fedveil.attacks.labels.rules import geng, idlg, llg, yin
 from fedveil.attacks.labels.simulation import StandIns, simulated
 from fedveil.attacks.target import TargetModel, target_model
+from fedveil.defense.base import Stateless, Surrogate
+from fedveil.defense.update_noise import UpdateNoise
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, ThreatModel, UpdateKind
@@ -138,7 +140,7 @@ def test_simulated_training_is_exact_where_all_inputs_are_one(
         b -= rate * own_b * with_bias
     gradient = LastGradient((weight - w) / (rate * steps), None if bias is None else (bias - b) / (rate * steps))
     inputs = x if bias is None else mean_input(gradient)
-    counts = simulated(
+    counts, _ = simulated(
         gradient, StandIns([inputs[None]] * steps), weight, bias, learning_rate=rate, batch_size=len(labels)
     )
     assert counts.tolist() == counts_of(labels, classes)
@@ -156,7 +158,7 @@ def test_every_rule_s_counts_sum_to_the_batch(values: list[float], size: int) ->
         llg(bias, size),
         geng(bias, softmax, size),
         nearest_counts(bias, size),
-        simulated(both, stand_ins, weight, bias, learning_rate=0.1, batch_size=size),
+        simulated(both, stand_ins, weight, bias, learning_rate=0.1, batch_size=size)[0],
     ):
         assert int(counts.sum()) == size
         assert int(counts.min()) >= 0
@@ -216,6 +218,72 @@ def test_granted_labels_are_used_as_they_are(
     knowledge = Knowledge(ThreatModel(), target_of(MODELS["lenet"]), torch.device("cpu"), 0)
     assert labels_of(replace(seen, labels=torch.tensor([2, 1])), knowledge).tolist() == [2, 1]
     assert labels_of(replace(seen, labels=None), knowledge).tolist() == [0, 1]
+
+
+# Sizes that are not known
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.005])
+def test_an_unknown_learning_rate_is_found(
+    rate: float, blobs: Callable[..., Images], observe: Callable[..., Observation], target_of: TargetOf
+) -> None:
+    labels = torch.tensor([3, 0, 3, 3, 1, 0, 3, 3])
+    spec = MODELS["lenet"]
+    seen = observe(replace(blobs(8, 1), labels=labels), spec, steps=2, learning_rate=rate)
+    unknown = replace(seen.update, learning_rate=1.0)
+    found = likeliest_rate(unknown, batch_size=8, target=target_of(spec), weights=seen.weights)
+    assert found == pytest.approx(rate, rel=0.5)
+
+
+def test_a_bias_alone_tells_no_rate(
+    blobs: Callable[..., Images], observe: Callable[..., Observation], target_of: TargetOf
+) -> None:
+    head = nn.utils.parametrizations.weight_norm(nn.Linear(16, 3))
+    module = nn.Sequential(nn.Flatten(), head)
+    update = ClientUpdate.delta({"1.bias": torch.tensor([0.1, -0.3, 0.2])})
+    weights = dict(module.named_parameters())
+    assert likeliest_rate(update, batch_size=4, target=made(module), weights=weights) == 1.0
+
+
+def test_a_defence_that_scales_updates_is_seen_through(
+    blobs: Callable[..., Images], observe: Callable[..., Observation], target_of: TargetOf
+) -> None:
+    spec, clipping = MODELS["lenet"], UpdateNoise(strength=0.0, clip=0.01)
+    granted = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
+    own = replace(blobs(24, 2), labels=torch.arange(24) % 4)
+    prepared: dict[int | None, AttackerPreparation] = {None: AttackerPreparation(clipping.surrogate(), None)}
+    knowing = Knowledge(granted, target_of(spec), torch.device("cpu"), 0, own, prepared)
+    blind = replace(knowing, preparations={}, threat_model=replace(granted, defense_algorithm=False))
+    hits = {True: 0, False: 0}
+    for number in range(4):
+        labels = torch.randint(4, (8,), generator=torch_stream(number, "labels")).clamp(max=number % 3 + 1)
+        seen = observe(replace(blobs(8, number), labels=labels), spec, hooks=Stateless(clipping), labels=False)
+        for knows, knowledge in ((True, knowing), (False, blind)):
+            found = torch.bincount(labels_of(seen, knowledge), minlength=4)
+            hits[knows] += int(torch.minimum(found, torch.bincount(labels, minlength=4)).sum())
+    assert hits[True] > hits[False]
+
+
+def test_stand_ins_pass_the_defence(
+    blobs: Callable[..., Images], observe: Callable[..., Observation], target_of: TargetOf
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def darken(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+        assert y is not None
+        asked.append(tuple(x.shape))
+        return x / 2
+
+    seen = observe(blobs(4, 1), MODELS["lenet"])
+    recover_labels(
+        seen.update,
+        batch_size=4,
+        target=target_of(MODELS["lenet"]),
+        weights=seen.weights,
+        auxiliary=blobs(24, 2),
+        surrogate=Surrogate(data=darken),
+    )
+    assert asked == [(24, 1, 16, 16)]
 
 
 # Finding the last layer

@@ -26,7 +26,7 @@ PRESETS: dict[Attack, float] = {
     DLG(steps=150): 1e-3,
     IDLG(steps=120): 1e-3,
     InvertingGradients(steps=80, tv=1e-3, learning_rate=0.1): 2e-3,
-    Modern(steps=80): 2e-3,
+    Modern(steps=80, tv=1e-3): 2e-3,
     GradInversion(steps=80, restarts=2): 2e-3,
     LatentSearch(steps=60, decoder_steps=100): 2e-3,
     SurrogateModel(steps=80, learning_rate=0.1): 2e-3,
