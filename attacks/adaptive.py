@@ -8,7 +8,7 @@ bounds what the others could ever reach.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -17,17 +17,18 @@ from torch import Tensor
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.forward_matching import from_images, from_updates
 from fedveil.attacks.inverse import InverseTraining
-from fedveil.attacks.inverting_gradients import InvertingGradients
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.scoring import match
-from fedveil.attacks.tuning import best_tv
+from fedveil.attacks.strongest import Strongest
+from fedveil.attacks.tuning import Inversion, tuned
 from fedveil.defense.base import Surrogate
+from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel
 
 
 @ATTACKS.register("adaptive")
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(InvertingGradients):
+class Adaptive(Attack):
     """Invert the update through what the defence leaves visible, then undo what it did to the data.
 
     That a defence has to be judged by an attacker who knows it is the rule of Balunovic et al. 2022 (arXiv 2111.04706).
@@ -37,10 +38,13 @@ class Adaptive(InvertingGradients):
     to explain them all.
 
     >>> import fedveil as fv
-    >>> fv.Adaptive(steps=500, inverse=fv.InverseTraining(steps=800)).inverse.steps
+    >>> attack = fv.Adaptive(inversion=fv.InvertingGradients(steps=500), inverse=fv.InverseTraining(steps=800))
+    >>> attack.inverse.steps
     800
 
     Attributes:
+        inversion: the attack that inverts the updates, one that matches gradients. What it has found already, run before
+            this one with the same settings, is built on.
         inverse: how the inverse is trained, and the classifier beside it.
     """
 
@@ -48,16 +52,17 @@ class Adaptive(InvertingGradients):
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
     adaptive: ClassVar[bool] = True
 
+    inversion: Attack = field(default_factory=Strongest)
     inverse: InverseTraining = field(default_factory=InverseTraining)
 
-    @property
-    def plain(self) -> InvertingGradients:
-        """The inversion alone, with the same settings."""
-        return InvertingGradients(**{f.name: getattr(self, f.name) for f in fields(InvertingGradients)})
+    def __post_init__(self) -> None:
+        if not isinstance(self.inversion, Inversion):
+            given = getattr(self.inversion, "name", self.inversion)
+            raise SettingError(self.name, "inversion", given, "it has to be an attack that matches gradients")
 
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        plain = earlier.get(self.plain)
+        plain = earlier.get(self.inversion)
         preparations = [knowledge.preparation(observation.client) for observation in observations]
         results: dict[int, Reconstruction] = {}
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
@@ -99,10 +104,11 @@ class Adaptive(InvertingGradients):
     def _invert(
         self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
     ) -> list[Reconstruction]:
+        assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
         if surrogate.update is None:
-            return self.invert(observations, knowledge)
-        tuned = replace(self, tv=best_tv(self, observations[0], surrogate, knowledge))
-        return tuned.invert(observations, knowledge, surrogate.visible)
+            return self.inversion.invert(observations, knowledge)
+        smoothed = tuned(self.inversion, observations[0], surrogate, knowledge)
+        return smoothed.invert(observations, knowledge, surrogate.visible)
 
 
 @ATTACKS.register("adaptive_modules")
@@ -111,7 +117,7 @@ class AdaptiveModules(Adaptive):
     """`Adaptive` that holds the client's own trained modules too, and has trained its inverse on what they make.
 
     >>> import fedveil as fv
-    >>> fv.AdaptiveModules(steps=500).needs.defense_modules
+    >>> fv.AdaptiveModules().needs.defense_modules
     True
     """
 

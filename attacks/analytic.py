@@ -54,6 +54,7 @@ class Analytic(Attack):
     """
 
     name: ClassVar[str] = "analytic"
+    explains_update: ClassVar[bool] = True
     starts: int = 2048
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from fedveil.attacks.report import AuditReport
 from fedveil.attacks.scoring import Scorer, in_order
 from fedveil.attacks.target import TargetModel
 from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.yardstick import misfit
 from fedveil.defense.base import TrainedOn
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
@@ -81,6 +82,19 @@ class Attacker:
                 scalars[f"attack/{label}/reader_accuracy"] = fmean(accuracies)
         return scalars
 
+    def misfits(
+        self,
+        attack: Attack,
+        observations: Sequence[Observation],
+        found: Sequence[Reconstruction],
+        device: torch.device,
+    ) -> Sequence[float | None]:
+        """How much of each update an attack leaves unexplained; None where that says nothing about it."""
+        changed = any(own.surrogate.update is not None for own in self.preparations.values())
+        if changed or not attack.explains_update:
+            return [None] * len(observations)
+        return misfit(observations, found, self.knowledge(attack, [o.client for o in observations], device))
+
     def knowledge(self, attack: Attack, clients: Sequence[int], device: torch.device) -> Knowledge:
         """What one attack is handed against some clients: what its threat model grants, and no more."""
         threat_model = replace(attack.needs, labels=self.labels_known)
@@ -136,10 +150,17 @@ def audit_updates(
         rebuilt[label] = torch.cat([one.images for one in matched])
         # Told a label, an attack that reads no update shows what it was told.
         reads_class = attack.reads_update or not threat_model.labels
-        for truth, reconstruction in zip(truths, matched, strict=True):
+        unexplained = attacker.misfits(attack, observations, matched, device)
+        for truth, reconstruction, rest in zip(truths, matched, unexplained, strict=True):
             if truth is not None and scorer is not None:
                 records += scorer.score(
-                    truth, reconstruction, attack=label, threat_model=threat_model, round=round, reads_class=reads_class
+                    truth,
+                    reconstruction,
+                    attack=label,
+                    threat_model=threat_model,
+                    round=round,
+                    reads_class=reads_class,
+                    misfit=rest,
                 )
     known = victims or ()
     trained = [batch.trained for batch in known if batch.trained is not None]

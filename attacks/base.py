@@ -151,6 +151,9 @@ class Attack(ABC):
     reads_update: ClassVar[bool] = True
     """Its images come from the update. One that is False only shows what it was told, so no class is read from them."""
 
+    explains_update: ClassVar[bool] = False
+    """Its images are those that the client trained on, so that they explain the update if the attack has worked."""
+
     def applies(self, knowledge: Knowledge) -> bool:
         """Whether the attack says anything about a defence against which the attacker has prepared as in ``knowledge``."""
         return True

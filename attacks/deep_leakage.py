@@ -53,7 +53,7 @@ class DeepLeakage(GradientMatching):
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
         squared = match.objective(distance=squared_distance, priors=[TotalVariation(self.tv)])
-        if match.warm:
+        if match.warm and match.path is not None:
             return Found(*LBFGS(self.steps, self.history).minimise(squared, start))
         turn = match.objective(priors=[TotalVariation(_SMOOTHER * self.tv)])
         if not match.sized:

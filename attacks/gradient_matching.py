@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ class GradientMatching(Attack):
             wrong there no step corrects.
     """
 
+    explains_update: ClassVar[bool] = True
     told: ClassVar[bool] = True
     """It takes labels as given or recovered; an attack that is not told looks for them itself."""
 
@@ -117,6 +118,10 @@ class GradientMatching(Attack):
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
         return self.invert(observations, knowledge)
+
+    def smoothed(self, factor: float) -> Self:
+        """The same with ``factor`` times the weight of total variation."""
+        return replace(self, tv=factor * self.tv)
 
     def invert(
         self,

@@ -20,9 +20,10 @@ class _Block(nn.Module):
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(groups_of(inputs), inputs), nn.SiLU(), _conv(inputs, outputs))
         self.known = nn.Linear(FEATURES, outputs)
-        self.second = nn.Sequential(nn.GroupNorm(groups_of(outputs), outputs), nn.SiLU(), _conv(outputs, outputs))
+        last = _conv(outputs, outputs)
+        self.second = nn.Sequential(nn.GroupNorm(groups_of(outputs), outputs), nn.SiLU(), last)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        nn.init.zeros_(self.second[-1].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, known: Tensor) -> Tensor:
         """(n, inputs, h, w) and (n, FEATURES) to (n, outputs, h, w)."""

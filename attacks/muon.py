@@ -26,7 +26,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = first * x + (third * square + fifth * square @ square) @ x
-    return x.T if tall else x
+    orthogonal: Tensor = x.T if tall else x
+    return orthogonal
 
 
 class Muon:

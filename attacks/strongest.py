@@ -45,6 +45,7 @@ class Strongest(Attack):
     """
 
     name: ClassVar[str] = "strongest"
+    explains_update: ClassVar[bool] = True
     steps: int = 600
     contenders: tuple[str, ...] = ("analytic", "inverting_gradients", "deep_leakage")
     smoothness: float = 1.0
@@ -65,6 +66,10 @@ class Strongest(Attack):
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
         return self.invert(observations, knowledge)
+
+    def smoothed(self, factor: float) -> Strongest:
+        """The same with ``factor`` times the weights of total variation."""
+        return replace(self, smoothness=factor * self.smoothness)
 
     def invert(
         self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None = None

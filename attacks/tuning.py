@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.elementary import Elementary
-from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.gradient_matching import Visible
 from fedveil.attacks.scoring import match
 from fedveil.defense.base import Surrogate
 from fedveil.fl.hooks import NoHooks
-from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.messages import ClientUpdate, Reconstruction
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, exchanged, local_update
 
@@ -35,8 +37,21 @@ class _Surrogate(NoHooks):
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)
 
 
-def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
-    """Return the total-variation weight that inverts defended updates of auxiliary images best.
+@runtime_checkable
+class Inversion(Protocol):
+    """An attack that inverts updates by matching gradients under a prior of smoothness."""
+
+    def invert(
+        self, observations: Sequence[Observation], knowledge: Knowledge, visible: Visible | None = None
+    ) -> list[Reconstruction]:
+        """Invert all observations, matching only the entries that are ``visible``, if given."""
+
+    def smoothed(self, factor: float) -> Inversion:
+        """The same with ``factor`` times the weight of total variation."""
+
+
+def tuned(inversion: Inversion, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> Inversion:
+    """Return the attack with the total-variation weight that inverts defended updates of auxiliary images best.
 
     A stronger image prior sees through noise on updates, a weaker one keeps detail where there is little of it. Which
     holds is settled by trying `FACTORS` times the weight on updates that the attacker makes itself, with the client's
@@ -51,17 +66,16 @@ def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surroga
     """
     made = _own_updates(like, surrogate, knowledge)
     if not made:
-        return inversion.tv
+        return inversion
     observations = [observation for observation, _ in made]
     errors: dict[float, float] = {}
     for factor in FACTORS:
-        tuned = replace(inversion, tv=inversion.tv * factor)
-        found = tuned.invert(observations, knowledge, surrogate.visible)
-        errors[tuned.tv] = sum(
+        found = inversion.smoothed(factor).invert(observations, knowledge, surrogate.visible)
+        errors[factor] = sum(
             float((f.images[match(f.images, trained)] - trained).square().mean())
             for f, (_, trained) in zip(found, made, strict=True)
         )
-    return min(errors, key=errors.__getitem__)
+    return inversion.smoothed(min(errors, key=errors.__getitem__))
 
 
 def _own_updates(like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> list[tuple[Observation, Tensor]]:

@@ -131,7 +131,7 @@ def train_until_flat(
 
     def take(step: int, rate: float) -> None:
         stepping.zero_grad()
-        loss(module).backward()  # type: ignore[no-untyped-call]
+        loss(module).backward()
         stepping.step(rate)
         _towards(mean, module, 1 / (1 + MEMORY * step))
 

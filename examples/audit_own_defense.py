@@ -30,7 +30,8 @@ def main(steps: int = 300, figure: str = "own_defense.png") -> fv.AuditReport:
 
     defense = BlockAverage(side=4)
     update, trained = fv.client_update(model, x, y, defense=defense)
-    attacks = [fv.InvertingGradients(steps=steps), fv.Adaptive(steps=steps, inverse=fv.InverseTraining(steps=steps))]
+    plain = fv.InvertingGradients(steps=steps)
+    attacks = [plain, fv.Adaptive(inversion=plain, inverse=fv.InverseTraining(steps=steps))]
     given = {"images": x, "labels": y, "trained_images": trained, "auxiliary": data.val}
     report = fv.audit(model, update, defense=defense, attacks=attacks, **given)
     print(f"mean squared error {report.worst('mse'):.4f} (what was trained on: {report.records[0].trained_mse:.4f})")

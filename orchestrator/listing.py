@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedveil.attacks import ATTACKS
+from fedveil.attacks import ATTACKS, Attack
 from fedveil.defense import DEFENSES
 from fedveil.fl.data.source import Source, named, prefixed
 from fedveil.fl.errors import FedveilError, unknown_name
@@ -27,7 +27,7 @@ from fedveil.fl.models import MODELS
 from fedveil.fl.partition import PARTITIONS
 from fedveil.fl.registry import Registry
 from fedveil.fl.strategies import STRATEGIES
-from fedveil.orchestrator.config.options import options_of, types_of
+from fedveil.orchestrator.config.options import is_attack, is_section, options_of, types_of
 
 _AUTHOR = r"(?:[A-Z]\. ?)*[A-Z][\w-]+"
 _PAPER = re.compile(
@@ -200,16 +200,12 @@ def _settings(cls: type[Any], prefix: str = "") -> list[Setting]:
     said = {key: text for parent in reversed(cls.__mro__) for key, text in attributes(parent).items()}
     settings = []
     for key, hint in types.items():
-        section = next((kind for kind in (hint, *get_args(hint)) if _is_section(kind)), None)
+        section = next((kind for kind in (hint, *get_args(hint)) if is_section(kind)), None)
         if section is None:
             settings.append(Setting(prefix + key, _type(hint), _yaml(defaults[key]), said.get(key, "")))
         else:
             settings += _settings(section, f"{prefix}{key}.")
     return settings
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def attributes(cls: type[Any]) -> dict[str, str]:
@@ -255,6 +251,8 @@ def _papers(cls: Any, *more: str) -> tuple[tuple[str, str], ...]:
 
 def _type(hint: Any) -> str:
     """Return a type in words: ``whole number | null``, ``client | public``."""
+    if is_attack(hint):
+        return "attack"
     if hint in _WORDS:
         return _WORDS[hint]
     if get_origin(hint) is Literal:
@@ -272,4 +270,6 @@ def _yaml(value: Any) -> str:
         return "required"
     if value is None:
         return "null"
+    if isinstance(value, Attack):
+        return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -76,6 +76,11 @@ _SCORES: Mapping[str, tuple[Callable[[float], str], str, str]] = {
         "the original, passed through the known defence, explains best what was observed",
     ),
     "mse_to_perturbed": (mse_text, "", "error against what the client trained on: did the attack itself work?"),
+    "misfit": (
+        "{:.3f}".format,
+        "",
+        "share of the update that the images leave unexplained, by the attack's own measure",
+    ),
     "label_recovery": (_SHARE, "", "share of the true labels, order in a batch aside, that the attack used"),
 }
 

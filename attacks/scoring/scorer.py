@@ -53,6 +53,7 @@ class Scorer:
         threat_model: ThreatModel,
         round: int,
         reads_class: bool,
+        misfit: float | None = None,
     ) -> list[PrivacyRecord]:
         """Return one record per victim, in the batch's order.
 
@@ -63,6 +64,7 @@ class Scorer:
             threat_model: what the attack was granted.
             round: the federated round before which the update was captured.
             reads_class: a class can be read from these images. False for an attack that only shows what it was told.
+            misfit: what the attack leaves unexplained of the update, see `PrivacyRecord`.
 
         Raises:
             FedveilError: the originals are not the untouched images of the gallery.
@@ -87,6 +89,7 @@ class Scorer:
             self._class_read(reconstruction) if reads_class else unknown,
             *self._identified(reconstruction, batch),
             unknown if reconstruction.classes is None else reconstruction.classes.tolist(),
+            [misfit] * len(batch),
             strict=True,
         )
         return [PrivacyRecord(attack, threat_model, self.seed, round, batch.client, *column) for column in columns]

@@ -1,7 +1,8 @@
 """Settings of the form ``{name: NAME, option: value, ...}`` for everything that a registry holds.
 
 The options are the fields of the registered dataclass, so a new defence or attack brings its own and nothing is written
-twice. A field that is a dataclass itself is a section of its own: ``{name: adaptive, inverse: {steps: 800}}``.
+twice. A field that is a dataclass itself is a section of its own: ``{name: adaptive, inverse: {steps: 800}}``. One that is
+an attack is written as in ``audit.attacks``: ``{name: adaptive, inversion: {name: deep_leakage, steps: 800}}``.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticSchemaGenerationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    ValidationError,
+    create_model,
+)
 
+from fedveil.attacks import ATTACKS, Attack
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.registry import Registry
+from fedveil.orchestrator.config.explain import explain
 
 T = TypeVar("T")
 
@@ -79,9 +89,36 @@ def schema_of(cls: type[Any]) -> type[_Options]:
     return model
 
 
+def is_attack(hint: Any) -> bool:
+    """Whether a field holds an attack, which is written by its name."""
+    return isinstance(hint, type) and issubclass(hint, Attack)
+
+
+def is_section(hint: Any) -> bool:
+    """Whether a field is a section of its own."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not is_attack(hint)
+
+
+def _attack(written: Any) -> Any:
+    """Make the attack that is written, in words that name the wrong key where it can't be made."""
+    if isinstance(written, Attack):
+        return written
+    setting = normalise(written)
+    if not isinstance(setting, Mapping):
+        raise ValueError("allowed: a name or {name: NAME, option: value, ...}")
+    try:
+        return build_named(ATTACKS, setting)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(error, schema_of(ATTACKS[setting["name"]])))) from None
+    except FedveilError as error:
+        raise ValueError(str(error)) from None
+
+
 def _as_written(hint: Any) -> Any:
-    """Return the type that an experiment file has for a field: sections for dataclasses, lists for tuples."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    """Return the type that a file has for a field: names for attacks, sections for dataclasses, lists for tuples."""
+    if is_attack(hint):
+        return Annotated[hint, BeforeValidator(_attack)]
+    if is_section(hint):
         return schema_of(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return Union[tuple(map(_as_written, get_args(hint)))]  # noqa: UP007 - of a computed tuple

@@ -144,7 +144,7 @@ class AuditSection(Section):
     local_steps: Count = 1
     observations: Count = 1
     labels: Literal["known", "recovered"] = "known"
-    attacks: list[Named] = Field(default=[{"name": "inverting_gradients"}, {"name": "adaptive"}])
+    attacks: list[Named] = Field(default=[{"name": "strongest"}, {"name": "adaptive"}])
     balanced: bool = True
     gallery: Count = 1000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from fedveil.orchestrator.metrics import fits, metric
 
 FINISHED = "FINISHED"
 """The status that MLflow gives to a run that ended well."""
+_UNEXPLAINED = 0.1
+"""A cosine distance between what was sent and what the reconstruction would send, above which an attack has not worked."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ class TrialRow:
 
     @property
     def weakly_attacked(self) -> bool:
-        """Not even what the client trained on was rebuilt: its error is above that of guessing the class mean.
+        """No attack explains the updates, by the attacks' own measure: their images would have sent something else.
 
         Where ``trained_images`` ran, the headline is its bound and rests on no inversion.
         """
         if self._scores_of("trained_images", "mse"):
             return False
-        missed = self._scores_of("inverting_gradients", "mse_to_perturbed")
-        return bool(missed) and min(missed) > self.metrics.get("privacy/baseline_mse", math.inf)
+        unexplained = self._scores_of(r"[^/]+", "misfit")
+        return min(unexplained, default=0.0) > _UNEXPLAINED
 
     @property
     def comparable(self) -> bool:
@@ -80,7 +81,7 @@ class TrialRow:
         return min(value, self.metrics.get("privacy/baseline_mse", value)) if name.endswith("/mse") else value
 
     def _scores_of(self, attack: str, score: str) -> list[float]:
-        """A score of all attacks of that name, however they are numbered."""
+        """A score of all attacks whose name fits, however they are numbered."""
         name = re.compile(rf"attack/{attack}(_\d+)?/{score}")
         return [value for key, value in self.metrics.items() if name.fullmatch(key)]
 

@@ -25,7 +25,7 @@ _MEANINGS = {
     _PARETO: "Pareto optimal",
     _INCOMPLETE: "incomplete: no adaptive attack ran, so this is no worst case",
     _COLLAPSED: "collapsed: the perturbed images no longer carry the task",
-    _WEAK: "weak attack: not even what the client trained on was rebuilt; give inverting_gradients more steps",
+    _WEAK: "weak attack: its images do not explain the updates, by its own measure; give it more steps",
 }
 Cell = Callable[[TrialGroup], str]
 Note = Callable[[Sequence[TrialGroup]], str]

@@ -9,18 +9,28 @@ import torch
 from torch import Tensor, nn
 
 import fedveil.attacks.adaptive as module
-from fedveil.attacks import Adaptive, AdaptiveModules, InvertingGradients, Knowledge, Observation, TrainedImages
+from fedveil.attacks import (
+    Adaptive,
+    AdaptiveModules,
+    Baseline,
+    InvertingGradients,
+    Knowledge,
+    Observation,
+    TrainedImages,
+)
 from fedveil.attacks.adaptive import undo
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse import InverseTraining, LearntInverse
 from fedveil.attacks.inverse_network import UNTOLD
 from fedveil.attacks.preparation import PreparationKey, prepare_attacker, shadow_defense
 from fedveil.attacks.reader import Reader
+from fedveil.attacks.strongest import Strongest
 from fedveil.attacks.target import target_model
 from fedveil.attacks.until_flat import Curve
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
 from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
@@ -72,7 +82,7 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
     inversion = InvertingGradients(steps=4)
     knowledge = known({None: AttackerPreparation(Surrogate(), None)}, Adaptive.needs)
     plain = inversion(observations, replace(knowledge, threat_model=ThreatModel(), preparations={}))
-    adaptive = Adaptive(steps=4)
+    adaptive = Adaptive(inversion=inversion)
     alone = adaptive(observations, knowledge)
     for mine, right in zip(alone, plain, strict=True):
         assert torch.equal(mine.images, right.images)
@@ -81,7 +91,7 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
     built_on = adaptive(observations, knowledge, earlier={inversion: plain})
     assert all(mine.images is right.images for mine, right in zip(built_on, plain, strict=True))
     # Of other settings, or by another attack, it is another result.
-    for other in (replace(inversion, steps=3), replace(adaptive, tv=0.5)):
+    for other in (replace(inversion, steps=3), replace(adaptive, inversion=InvertingGradients(tv=0.5))):
         anew = adaptive(observations, knowledge, earlier={other: plain})
         assert not any(mine.images is right.images for mine, right in zip(anew, plain, strict=True))
     # Labels that this attacker recovers otherwise make another inversion too.
@@ -93,7 +103,7 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(3, 1, side=12), observe)
     plain = [Reconstruction(torch.zeros(1, 1, 12, 12), torch.tensor([i % 2]), 0.1 * i) for i in range(3)]
-    earlier: dict[Attack, list[Reconstruction]] = {InvertingGradients(): plain}
+    earlier: dict[Attack, list[Reconstruction]] = {Strongest(): plain}
     knowledge = known({0: answering(0.25), 2: answering(0.75), None: answering(0.5)}, AdaptiveModules.needs)
     found = AdaptiveModules()(observations, knowledge, earlier=earlier)
     assert [float(f.images.unique()) for f in found] == [0.25, 0.5, 0.75]
@@ -107,11 +117,11 @@ def test_a_defended_update_is_inverted_anew_through_what_is_visible(
     defense, victims = TopK(keep=0.1), blobs(2, 1, side=12)
     observations = each(victims, observe, hooks=Stateless(defense))
     inversion = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
-    monkeypatch.setattr(module, "best_tv", lambda *_: 1e-3)
+    monkeypatch.setattr(module, "tuned", lambda inversion, *_: inversion)
     surrogate = Stateless(defense).surrogate()
     knowledge = known({None: AttackerPreparation(surrogate, None)}, Adaptive.needs)
     plain = inversion.invert(observations, knowledge)
-    adaptive = Adaptive(steps=60, learning_rate=0.1, tv=1e-3)
+    adaptive = Adaptive(inversion=inversion)
     found = adaptive(observations, knowledge, earlier={inversion: plain})
     for mine, naive, truth in zip(found, plain, victims.floats(), strict=True):
         assert float((mine.images[0] - truth).square().mean()) < 0.2 * float((naive.images[0] - truth).square().mean())
@@ -124,17 +134,19 @@ def test_it_is_tuned_against_each_preparation_whoever_else_is_attacked(
     surrogates = [Surrogate(update=noise.update) for _ in range(2)]
     asked: list[Surrogate] = []
 
-    def best_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
+    def tuned(
+        inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge
+    ) -> InvertingGradients:
         asked.append(surrogate)
-        return 0.5 if surrogate is surrogates[0] else 0.001
+        return replace(inversion, tv=0.5 if surrogate is surrogates[0] else 0.001)
 
-    monkeypatch.setattr(module, "best_tv", best_tv)
+    monkeypatch.setattr(module, "tuned", tuned)
     observations = each(blobs(4, 1, side=12), observe, hooks=Stateless(noise))
     observations = [replace(o, client=o.number % 2) for o in observations]
     preparations: dict[int | None, AttackerPreparation] = {
         c: AttackerPreparation(surrogates[c], None) for c in range(2)
     }
-    attack = AdaptiveModules(steps=4)
+    attack = AdaptiveModules(inversion=InvertingGradients(steps=4))
     knowledge = known(preparations, attack.needs)
     together = attack(observations, knowledge)
     assert [s is surrogates[0] for s in asked] == [True, False]
@@ -223,7 +235,8 @@ def test_every_update_of_a_batch_that_was_drawn_afresh_is_inverted_alone(blobs: 
     rounds = [each(victims, observe, hooks=Stateless(noise), seed=seed) for seed in range(3)]
     observations = [replace(first, repeats=(second, third)) for first, second, third in zip(*rounds, strict=True)]
     surrogate = Surrogate(data=noise.data)
-    attack = Adaptive(steps=30)
+    inversion = InvertingGradients(steps=30)
+    attack = Adaptive(inversion=inversion)
     seen: list[Tensor] = []
 
     class Seeing(Constant):
@@ -236,11 +249,11 @@ def test_every_update_of_a_batch_that_was_drawn_afresh_is_inverted_alone(blobs: 
     plain = [
         Reconstruction(torch.zeros(1, 1, 12, 12), one.labels, 0.0) for one in observations if one.labels is not None
     ]
-    found = attack(observations, knowledge, earlier={attack.plain: plain})
+    found = attack(observations, knowledge, earlier={inversion: plain})
     assert [tuple(draws.shape) for draws in seen] == [(3, 1, 1, 12, 12)] * 4
     for at, draws in enumerate(seen[::2]):
         for number, own in enumerate(rounds):
-            (alone,) = attack.plain.invert([own[at]], knowledge)
+            (alone,) = inversion.invert([own[at]], knowledge)
             torch.testing.assert_close(draws[number], alone.images, atol=1e-3, rtol=0)
         torch.testing.assert_close(found[at].images, draws.mean(dim=0))
     # Handed the images themselves, it looks at those of each round.
@@ -324,3 +337,10 @@ def test_images_of_one_class_teach_no_classifier(blobs: Blobs) -> None:
     found = prepare_attacker(Stateless(PixelNoise()), auxiliary, key, classes=2, device=CPU, stream=stream)
     assert found.reader is None
     assert found.inverse is not None
+
+
+def test_it_stands_on_an_attack_that_matches_gradients() -> None:
+    assert Adaptive().inversion == Strongest()
+    for wrong in (Adaptive(), TrainedImages(), Baseline()):
+        with pytest.raises(FedveilError, match="it has to be an attack that matches gradients"):
+            Adaptive(inversion=wrong)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedveil.attacks import Adaptive, AdaptiveModules, InverseTraining, TrainedImages
+from fedveil.attacks import Adaptive, AdaptiveModules, InverseTraining, InvertingGradients, TrainedImages
 from fedveil.attacks.audit import Attacker, audit_updates
 from fedveil.attacks.base import Attack
 from fedveil.attacks.capture import capture, together
@@ -29,8 +29,8 @@ SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 CPU = torch.device("cpu")
 QUICK = InverseTraining(steps=25, batch_size=12, width=8)
 ATTACKS: tuple[Attack, ...] = (
-    Adaptive(steps=2, inverse=QUICK),
-    AdaptiveModules(steps=2, inverse=QUICK),
+    Adaptive(inversion=InvertingGradients(steps=2), inverse=QUICK),
+    AdaptiveModules(inversion=InvertingGradients(steps=2), inverse=QUICK),
     TrainedImages(inverse=QUICK),
 )
 ROUNDS = 2

@@ -38,7 +38,8 @@ WIDE = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 CLOSE = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
 QUICK = InverseTraining(steps=2, batch_size=8, width=4)
 PLAIN = InvertingGradients(steps=2)
-ADAPTIVE = Adaptive(steps=2, inverse=QUICK)
+MODULES = AdaptiveModules(inversion=InvertingGradients(steps=2), inverse=QUICK)
+ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=2), inverse=QUICK)
 LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 
 Blobs = Callable[..., Images]
@@ -154,7 +155,9 @@ def test_the_default_attacks_are_those_that_have_what_they_need(blobs: Blobs, mo
     for name, quick in [("adaptive", ADAPTIVE), ("inverting_gradients", PLAIN)]:
         monkeypatch.setitem(audit.__globals__["ATTACKS"]._entries, name, lambda quick=quick: quick)
     monkeypatch.setitem(
-        audit.__globals__["ATTACKS"]._entries, "adaptive_modules", lambda: AdaptiveModules(steps=2, inverse=QUICK)
+        audit.__globals__["ATTACKS"]._entries,
+        "adaptive_modules",
+        lambda: MODULES,
     )
     ran = {}
     for what, options in {
@@ -280,7 +283,13 @@ def test_modules_are_prepared_by_the_attacker_or_handed_over(blobs: Blobs) -> No
     update, trained = client_update(model(), victim, None, defense=own)
     given: dict[str, Any] = {"images": victim, "trained_images": trained, "auxiliary": auxiliary}
     by_code = audit(model(), update, defense=LATENT, attacks=[ADAPTIVE], **given)
-    by_modules = audit(model(), update, defense=own, attacks=[AdaptiveModules(steps=2, inverse=QUICK)], **given)
+    by_modules = audit(
+        model(),
+        update,
+        defense=own,
+        attacks=[MODULES],
+        **given,
+    )
     assert by_code.records[0].threat_model == replace(Adaptive.needs, labels=True)
     assert by_modules.records[0].threat_model == replace(AdaptiveModules.needs, labels=True)
 
@@ -311,7 +320,7 @@ def test_half_precision_is_attacked_in_single(blobs: Blobs) -> None:
 def test_what_does_not_fit_is_refused_in_a_sentence(blobs: Blobs) -> None:
     victims, auxiliary = blobs(2, 1, side=12), blobs(4, 2, side=12)
     sent = gradient(victims)
-    modules = AdaptiveModules(steps=1, inverse=QUICK)
+    modules = AdaptiveModules(inversion=InvertingGradients(steps=1), inverse=QUICK)
 
     def refused(sentence: str, update: Any = sent, net: nn.Module | None = None, **options: Any) -> None:
         with pytest.raises(FedveilError) as refusal:

@@ -170,9 +170,9 @@ def test_options_belong_to_each_attack() -> None:
         repr(InvertingGradients(steps=7))
         == "InvertingGradients(steps=7, tv=0.01, restarts=1, chunk=None, place='searched', start='grey', learning_rate=0.05)"
     )
-    adaptive = Adaptive(steps=7, tv=0.5, inverse=quick)
-    assert (adaptive.plain, adaptive.inverse) == (InvertingGradients(steps=7, tv=0.5), quick)
-    assert AdaptiveModules(steps=7, tv=0.5, inverse=quick) != adaptive
+    adaptive = Adaptive(inversion=InvertingGradients(steps=7), inverse=quick)
+    assert (adaptive.inversion, adaptive.inverse) == (InvertingGradients(steps=7), quick)
+    assert AdaptiveModules(inversion=InvertingGradients(steps=7), inverse=quick) != adaptive
     assert TrainedImages(inverse=quick).inverse == quick
     assert {name: ATTACKS[name]().name for name in ATTACKS} == {name: name for name in ATTACKS}
     assert {name for name in ATTACKS if ATTACKS[name].adaptive} == {"adaptive", "adaptive_modules", "trained_images"}
@@ -191,8 +191,8 @@ def test_attacks_of_one_name_are_numbered() -> None:
 
 
 def test_an_adaptive_attacks_settings_are_refused_under_its_own_name() -> None:
-    with pytest.raises(FedveilError, match="adaptive: steps is 0"):
-        Adaptive(steps=0)
+    with pytest.raises(FedveilError, match="adaptive: inversion is baseline"):
+        Adaptive(inversion=Baseline())
     with pytest.raises(FedveilError, match="inverse: width is 0"):
         InverseTraining(width=0)
 

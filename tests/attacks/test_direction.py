@@ -62,6 +62,7 @@ class Halved(fv.PreparedDefense):
         return x / 2
 
 
+PLAIN = fv.InvertingGradients(steps=2)
 QUICK = fv.InverseTraining(steps=2, batch_size=4, width=4)
 
 
@@ -70,14 +71,20 @@ def test_an_audit_of_what_no_attack_reckons_with_is_not_complete(monkeypatch: py
     model, x, y, _, _ = case()
     auxiliary = (torch.rand(6, 1, 16, 16), torch.arange(6) % 3)
     update, trained = fv.client_update(model, x, y, defense=Negated())
-    attack = [fv.Adaptive(steps=2, inverse=QUICK)]
+    attack = [fv.Adaptive(inversion=PLAIN, inverse=QUICK)]
     given = {"images": x, "labels": y, "trained_images": trained, "auxiliary": auxiliary}
     report = fv.audit(model, update, defense=Negated(), attacks=attack, **given)
     assert report.summary()["privacy/complete"] == 0.0
     assert any("incomplete" in note for note in report.notes)
     update, trained = fv.client_update(model, x, y, defense=Halved())
     given["trained_images"] = trained
-    report = fv.audit(model, update, defense=Halved(), attacks=[fv.AdaptiveModules(steps=2, inverse=QUICK)], **given)
+    report = fv.audit(
+        model,
+        update,
+        defense=Halved(),
+        attacks=[fv.AdaptiveModules(inversion=PLAIN, inverse=QUICK)],
+        **given,
+    )
     assert report.summary()["privacy/complete"] == 1.0
     assert report.records[0].trained_mse == pytest.approx(float((x[0] / 2 - x[0]).square().mean()), rel=0.02)
 

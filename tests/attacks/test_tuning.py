@@ -11,7 +11,7 @@ import fedveil.attacks.tuning as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
 from fedveil.attacks.gradient_matching import Visible
 from fedveil.attacks.target import target_model
-from fedveil.attacks.tuning import FACTORS, OWN_VICTIMS, best_tv
+from fedveil.attacks.tuning import FACTORS, OWN_VICTIMS, tuned
 from fedveil.defense.base import Stateless, Surrogate
 from fedveil.defense.noise import PixelNoise
 from fedveil.defense.top_k import TopK
@@ -25,6 +25,14 @@ from fedveil.fl.training import LocalResult, LocalTraining
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 GRANTED = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
+
+
+def chosen_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
+    """The weight that is chosen."""
+    found = tuned(inversion, like, surrogate, knowledge)
+    assert isinstance(found, InvertingGradients)
+    return found.tv
+
 
 Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]
@@ -104,7 +112,7 @@ def test_noisier_updates_call_for_more_total_variation(blobs: Blobs, observe: Ob
     for strength in (0.0, 0.05):
         noise = UpdateNoise(strength=strength)
         like = observe(victim, SPEC, hooks=Stateless(noise))
-        chosen[strength] = best_tv(inversion, like, Surrogate(update=noise.update), known(auxiliary))
+        chosen[strength] = chosen_tv(inversion, like, Surrogate(update=noise.update), known(auxiliary))
     assert set(chosen.values()) <= {factor * inversion.tv for factor in FACTORS}
     assert chosen[0.05] > chosen[0.0]
 
@@ -117,7 +125,7 @@ def test_the_weight_with_the_least_error_is_chosen(
     weights = [0.5 * factor for factor in FACTORS]
     spied.answer(monkeypatch, {tv: far(spied, 0.01 if i == best else 0.1) for i, tv in enumerate(weights)})
     like = observe(blobs(1, 1, side=12), SPEC)
-    assert best_tv(InvertingGradients(tv=0.5), like, Surrogate(), known(blobs(6, 2, side=12))) == weights[best]
+    assert chosen_tv(InvertingGradients(tv=0.5), like, Surrogate(), known(blobs(6, 2, side=12))) == weights[best]
 
 
 def test_a_batch_rebuilt_in_another_order_is_not_held_against_a_weight(
@@ -128,7 +136,7 @@ def test_a_batch_rebuilt_in_another_order_is_not_held_against_a_weight(
     turned = lambda number: near(number).flip(0)  # noqa: E731
     spied.answer(monkeypatch, {0.1: far(spied, 0.2), 1.0: turned, 10.0: far(spied, 0.05)})
     like = observe(blobs(3, 1, side=12), SPEC)
-    assert best_tv(InvertingGradients(tv=1.0), like, Surrogate(), known(blobs(6, 2, side=12))) == 1.0
+    assert chosen_tv(InvertingGradients(tv=1.0), like, Surrogate(), known(blobs(6, 2, side=12))) == 1.0
 
 
 def test_it_is_tuned_on_auxiliary_images_alone_with_the_clients_own_training(
@@ -137,7 +145,7 @@ def test_it_is_tuned_on_auxiliary_images_alone_with_the_clients_own_training(
     spied = Spied(monkeypatch)
     auxiliary, private = blobs(20, 2, side=12), blobs(2, 1, side=12)
     like = observe(private, SPEC, steps=3)
-    best_tv(InvertingGradients(steps=1), like, Surrogate(), known(auxiliary))
+    chosen_tv(InvertingGradients(steps=1), like, Surrogate(), known(auxiliary))
     assert spied.kinds == [(UpdateKind.DELTA, 3, 2)] * OWN_VICTIMS
     pool = [image.tolist() for image in auxiliary.pixels]
     used = [image.tolist() for shard in spied.shards for image in shard.pixels]
@@ -156,7 +164,7 @@ def test_the_defence_stands_in_front_as_the_attacker_knows_it(
         Stateless(top).surrogate(),
         data=pixels.data,
     )
-    best_tv(InvertingGradients(tv=1.0), observe(blobs(1, 1, side=12), SPEC), surrogate, known(blobs(4, 2, side=12)))
+    chosen_tv(InvertingGradients(tv=1.0), observe(blobs(1, 1, side=12), SPEC), surrogate, known(blobs(4, 2, side=12)))
     for shard, trained, update in zip(spied.shards, spied.trained, spied.updates, strict=True):
         assert float((trained[0] - shard.floats()).square().mean()) > 0.01
         weight = update.tensors["body.2.weight"]
@@ -175,18 +183,18 @@ def test_the_defence_stands_in_front_as_the_attacker_knows_it(
 def test_a_part_of_a_batch_is_left_out(blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch) -> None:
     spied = Spied(monkeypatch)
     like = observe(blobs(3, 1, side=12), SPEC)
-    best_tv(InvertingGradients(steps=1), like, Surrogate(), known(blobs(8, 2, side=12)))
+    chosen_tv(InvertingGradients(steps=1), like, Surrogate(), known(blobs(8, 2, side=12)))
     assert [len(shard) for shard in spied.shards] == [3, 3]
 
 
 def test_with_too_few_auxiliary_images_the_weight_stays(blobs: Blobs, observe: Observe) -> None:
     like = observe(blobs(3, 1, side=12), SPEC)
-    assert best_tv(InvertingGradients(steps=1, tv=0.5), like, Surrogate(), known(blobs(2, 2, side=12))) == 0.5
+    assert chosen_tv(InvertingGradients(steps=1, tv=0.5), like, Surrogate(), known(blobs(2, 2, side=12))) == 0.5
 
 
 def test_without_auxiliary_images_there_is_nothing_to_tune_on(blobs: Blobs, observe: Observe) -> None:
     with pytest.raises(FedveilError, match="no auxiliary images"):
-        best_tv(InvertingGradients(steps=1), observe(blobs(1, 1, side=12), SPEC), Surrogate(), known(None))
+        chosen_tv(InvertingGradients(steps=1), observe(blobs(1, 1, side=12), SPEC), Surrogate(), known(None))
 
 
 def test_it_is_tuned_on_the_parameters_that_the_client_sends_in_the_clients_mode(
@@ -198,7 +206,7 @@ def test_it_is_tuned_on_the_parameters_that_the_client_sends_in_the_clients_mode
     head = {n: t for n, t in like.update.tensors.items() if n.startswith("head")}
     knowledge = known(blobs(2, 2, side=12))
     knowledge = replace(knowledge, model=replace(knowledge.model, mode="eval"))
-    best_tv(
+    chosen_tv(
         InvertingGradients(tv=1.0), replace(like, update=replace(like.update, tensors=head)), Surrogate(), knowledge
     )
     assert all(update.tensors.keys() == head.keys() for update in spied.updates)

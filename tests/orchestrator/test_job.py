@@ -27,7 +27,10 @@ CUT_DOWN = [
     "fl.rounds=2",
     "fl.clients=2",
     "audit.victims=4",
-    "audit.attacks=[{name: adaptive, steps: 3, inverse: {steps: 3, batch_size: 8, width: 8}}, {name: grey, level: 0.25}]",
+    (
+        "audit.attacks=[{name: adaptive, inversion: {name: inverting_gradients, steps: 3},"
+        " inverse: {steps: 3, batch_size: 8, width: 8}}, {name: grey, level: 0.25}]"
+    ),
     "resources.cpus_per_worker=0.5",
     "search.panel=[{defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}, {defense: darken}]",
 ]

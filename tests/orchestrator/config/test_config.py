@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.attacks import ATTACKS, Adaptive
+from fedveil.attacks import ATTACKS, Adaptive, DeepLeakage
 from fedveil.attacks.inverse import InverseTraining
 from fedveil.defense import DEFENSES
 from fedveil.fl.models import MODELS
@@ -308,8 +308,28 @@ def test_other_names(tmp_path: Path) -> None:
             "audit: {attacks: [adaptive, {name: inverting_gradients, steps: 0}]}",
             "audit.attacks.1.steps: given 0; it has to be at least 1",
         ),
-        ("audit: {attacks: [{name: adaptive, tv: -1}]}", "audit.attacks.0.tv: given -1.0; it has to be at least 0"),
+        ("audit: {attacks: [{name: deep_leakage, tv: -1}]}", "audit.attacks.0.tv: given -1.0; it has to be at least 0"),
         ("audit: {attacks: [{name: baseline, steps: 1}]}", "audit.attacks.0.steps: unknown key; allowed: none"),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: {name: deep_leakage, steps: 0, foo: 1}}]}",
+            "audit.attacks.0.inversion: given {'name': 'deep_leakage', 'steps': 0, 'foo': 1}; foo: unknown key; allowed:",
+        ),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: {name: deep_leakage, steps: 0}}]}",
+            "audit.attacks.0.inversion: given {'name': 'deep_leakage', 'steps': 0}; deep_leakage: steps is 0;",
+        ),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: baseline}]}",
+            "audit.attacks.0.inversion: given 'baseline'; it has to be an attack that matches gradients",
+        ),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: nothing}]}",
+            "audit.attacks.0.inversion: given 'nothing'; unknown attack 'nothing'; allowed: adaptive,",
+        ),
+        (
+            "audit: {attacks: [{name: adaptive, inversion: 3}]}",
+            "audit.attacks.0.inversion: given 3; allowed: a name or {name: NAME,",
+        ),
         (
             "audit: {attacks: [{name: adaptive, inverse: 3}]}",
             "audit.attacks.0.inverse: given 3; allowed: a section with",
@@ -600,7 +620,7 @@ def test_objectives_may_name_what_the_attacks_report() -> None:
         (["adaptive"], "privacy/mse"),
         (["adaptive"], "attack/adaptive/mse_to_perturbed"),
         ([], "attack/baseline/mse"),
-        (["adaptive", {"name": "adaptive", "steps": 5}], "attack/adaptive_2/psnr"),
+        (["adaptive", {"name": "adaptive", "inverse": {"steps": 5}}], "attack/adaptive_2/psnr"),
         ([], "privacy/trained_mse"),
         ([], "cost/update_bytes"),
     ):
@@ -640,8 +660,8 @@ def test_corners_touch_each_value_and_both_ends_of_ranges() -> None:
         (["defense=3", "defense.keep=1"], "defense.keep: 'defense' is a value, not a section"),
         (["defense=top_k", "defense.strength=1"], "defense.strength: unknown key; allowed: keep"),
         (
-            ["audit.attacks=[adaptive]", "audit.attacks.0.steps=5"],
-            "audit.attacks.0.steps: 'audit.attacks' is a list; over",
+            ["audit.attacks=[adaptive]", "audit.attacks.0.inverse.steps=5"],
+            "audit.attacks.0.inverse.steps: 'audit.attacks' is a list; over",
         ),
         (["foo=1"], f"foo: unknown key; allowed: {SECTIONS}"),
     ],
@@ -663,7 +683,7 @@ def test_overrides(tmp_path: Path) -> None:
         "data.partition.alpha=0.1",
         "audit.rounds=[0, last]",
         " fl.rounds = 7",
-        "audit.attacks=[{name: adaptive, steps: 50, inverse: {steps: 800}}]",
+        "audit.attacks=[{name: adaptive, inversion: {name: deep_leakage, steps: 50}, inverse: {steps: 800}}]",
         "search.space.defense.strength={uniform: [1, 2]}",
         "search.panel=[{defense: none}]",
     ]
@@ -675,7 +695,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert experiment.search is not None
     assert experiment.search.space == {"defense.strength": {"uniform": [1, 2]}}
     _, adaptive = experiment.audit.build_attacks()
-    assert adaptive == Adaptive(steps=50, inverse=InverseTraining(steps=800))
+    assert adaptive == Adaptive(inversion=DeepLeakage(steps=50), inverse=InverseTraining(steps=800))
 
 
 def test_an_override_reaches_into_a_list_of_one_defence() -> None:
@@ -695,7 +715,7 @@ def test_a_whole_section_as_an_override_is_merged_and_what_has_options_is_replac
         "experiment": "x",
         "fl": {"rounds": 3, "clients": 5, "strategy": {"name": "fedprox", "mu": 0.5}},
         "data": {"size": 32, "partition": {"kind": "dirichlet", "alpha": 0.5}},
-        "audit": {"victims": 8, "attacks": [{"name": "adaptive", "steps": 5}]},
+        "audit": {"victims": 8, "attacks": [{"name": "adaptive", "inverse": {"steps": 5}}]},
         "defense": {"name": "latent", "strength": 2.0},
     }
     varied = with_overrides(
@@ -824,10 +844,17 @@ def test_what_is_written_down_names_the_seed_or_the_seeds() -> None:
 
 
 def test_attacks_with_options_and_the_baseline_first() -> None:
-    attacks = ["adaptive", "baseline", {"name": "adaptive", "steps": 50, "inverse": {"steps": 800}}]
+    attacks = [
+        "adaptive",
+        "baseline",
+        {"name": "adaptive", "inversion": {"name": "deep_leakage", "steps": 50}, "inverse": {"steps": 800}},
+    ]
     audit = check({"experiment": "x", "audit": {"attacks": attacks}}).audit
     assert audit.attack_labels() == ["baseline", "adaptive", "adaptive_2"]
-    assert audit.build_attacks()[1:] == [Adaptive(), Adaptive(steps=50, inverse=InverseTraining(steps=800))]
+    assert audit.build_attacks()[1:] == [
+        Adaptive(),
+        Adaptive(inversion=DeepLeakage(steps=50), inverse=InverseTraining(steps=800)),
+    ]
 
 
 def test_a_mapping_is_as_good_as_a_file_and_stays_as_it_was() -> None:
