@@ -154,7 +154,7 @@ class _Lesson:
     ) -> None:
         self._clients, self._images, self._mirrored, self._stream = clients, images, mirrored, stream
         pairs: list[tuple[Tensor, Tensor]] = []
-        for _ in range(0, most, TOGETHER):
+        for _ in range(0, 2 * most, TOGETHER):
             x, y = self._varied(TOGETHER)
             pairs.append((entries(clients.send(x, y, stream)), entries(clients.send(x, y, stream))))
         first, second = (torch.cat(part) for part in zip(*pairs, strict=True))

@@ -12,8 +12,9 @@ from fedveil.fl.seeding import torch_stream
 
 HASHED = 16384
 """Entries of an update; more are hashed to so many, with random signs (Weinberger et al. 2009, arXiv 0902.2206)."""
-FAINT = 1e-3
-"""Directions in which updates differ less than this, relative to the first, are not blown up to the size of the others."""
+
+FAR = 5.0
+"""Standard deviations beyond which a feature tells no more: where updates are sparse, a single entry may throw it there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,24 +34,28 @@ class UpdateFeatures:
         """Learn from two updates each of n batches, that differ in the defence's noise alone.
 
         Entries are scaled to unit variance and then shrunk by the share of it that is no noise: Wiener's filter. The rest
-        is a principal component analysis.
+        is a principal component analysis of half of the batches. How far updates reach along its directions the other half
+        says: the analysis underrates that for updates that it has not seen, where few of their entries differ from 0 most.
 
         Args:
             first: (n, p), see `entries`.
             second: (n, p) of the same images in the same order.
-            most: directions at most.
+            most: directions at most; there are no more than half of the batches.
         """
         both = torch.cat([first, second])
-        mean, variance = both.mean(dim=0), both.var(dim=0).clamp_min(1e-24)
+        mean, variance = both.mean(dim=0), both.var(dim=0)
         noise = (first - second).square().mean(dim=0) / 2
-        kept = (1 - noise / variance).clamp(0, 1) / variance.sqrt()
-        _, sizes, directions = torch.linalg.svd((both - mean) * kept, full_matrices=False)
-        sizes, directions = sizes[:most] / len(both) ** 0.5, directions[:most]
-        return cls(mean, (kept * directions / (sizes + FAINT * sizes[0].clamp_min(1e-12))[:, None]).T)
+        # An entry that has never varied says nothing yet, however small the numbers that it is scaled by.
+        kept = torch.where(variance > 1e-24, (1 - noise / variance).clamp(0, 1) / variance.sqrt(), 0.0)
+        half = len(first) // 2
+        known, fresh = (torch.cat([first[part], second[part]]) - mean for part in (slice(half), slice(half, None)))
+        directions = kept[:, None] * torch.linalg.svd(known * kept, full_matrices=False)[2][: min(most, half)].T
+        reach = (fresh @ directions).std(dim=0)
+        return cls(mean, directions / reach.clamp_min(1e-6 * reach.max()))
 
     def __call__(self, entries: Tensor) -> Tensor:
-        """Return (n, f) features of (n, p) entries."""
-        return (entries - self.mean) @ self.directions
+        """Return (n, f) features of (n, p) entries, within `FAR`."""
+        return ((entries - self.mean) @ self.directions).clamp(-FAR, FAR)
 
 
 def entries(gradients: Tensors) -> Tensor:

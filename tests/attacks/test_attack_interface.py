@@ -168,7 +168,7 @@ def test_options_belong_to_each_attack() -> None:
     quick = InverseTraining(steps=8)
     assert (
         repr(InvertingGradients(steps=7))
-        == "InvertingGradients(steps=7, tv=0.01, restarts=1, chunk=None, place='searched', start='grey', learning_rate=0.05)"
+        == "InvertingGradients(steps=7, tv=0.003, restarts=1, chunk=None, place='searched', start='grey', learning_rate=0.03, opponents=True)"
     )
     adaptive = Adaptive(inversion=InvertingGradients(steps=7), inverse=quick)
     assert (adaptive.inversion, adaptive.inverse) == (InvertingGradients(steps=7), quick)
