@@ -50,7 +50,8 @@ class InverseTraining:
         learning_rate: of `fedveil.attacks.muon.Muon`, above 0.
         width: of the network, at least 1 (see `fedveil.attacks.inverse_network.InverseNetwork`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
-            inverse is applied to imperfect gradient inversions as well as to perfect ones.
+            inverse is applied to imperfect gradient inversions as well as to perfect ones. More of it costs accuracy: 0.1
+            leaves a tenth more error on what the learnt latent perturbation makes.
     """
 
     steps: int = 1500
@@ -58,7 +59,7 @@ class InverseTraining:
     batch_size: int = 64
     learning_rate: float = 0.02
     width: int = 32
-    artefacts: float = 0.1
+    artefacts: float = 0.03
 
     def __post_init__(self) -> None:
         at_least("inverse", steps=(self.steps, 1), batch_size=(self.batch_size, 1), width=(self.width, 1))

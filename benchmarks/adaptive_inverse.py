@@ -49,19 +49,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive_inverse.json"))
     arguments = parser.parse_args()
     record: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(row["data"], row["defense"], row["draws"], row["steps_allowed"]) for row in record}
+    training = InverseTraining(steps=arguments.steps)
+    done = {(row["data"], row["defense"], row["draws"], row["training"]) for row in record}
     for draws in arguments.draws:
         for at in arguments.rows:
             data, name, options = ROWS[at]
             defense = DEFENSES[name](**options)
-            if (data, repr(defense), draws, arguments.steps) in done:
+            if (data, repr(defense), draws, repr(training)) in done:
                 continue
-            record.append(measured(data, defense, draws, arguments.steps, arguments.cache))
+            record.append(measured(data, defense, draws, training, arguments.cache))
             arguments.out.write_text(json.dumps(record, indent=2) + "\n")
             print({key: value for key, value in record[-1].items() if key != "curve"}, flush=True)
 
 
-def measured(data: str, defense: Defense[Any], draws: int, steps: int, cache: Path) -> dict[str, Any]:
+def measured(data: str, defense: Defense[Any], draws: int, training: InverseTraining, cache: Path) -> dict[str, Any]:
     """Train an inverse for so many draws and return its row."""
     protocol = Path(__file__).parent.parent / "tune_configs" / f"{data}-minimax.yaml"
     experiment, _ = load_experiment(protocol, ["data.public_fraction=0.2", "data.auxiliary_fraction=0.2"])
@@ -71,7 +72,6 @@ def measured(data: str, defense: Defense[Any], draws: int, steps: int, cache: Pa
     shard = setup.shards[client]
     prepared = defense.prepare(shard, context, defense.pretrain(context), client=client)
     victims = shard.take(torch.randperm(len(shard), generator=torch_stream(0, "victims"))[:VICTIMS])
-    training = InverseTraining(steps=steps)
     key = PreparationKey(True, client, training, observations=draws)
     classes = len(setup.data.classes)
     began = time.process_time()
@@ -88,7 +88,7 @@ def measured(data: str, defense: Defense[Any], draws: int, steps: int, cache: Pa
         "data": data,
         "defense": repr(defense),
         "draws": draws,
-        "steps_allowed": steps,
+        "training": repr(training),
         "steps": curve.steps[-1],
         "flat": curve.flat,
         "held_out_mse": curve.error,
