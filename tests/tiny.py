@@ -22,6 +22,7 @@ def write_bars(path: Path, train: int = 90, test: int = 30) -> Path:
     return path
 
 
+TINY_INVERSION = {"name": "inverting_gradients", "steps": 3}
 TINY_INVERSE = {"steps": 3, "batch_size": 8, "width": 8}
 
 
@@ -36,8 +37,8 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
             "rounds": [0, "last"],
             "victims": 4,
             "attacks": [
-                {"name": "inverting_gradients", "steps": 3},
-                {"name": "adaptive_modules", "steps": 3, "inverse": TINY_INVERSE},
+                TINY_INVERSION,
+                {"name": "adaptive_modules", "inversion": TINY_INVERSION, "inverse": TINY_INVERSE},
             ],
             "gallery": 20,
         },
