@@ -81,8 +81,8 @@ def find_first_layer(target: TargetModel) -> FirstLayer:
     ramp = (torch.arange(pixels) / pixels).view(target.image_shape)
     random = torch.rand(target.image_shape, generator=torch_stream(0, "first layer"))
     probes = torch.stack([torch.zeros_like(ramp), torch.ones_like(ramp), ramp, random]).to(like)
-    with _Trace(parameters.values()) as trace:
-        target.logits(parameters, probes)
+    trace = _Trace(parameters.values())
+    target.logits(parameters, probes, watch=trace)
     what = f"the first layer of {type(target.module).__name__}"
     if trace.call is None or trace.call[0] is not F.linear:
         raise FedveilError(f"analytic: {what} is not a linear one over all pixels")

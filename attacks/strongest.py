@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,8 +13,10 @@ from fedveil.defense.base import at_least
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 
-HEATS = 3
-"""All heats together take this part of the budget."""
+HEATS = (0.25, 0.25)
+"""Parts of the budget that the heats take; the rest is the winner's."""
+BEHIND = 10.0
+"""A search is dropped after a heat if it leaves so many times as much unexplained as the best: some begin slowly."""
 
 
 @ATTACKS.register("strongest")
@@ -23,11 +24,12 @@ HEATS = 3
 class Strongest(Attack):
     """Run several attacks under one budget, and return for each victim what explains its update best.
 
-    Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim the half
-    that is behind is dropped, until one is left, which goes on from what it has with the rest of the budget. The yardstick
-    is the same for all (`fedveil.attacks.yardstick.misfit`): the client's steps are replayed on the reconstruction, and the
-    cosine distance of what it would send to what it sent decides, never the truth. That distance is the loss of the result:
-    where it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs once beside the others.
+    After successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim
+    those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of the
+    budget. The yardstick is the same for all (`fedveil.attacks.yardstick.misfit`): the client's steps are replayed on the
+    reconstruction, and the cosine distance of what it would send to what it sent decides, never the truth. That distance is
+    the loss of the result: where it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs
+    once beside the others.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])
@@ -89,14 +91,7 @@ class Strongest(Attack):
                 searches.append(attack)
             else:
                 contest.enter(attack, attack(observations, knowledge))
-        left, spent = len(searches), 0
-        rungs = math.ceil(math.log2(max(1, left)))
-        for _ in range(rungs):
-            share = max(1, self.steps // (HEATS * rungs * left))
-            contest.heat(searches, left, share)
-            spent += share * left
-            left = math.ceil(left / 2)
-        contest.heat(searches, min(1, left), self.steps - spent)
+        contest.run(searches, self.steps)
         return [min(own, key=lambda found: found.loss) for own in contest.results()]
 
     def _contender(self, name: str) -> Attack:
@@ -115,18 +110,35 @@ class _Contest:
         self._visible = visible
         self._found: list[dict[str, Reconstruction]] = [{} for _ in observations]
 
-    def heat(self, searches: Sequence[GradientMatching], kept: int, steps: int) -> None:
-        """Let each victim's best ``kept`` searches, all of them at first, go on for so many evaluations."""
-        ahead = [self._ahead(own, searches)[:kept] for own in self._found]
-        for attack in searches:
-            victims = [at for at, own in enumerate(ahead) if attack in own]
-            if not victims:
-                continue
+    def run(self, searches: Sequence[GradientMatching], steps: int) -> None:
+        """Let the searches compete for each victim, with so many evaluations in all."""
+        left = [tuple(searches)] * len(self._observations)
+        budgets = [steps] * len(left)
+        for part in HEATS if len(searches) > 1 else ():
+            shares = [int(part * steps / len(own)) if len(own) > 1 else 0 for own in left]
+            self._heat(left, shares)
+            budgets = [rest - share * len(own) for rest, share, own in zip(budgets, shares, left, strict=True)]
+            left = [self._in_sight(victim, own) for victim, own in enumerate(left)]
+        self._heat([self._ranked(victim, own)[:1] for victim, own in enumerate(left)], budgets)
+
+    def _heat(self, left: Sequence[Sequence[GradientMatching]], shares: Sequence[int]) -> None:
+        """Let each victim's searches go on for so many evaluations each."""
+        for attack, steps in {(one, n): None for own, n in zip(left, shares, strict=True) for one in own if n > 0}:
+            victims = [at for at, own in enumerate(left) if attack in own and shares[at] == steps]
             before = [self._found[at].get(attack.name) for at in victims]
             warm = [one for one in before if one is not None]
             seen = [self._observations[at] for at in victims]
             on = replace(attack, steps=steps)
             self.enter(on, on.invert(seen, self._knowledge, self._visible, warm=warm or None), victims)
+
+    def _ranked(self, victim: int, searches: Sequence[GradientMatching]) -> tuple[GradientMatching, ...]:
+        own = self._found[victim]
+        return tuple(sorted(searches, key=lambda attack: own[attack.name].loss if attack.name in own else 0.0))
+
+    def _in_sight(self, victim: int, searches: Sequence[GradientMatching]) -> tuple[GradientMatching, ...]:
+        best, *others = self._ranked(victim, searches)
+        own = self._found[victim]
+        return best, *(one for one in others if own[one.name].loss < BEHIND * own[best.name].loss)
 
     def enter(self, attack: Attack, found: Sequence[Reconstruction], victims: Sequence[int] | None = None) -> None:
         """Measure what an attack has found of these victims, all by default; what it had before stays if that was better."""
@@ -141,10 +153,6 @@ class _Contest:
     def results(self) -> list[list[Reconstruction]]:
         """Everything found of each victim."""
         return [list(own.values()) for own in self._found]
-
-    @staticmethod
-    def _ahead(own: dict[str, Reconstruction], searches: Sequence[GradientMatching]) -> list[GradientMatching]:
-        return sorted(searches, key=lambda attack: own[attack.name].loss if attack.name in own else 0.0)
 
 
 def _ready(attack: Attack, knowledge: Knowledge) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from fedveil.attacks.elementary import Elementary
 from fedveil.fl.errors import FedveilError
@@ -36,14 +38,15 @@ class TargetModel:
     classes: int
     mode: Mode = "train"
 
-    def logits(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def logits(self, weights: Mapping[str, Tensor], x: Tensor, *, watch: TorchFunctionMode | None = None) -> Tensor:
         """Return (n, classes) logits of (n, C, H, W) images in [0, 1].
 
         Args:
             weights: parameters and buffers by name; the module's own stand in for those that are not given.
             x: the images.
+            watch: sees the model's own calls, before any is replaced by elementary operations.
         """
-        with Elementary():
+        with Elementary(), watch or nullcontext():
             logits: Tensor = functional_call(self.module, dict(weights), (x,))
         return logits
 

@@ -11,12 +11,13 @@ memory holds one step's graph and the path's weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from fedveil.attacks import paths
 from fedveil.attacks.engine import Problem
 from fedveil.attacks.matching import Distance, Tensors, cosine_distance
 from fedveil.attacks.optimizers.descent import along
@@ -75,6 +76,26 @@ def slopes(problem: Problem, path: Path, distance: Distance, x: Tensor) -> tuple
 
     The last is shaped as the problem's labels where those are shares of the classes (V, B, K), and zero (V,) otherwise.
     """
+    masks = problem.visible or {}
+    names = tuple(problem.trained), tuple(problem.frozen), tuple(problem.target), tuple(masks)
+
+    def compute(x: Tensor, rates: Tensor, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rest = iter(tensors)
+        trained, frozen, target, visible = ({name: next(rest) for name in some} for some in names)
+        given = replace(
+            problem, weights={**frozen, **trained}, target=target, labels=labels, visible=visible if masks else None
+        )
+        return _slopes(given, Path(path.steps, rates), distance, x)
+
+    parts = (problem.trained, problem.frozen, problem.target, masks)
+    inputs = [x, path.rates, problem.labels, *(tensor for part in parts for tensor in part.values())]
+    name = ("unrolled", distance, path.steps, names, problem.own_weights)
+    value, by_images, by_labels = paths.run(problem.model.module, name, compute, inputs)
+    return value, by_images, by_labels
+
+
+def _slopes(problem: Problem, path: Path, distance: Distance, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `slopes`; worked out anew."""
     places, sent = walk(problem, x, path)
     target, masks = problem.target, problem.visible
     if masks is not None:

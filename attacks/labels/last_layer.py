@@ -98,8 +98,9 @@ def find_last_layer(target: TargetModel) -> LastLayer:
         FedveilError: there is none.
     """
     parameters = {name: parameter.detach() for name, parameter in target.module.named_parameters()}
-    with _Trace(target.classes) as trace:
-        target.logits(parameters, torch.full((1, *target.image_shape), 0.5).to(next(iter(parameters.values()))))
+    trace = _Trace(target.classes)
+    grey = torch.full((1, *target.image_shape), 0.5).to(next(iter(parameters.values())))
+    target.logits(parameters, grey, watch=trace)
     if trace.call is not None:
         _, weight, bias = trace.call
         # By identity: a weight that is computed, as under weight normalisation, is no parameter.
@@ -148,8 +149,8 @@ def last_layer_outputs(
     """Pass (n, C, H, W) images through the classifier, ``batch_size`` at a time as the client does (BatchNorm sees it)."""
     probabilities, inputs = [], []
     for some in images.split(batch_size):
-        with _Trace(target.classes) as trace:
-            logits = target.logits(weights, some)
+        trace = _Trace(target.classes)
+        logits = target.logits(weights, some, watch=trace)
         probabilities.append(logits.double().softmax(dim=1))
         if trace.call is not None and trace.call[0].ndim == 2:
             inputs.append(trace.call[0].double())

@@ -166,16 +166,22 @@ def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> 
 
 def test_options_belong_to_each_attack() -> None:
     quick = InverseTraining(steps=8)
-    assert (
-        repr(InvertingGradients(steps=7))
-        == "InvertingGradients(steps=7, tv=0.003, restarts=1, chunk=None, place='searched', start='grey', learning_rate=0.03, opponents=True)"
+    shown = repr(InvertingGradients(steps=7))
+    assert shown == (
+        "InvertingGradients(steps=7, tv=0.003, restarts=1, chunk=None, place='searched', start='grey', learning_rate=0.03,"
+        " opponents=True)"
     )
     adaptive = Adaptive(inversion=InvertingGradients(steps=7), inverse=quick)
     assert (adaptive.inversion, adaptive.inverse) == (InvertingGradients(steps=7), quick)
     assert AdaptiveModules(inversion=InvertingGradients(steps=7), inverse=quick) != adaptive
     assert TrainedImages(inverse=quick).inverse == quick
     assert {name: ATTACKS[name]().name for name in ATTACKS} == {name: name for name in ATTACKS}
-    assert {name for name in ATTACKS if ATTACKS[name].adaptive} == {"adaptive", "adaptive_modules", "trained_images"}
+    assert {name for name in ATTACKS if ATTACKS[name].adaptive} == {
+        "adaptive",
+        "adaptive_modules",
+        "learning_to_invert",
+        "trained_images",
+    }
     assert {name for name in ATTACKS if not ATTACKS[name].reads_update} == {"baseline"}
 
 

@@ -73,33 +73,33 @@ def test_each_victim_goes_on_with_what_is_ahead_by_the_yardstick(
     script = Script(
         {"inverting_gradients": [x[0], grey[1], x[2]], "deep_leakage": [grey[0], x[1], grey[2]]}, monkeypatch
     )
-    found = Strongest(steps=60, contenders=PAIR)(each(victims, observe), known())
+    found = Strongest(steps=80, contenders=PAIR)(each(victims, observe), known())
     assert float(errors(found, victims).max()) == 0.0
+    # A quarter for the first heat; grey is so far behind that there is no second.
     assert script.calls == [
         ("inverting_gradients", 10, [0, 1, 2], False),
         ("deep_leakage", 10, [0, 1, 2], False),
-        ("inverting_gradients", 40, [0, 2], True),
-        ("deep_leakage", 40, [1], True),
+        ("inverting_gradients", 60, [0, 2], True),
+        ("deep_leakage", 60, [1], True),
     ]
     assert max(one.loss for one in found) < 1e-9
 
 
-def test_of_many_contenders_half_are_dropped_in_each_heat(
+def test_those_in_sight_of_the_best_run_a_second_heat(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victims = blobs(1, 1)
     x = victims.floats()
-    shades = {"modern": 0.9, "idlg": 0.5, "deep_leakage": 0.7, "inverting_gradients": 0.2}
+    shades = {"modern": 0.8, "idlg": 0.05, "deep_leakage": 0.79}
     script = Script({name: [shade * x] for name, shade in shades.items()}, monkeypatch)
     (found,) = Strongest(steps=240, contenders=tuple(shades))(each(victims, observe), known())
-    # 240 / 3 evaluations for two heats, so 40 each.
-    assert [(name, steps) for name, steps, _, _ in script.calls] == [
-        *((name, 10) for name in shades),
-        ("modern", 20),
-        ("deep_leakage", 20),
-        ("modern", 160),
+    assert script.calls == [
+        *((name, 20, [0], False) for name in shades),
+        ("modern", 30, [0], True),
+        ("deep_leakage", 30, [0], True),
+        ("modern", 120, [0], True),
     ]
-    assert torch.equal(found.images, 0.9 * x)
+    assert torch.equal(found.images, 0.8 * x)
 
 
 def test_a_heat_that_fits_better_than_the_long_run_is_kept(

@@ -302,7 +302,7 @@ def test_other_names(tmp_path: Path) -> None:
         ("audit: {attacks: [{steps: 3}]}", "audit.attacks.0.name: is missing; allowed: adaptive, adaptive_modules,"),
         (
             "audit: {attacks: [{name: inverting_gradients, foo: 1}]}",
-            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, place, restarts, start, steps, tv",
+            "audit.attacks.0.foo: unknown key; allowed: chunk, learning_rate, opponents, place, restarts, start, steps, tv",
         ),
         (
             "audit: {attacks: [adaptive, {name: inverting_gradients, steps: 0}]}",
@@ -554,8 +554,8 @@ def search(text: str) -> str:
         ("panel: [{seed: 1}], searcher: grid", "search.searcher: given 'grid'; it is for drawing from search.space"),
         ("panel: [{seed: 1}], scheduler: asha", "search.scheduler: given 'asha'; it is for drawing from search.space"),
         (
-            "panel: [{audit.attacks: [adaptive]}], objectives: {attack/inverting_gradients/mse: max}",
-            "search.panel.0: audit.attacks: given adaptive; search.objectives has 'attack/inverting_gradients/mse', which",
+            "panel: [{audit.attacks: [adaptive]}], objectives: {attack/strongest/mse: max}",
+            "search.panel.0: audit.attacks: given adaptive; search.objectives has 'attack/strongest/mse', which",
         ),
         (
             "space: {audit.attacks: {choice: [[adaptive, adaptive], [adaptive]]}}, objectives: {attack/adaptive_2/mse: max}",
