@@ -7,36 +7,18 @@ product over the unfolded images; equal unfoldings are shared once a step is tra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-Pair = tuple[int, int]
+from fedveil.attacks import kernels
+from fedveil.attacks.kernels import Geometry, Pair
+
 Dims = tuple[int | None, ...]
-
-
-class Geometry(NamedTuple):
-    """How a kernel lies over an image."""
-
-    size: Pair
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-
-    @property
-    def out(self) -> Pair:
-        """Height and width of the result."""
-        high, wide = (
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        )
-        return high, wide
 
 
 def convolution(
@@ -64,19 +46,6 @@ def pair(value: int | Sequence[int]) -> Pair:
     return (value[0], value[-1])
 
 
-_THIN, _THICK = 8, 2**13
-"""Channels of the images, and entries of a kernel's first two dimensions."""
-
-
-def _grouped(outputs: int, channels: int, like: Tensor) -> bool:
-    """Whether a convolution with a group per victim is faster than a matrix product over unfolded images.
-
-    So it was with oneDNN on a CPU where images have a few channels at least, and kernels are not large. Few libraries do
-    it well on a GPU.
-    """
-    return like.device.type == "cpu" and channels >= _THIN and outputs * channels < _THICK
-
-
 class _Bilinear(Function):
     """What the three have in common: saved factors, the product rule, and batches in front."""
 
@@ -100,7 +69,7 @@ class _Convolve(_Bilinear):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        return _convolve(x, weight, geometry, 1)
+        return kernels.forward(x, weight, geometry)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
@@ -124,11 +93,7 @@ class _Convolve(_Bilinear):
             x = x.movedim(dims[0] or 0, 0)
             y = _Convolve.apply(x.flatten(0, 1), weight, geometry)
             return y.unflatten(0, x.shape[:2]), 0
-        x, weight = _batched(info, dims, x, weight)
-        if _grouped(weight.shape[1], weight.shape[2], x):
-            return _apart(_convolve(_beside(x), weight.flatten(0, 1), geometry, len(x)), len(x)), 0
-        y = weight.flatten(2) @ unfolded(x, geometry)
-        return y.unflatten(2, (x.shape[1], *geometry.out)).transpose(1, 2), 0
+        return kernels.convolve(*_batched(info, dims, x, weight), geometry), 0
 
 
 class _ToImages(_Bilinear):
@@ -136,7 +101,7 @@ class _ToImages(_Bilinear):
 
     @staticmethod
     def forward(slope: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        return _to_images(slope, weight, geometry, 1)
+        return kernels.by_images(slope, weight, geometry)
 
     @staticmethod
     def backward(ctx: Any, grown: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
@@ -152,22 +117,18 @@ class _ToImages(_Bilinear):
 
     @staticmethod
     def jvp(ctx: Any, slope_t: Tensor | None, weight_t: Tensor | None, _: None) -> Tensor | None:
+        slope, weight = ctx.saved_tensors
+        if slope_t is not None and weight_t is not None and kernels.unfolds(weight):
+            # Outputs beside each other: what is folded is folded once.
+            slopes, weights = torch.cat([slope_t, slope], 1), torch.cat([weight, weight_t])
+            return _ToImages.apply(slopes, weights, ctx.geometry)  # type: ignore[no-any-return]
         return _product_rule(_ToImages, ctx, slope_t, weight_t)
 
     @staticmethod
     def vmap(info: Any, dims: Dims, slope: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         if dims[1] is None:
-            slope = slope.movedim(dims[0] or 0, 0)
-            if slope.device.type == "cpu" and weight.shape[1] < _THIN:
-                return folded(weight.flatten(1).mT @ _rows(slope), slope.shape[1], geometry), 0
-            x = _ToImages.apply(slope.flatten(0, 1), weight, geometry)
-            return x.unflatten(0, slope.shape[:2]), 0
-        slope, weight = _batched(info, dims, slope, weight)
-        if _grouped(weight.shape[1], weight.shape[2], slope):
-            x = _to_images(_beside(slope), weight.flatten(0, 1), geometry, len(slope))
-            return _apart(x, len(slope)), 0
-        columns = weight.flatten(2).mT @ _rows(slope)
-        return folded(columns, slope.shape[1], geometry), 0
+            return kernels.to_images_shared(slope.movedim(dims[0] or 0, 0), weight, geometry), 0
+        return kernels.to_images(*_batched(info, dims, slope, weight), geometry), 0
 
 
 class _ToKernels(_Bilinear):
@@ -175,7 +136,7 @@ class _ToKernels(_Bilinear):
 
     @staticmethod
     def forward(x: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
-        return _to_kernels(x, slope, geometry, 1)
+        return kernels.by_kernels(x, slope, geometry)
 
     @staticmethod
     def backward(ctx: Any, grown: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
@@ -195,46 +156,7 @@ class _ToKernels(_Bilinear):
 
     @staticmethod
     def vmap(info: Any, dims: Dims, x: Tensor, slope: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
-        x, slope = _batched(info, dims, x, slope)
-        if _grouped(slope.shape[2], x.shape[2], x):
-            kernels = _to_kernels(_beside(x), _beside(slope), geometry, len(slope))
-            return kernels.unflatten(0, (len(slope), -1)), 0
-        kernels = _rows(slope) @ unfolded(x, geometry).mT
-        return kernels.unflatten(2, (x.shape[2], *geometry.kernel)), 0
-
-
-def _convolve(x: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    return F.conv2d(x, weight, None, geometry.stride, geometry.padding, geometry.dilation, groups)
-
-
-def _to_images(slope: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    x = slope.new_empty(1).expand(len(slope), groups * weight.shape[1], *geometry.size)
-    return _backward(slope, x, weight, geometry, groups, 0)
-
-
-def _to_kernels(x: Tensor, slope: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    weight = slope.new_empty(1).expand(slope.shape[1], x.shape[1] // groups, *geometry.kernel)
-    return _backward(slope, x, weight, geometry, groups, 1)
-
-
-def _backward(slope: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, by: int) -> Tensor:
-    how = (geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), groups)
-    # Of the factor that is asked for, only the shape is read.
-    slopes: Sequence[Tensor] = torch.ops.aten.convolution_backward(
-        slope, x, weight, None, *how, (by == 0, by == 1, False)
-    )
-    return slopes[by]
-
-
-def _beside(x: Tensor) -> Tensor:
-    """(V, N, C, ...) to (N, V C, ...)."""
-    return x.transpose(0, 1).flatten(1, 2)
-
-
-def _apart(x: Tensor, count: int) -> Tensor:
-    """The inverse of `_beside`."""
-    apart: Tensor = x.unflatten(1, (count, -1))
-    return apart.transpose(0, 1)
+        return kernels.to_kernels(*_batched(info, dims, x, slope), geometry), 0
 
 
 def _batched(info: Any, dims: Dims, *tensors: Tensor) -> list[Tensor]:
@@ -242,26 +164,3 @@ def _batched(info: Any, dims: Dims, *tensors: Tensor) -> list[Tensor]:
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(tensors, dims, strict=False)
     ]
-
-
-def _rows(slope: Tensor) -> Tensor:
-    """(V, N, O, H', W') to (V, O, N H' W')."""
-    return slope.transpose(1, 2).flatten(2)
-
-
-def unfolded(x: Tensor, geometry: Geometry) -> Tensor:
-    """(V, N, C, H, W) images to (V, C h w, N H' W') patches."""
-    (top, left), (below, beside), (down, across) = geometry.padding, geometry.stride, geometry.dilation
-    tall, broad = ((k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
-    # A view for each patch, copied at once: several times faster than im2col.
-    patches = F.pad(x, (left, left, top, top)).unfold(3, tall, below).unfold(4, broad, beside)
-    patches = patches[..., ::down, ::across].permute(0, 2, 5, 6, 1, 3, 4)
-    return patches.reshape(len(x), x.shape[2] * math.prod(geometry.kernel), -1)
-
-
-def folded(columns: Tensor, batch: int, geometry: Geometry) -> Tensor:
-    """The adjoint of `unfolded`: (V, C h w, N H' W') patches to (V, N, C, H, W) images."""
-    patches = columns.unflatten(2, (batch, -1)).transpose(1, 2).flatten(0, 1)
-    x = F.fold(patches, geometry.size, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
-    images: Tensor = x.unflatten(0, (len(columns), batch))
-    return images

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedveil.attacks import paths
+from fedveil.attacks.heap import keep_memory
 from fedveil.attacks.matching import Distance, Tensors
 from fedveil.attacks.memory import Footprint, footprint
 from fedveil.attacks.priors import Prior, penalty_and_slope
@@ -77,6 +78,8 @@ class Step:
         visible = problem.visible or {}
         own = {n: t for n, t in [*module.named_parameters(), *module.named_buffers()] if n not in problem.weights}
         like = next(iter(problem.target.values()))
+        if like.device.type == "cpu":
+            keep_memory()
         self._layout = Layout(
             distance,
             priors,

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
-from fedveil.attacks.convolution import Geometry, convolution, folded, unfolded
+from fedveil.attacks.convolution import convolution
+from fedveil.attacks.kernels import Geometry, as_convolution, by_images, folded, unfolded
 from fedveil.fl.seeding import torch_stream
 
 VICTIMS = 3
@@ -80,3 +81,14 @@ def test_folding_is_the_adjoint_of_unfolding(case: tuple[Geometry, int, int, int
 def test_what_has_no_rule_of_its_own_is_left_to_pytorch(options: dict[str, object]) -> None:
     x, weight = normal(2, 4, 6, 6), normal(4, 4 // int(str(options.get("groups", 1))), 3, 3)
     assert torch.equal(convolution(x, weight, None, **options), F.conv2d(x, weight, None, **options))  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), stride=st.integers(1, 3))
+def test_the_adjoint_by_the_images_is_a_convolution_of_slopes(
+    case: tuple[Geometry, int, int, int], stride: int
+) -> None:
+    geometry, images, channels, outputs = case
+    geometry = geometry._replace(stride=(stride, stride), dilation=(1, 1))
+    slope, weight = normal(images, outputs, *geometry.out), normal(outputs, channels, *geometry.kernel)
+    torch.testing.assert_close(as_convolution(slope, weight, geometry), by_images(slope, weight, geometry))
