@@ -15,13 +15,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from fedveil.attacks.fixed import Fixed, Halves
 from fedveil.attacks.tracing import Compute, traced
 from fedveil.fl.errors import FedveilError
 
@@ -43,21 +44,24 @@ _WAYS: dict[str, float] = {"auto": TRACED_AFTER, "eager": math.inf, "traced": 0}
 @dataclass(eq=False)
 class _Path:
     runs: int = 0
-    operations: Callable[..., Sequence[Tensor]] | None = None
+    operations: Halves | None = None
     refused: bool = False
 
 
 _PATHS: WeakKeyDictionary[nn.Module, dict[Hashable, _Path]] = WeakKeyDictionary()
 
 
-def run(owner: nn.Module, name: Hashable, function: Compute, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return ``function(*inputs)``, by the fastest path that is known to give it.
+def run(
+    owner: nn.Module, name: Hashable, function: Compute, inputs: Sequence[Tensor], fixed: Fixed | None = None
+) -> Sequence[Tensor]:
+    """Return ``function(*inputs, *fixed.tensors)``, by the fastest path that is known to give it.
 
     Args:
         owner: paths are kept as long as it is; the function may read it, and nothing else that changes.
         name: equal for functions that do the same to equal inputs.
         function: from tensors to tensors.
         inputs: what it reads; no gradient flows back to them.
+        fixed: what it reads beside them, and no call changes.
 
     Raises:
         FedveilError: ``FEDVEIL_ENGINE`` is not a way that exists.
@@ -65,29 +69,27 @@ def run(owner: nn.Module, name: Hashable, function: Compute, inputs: Sequence[Te
     way = os.environ.get(VARIABLE, "auto")
     if way not in _WAYS:
         raise FedveilError(f"{VARIABLE}: {way!r} is not allowed; allowed: {', '.join(_WAYS)}")
+    fixed = fixed or Fixed()
+    every = *inputs, *fixed.tensors
     paths = _PATHS.setdefault(owner, {})
-    path = paths.setdefault((name, *((t.shape, t.stride(), t.dtype, t.device) for t in inputs)), _Path())
+    path = paths.setdefault((name, *((t.shape, t.stride(), t.dtype, t.device) for t in every)), _Path())
     if path.operations is not None and way != "eager":
-        with torch.no_grad():
-            return path.operations(*inputs)
+        return path.operations(inputs, fixed)
     path.runs += 1
-    expected = function(*inputs)
+    expected = function(*every)
     if path.runs > _WAYS[way] and not path.refused:
-        path.operations = _checked(function, inputs, expected)
+        path.operations = _checked(function, inputs, fixed, expected)
         path.refused = path.operations is None
     while len(paths) > KEPT:
         del paths[next(iter(paths))]
     return expected
 
 
-def _checked(
-    function: Compute, inputs: Sequence[Tensor], expected: Sequence[Tensor]
-) -> Callable[..., Sequence[Tensor]] | None:
+def _checked(function: Compute, inputs: Sequence[Tensor], fixed: Fixed, expected: Sequence[Tensor]) -> Halves | None:
     """The function's operations, if they give what is expected."""
     try:
-        operations: Callable[..., Sequence[Tensor]] = traced(function, inputs).forward
-        with torch.no_grad():
-            found = operations(*inputs)
+        operations = Halves(traced(function, [*inputs, *fixed.tensors]), len(inputs))
+        found = operations(inputs, fixed)
     except Exception as error:  # whatever a trace raises; the function itself works
         _LOG.debug("a step goes on untraced: %s: %s", type(error).__name__, error)
         return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedveil.attacks import paths
+from fedveil.attacks.fixed import Fixed
 from fedveil.attacks.heap import keep_memory
 from fedveil.attacks.matching import Distance, Tensors
 from fedveil.attacks.memory import Footprint, footprint
@@ -91,7 +92,7 @@ class Step:
             problem.own_weights,
         )
         self._problem = problem
-        self._tensors = [
+        tensors = [
             problem.labels,
             *problem.trained.values(),
             *problem.frozen.values(),
@@ -99,15 +100,16 @@ class Step:
             *problem.target.values(),
             *(visible[n] for n in self._layout.visible),
         ]
+        self._fixed = Fixed(tensors)
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """Return the objective (V,) and its slope, shaped as x (V, B, C, H, W)."""
         compute = partial(self._layout.compute, self._problem)
-        return paths.run(self._problem.model.module, self._layout, compute, [x, *self._tensors])
+        return paths.run(self._problem.model.module, self._layout, compute, [x], self._fixed)
 
     def measured(self, x: Tensor) -> Footprint:
         """Return what an evaluation at x allocates."""
-        return footprint(lambda: self._layout.compute(self._problem, x, *self._tensors))
+        return footprint(lambda: self._layout.compute(self._problem, x, *self._fixed.tensors))
 
 
 def plain(prior: Prior) -> bool:
