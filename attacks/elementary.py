@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedveil.attacks.convolution import convolution, pair
 from fedveil.attacks.normalisation import standardised
+from fedveil.attacks.piecewise import mapped, rectified
 
 
 class Elementary(TorchFunctionMode):
@@ -123,8 +124,11 @@ def _avg_pool(
     columns = x.shape[-1]
     at = torch.arange(high * columns, device=x.device) % columns // wide
     share = (at[:, None] == torch.arange(columns // wide, device=x.device)).to(x.dtype) / (high * wide)
-    pooled: Tensor = x.unflatten(-2, (-1, high)).flatten(-2) @ share
-    return pooled
+    return mapped(x.unflatten(-2, (-1, high)).flatten(-2), share)
+
+
+def _relu(x: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu(x, inplace=True) if inplace else rectified(x)
 
 
 def _attention_module(*args: Any, **kwargs: Any) -> Any:
@@ -163,6 +167,7 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     torch.group_norm: _group_norm,
     torch.conv2d: convolution,
     F.avg_pool2d: _avg_pool,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     torch.layer_norm: _layer_norm,
     torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest[:3]),
     torch.instance_norm: lambda x, weight, bias, mean, var, *rest: _instance_norm(

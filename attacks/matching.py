@@ -29,7 +29,7 @@ def cosine_distance(gradient: Tensors, target: Tensors) -> tuple[Tensor, Tensors
     g_norm, t_norm = gg.clamp_min(_LEAST).sqrt(), tt.clamp_min(_LEAST).sqrt()
     cosine = gt / (g_norm * t_norm)
     along_t, along_g = -1 / (g_norm * t_norm), cosine / g_norm.square()
-    slope = {n: _spread(along_t, g) * target[n] + _spread(along_g, g) * g for n, g in gradient.items()}
+    slope = {n: (_spread(along_t, g) * target[n]).addcmul(_spread(along_g, g), g) for n, g in gradient.items()}
     return 1 - cosine, slope
 
 

@@ -98,7 +98,8 @@ class _Second(Function):
     @staticmethod
     def forward(y: Tensor, r: Tensor, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor) -> Tensor:
         scale = -r / y.shape[-1]
-        return scale * _dot(y, a) * sb + scale * _dot(y, b) * sa + scale * _dot(sa, b) * y
+        first = scale * _dot(y, a) * sb
+        return first.addcmul(scale * _dot(y, b), sa).addcmul(scale * _dot(sa, b), y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
