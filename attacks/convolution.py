@@ -159,8 +159,9 @@ class _ToKernels(_Bilinear):
         return kernels.to_kernels(*_batched(info, dims, x, slope), geometry), 0
 
 
-def _batched(info: Any, dims: Dims, *tensors: Tensor) -> list[Tensor]:
-    return [
+def _batched(info: Any, dims: Dims, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = (
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-        for t, d in zip(tensors, dims, strict=False)
-    ]
+        for t, d in zip((left, right), dims, strict=False)
+    )
+    return first, second

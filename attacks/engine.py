@@ -110,7 +110,8 @@ def victims_that_fit(problem: Problem, optimizer_bytes_per_victim: int, distance
     one = problem.take(slice(0, 1))
     tensors = [one.labels, *one.target.values(), *(one.visible or {}).values()]
     tensors += one.weights.values() if one.own_weights else []
-    kept = sum(t.nbytes for t in tensors) + optimizer_bytes_per_victim
+    # Steps keep what they make of those, too.
+    kept = 2 * sum(t.nbytes for t in tensors) + optimizer_bytes_per_victim
     # Above all a step of those who are at it together.
     fit = int((SHARE * free - together * size_of(problem, distance).peak) / max(1, kept))
     if fit >= together:

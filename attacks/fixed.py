@@ -61,7 +61,8 @@ def _cut(record: fx.GraphModule, changing: int) -> tuple[Operations, Operations]
     moving.update(node for node in results.all_input_nodes if node.op == "call_function")
     needed = [node for node in nodes if node not in moving and not moving.isdisjoint(node.users)]
 
-    first, names = fx.Graph(), {}
+    names: dict[fx.Node, fx.Node] = {}
+    first = fx.Graph()
     for node in nodes:
         if node not in moving:
             names[node] = first.node_copy(node, names.__getitem__)
@@ -69,7 +70,8 @@ def _cut(record: fx.GraphModule, changing: int) -> tuple[Operations, Operations]
     # The inputs stay as they are, used or not; the operations that nothing needs go.
     first.eliminate_dead_code()
 
-    second, names = fx.Graph(), {}
+    names = {}
+    second = fx.Graph()
     for node in places[:changing]:
         names[node] = second.node_copy(node)
     for node in needed:

@@ -43,8 +43,8 @@ class Geometry(NamedTuple):
         return high, wide
 
 
-_THIN, _FEW, _THICK = 8, 16, 2**13
-"""Channels of the images, outputs, and entries of a kernel's first two dimensions."""
+_THIN, _FEW, _THICK, _MANY = 8, 16, 2**13, 16
+"""Channels of the images, outputs, entries of a kernel's first two dimensions, and images that are worth preparations."""
 
 
 def _grouped(outputs: int, channels: int, like: Tensor) -> bool:
@@ -60,7 +60,7 @@ def unfolds(weight: Tensor) -> bool:
 def _innermost(outputs: int, channels: int, x: Tensor) -> bool:
     """A group per victim is worth bringing the victims innermost in memory, which is quick for one image each."""
     uneven = outputs < _FEW and (channels < _THIN or outputs % 8 != 0 or channels % 8 != 0)
-    return x.device.type == "cpu" and x.shape[1] == 1 and uneven
+    return x.device.type == "cpu" and len(x) >= _MANY and x.shape[1] == 1 and uneven
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -71,8 +71,9 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         return _apart(_outermost(forward(inner(x), kernels, geometry, len(x))), len(x))
     if _grouped(outputs, channels, x):
         return _apart(forward(_beside(x), weight.flatten(0, 1), geometry, len(x)), len(x))
-    y = weight.flatten(2) @ unfolded(x, geometry)
-    return y.unflatten(2, (x.shape[1], *geometry.out)).transpose(1, 2)
+    rows = weight.flatten(2) @ unfolded(x, geometry)
+    y: Tensor = rows.unflatten(2, (x.shape[1], *geometry.out)).transpose(1, 2)
+    return y
 
 
 def to_images(slope: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -89,9 +90,10 @@ def to_images_shared(slope: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         return folded(weight.flatten(1).mT @ _rows(slope), slope.shape[1], geometry)
     slopes = slope.flatten(0, 1)
     plain = geometry.dilation == (1, 1) and geometry.stride[0] == geometry.stride[1]
-    uneven = outputs % 8 != 0 or channels % 8 != 0
-    way = as_convolution if slope.device.type == "cpu" and uneven and plain else by_images
-    return way(slopes, weight, geometry).unflatten(0, slope.shape[:2])
+    uneven = slope.device.type == "cpu" and (outputs % 8 != 0 or channels % 8 != 0)
+    way = as_convolution if uneven and plain and len(slopes) >= _MANY else by_images
+    images: Tensor = way(slopes, weight, geometry).unflatten(0, slope.shape[:2])
+    return images
 
 
 def to_kernels(x: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
@@ -99,11 +101,11 @@ def to_kernels(x: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
     outputs, channels = slope.shape[2], x.shape[2]
     if _innermost(outputs, channels, x):
         kernels = by_kernels(inner(x), inner(slope), geometry, len(x)).contiguous()
-        return kernels.unflatten(0, (len(x), -1))
-    if _grouped(outputs, channels, x):
-        return by_kernels(_beside(x), _beside(slope), geometry, len(x)).unflatten(0, (len(x), -1))
-    kernels = _rows(slope) @ unfolded(x, geometry).mT
-    return kernels.unflatten(2, (channels, *geometry.kernel))
+    elif _grouped(outputs, channels, x):
+        kernels = by_kernels(_beside(x), _beside(slope), geometry, len(x))
+    else:
+        kernels = _rows(slope) @ unfolded(x, geometry).mT
+    return kernels.reshape(len(x), outputs, channels, *geometry.kernel)
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry, groups: int = 1) -> Tensor:
@@ -148,11 +150,14 @@ def as_convolution(slope: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         ends.append(last - first + 1)
     kernels = F.pad(weight, (*margins[1], *margins[0])).unflatten(3, (ends[1], s)).unflatten(2, (ends[0], s)).flip(2, 4)
     kernels = kernels.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)
-    slope = F.pad(slope, (*around[1], *around[0]))
+    if all(before == after >= 0 for before, after in around):
+        padding = around[0][0], around[1][0]
+    else:
+        slope, padding = F.pad(slope, (*around[1], *around[0])), (0, 0)
     if s == 1:
-        return F.conv2d(slope, kernels)
+        return F.conv2d(slope, kernels, padding=padding)
     memory = torch.channels_last
-    phases = F.conv2d(slope.contiguous(memory_format=memory), kernels.contiguous(memory_format=memory))
+    phases = F.conv2d(slope.contiguous(memory_format=memory), kernels.contiguous(memory_format=memory), padding=padding)
     return F.pixel_shuffle(phases, s)[:, :, : geometry.size[0], : geometry.size[1]].contiguous()
 
 
@@ -170,11 +175,15 @@ def _outermost(x: Tensor) -> Tensor:
 
 def _beside(x: Tensor) -> Tensor:
     """(V, N, C, ...) to (N, V C, ...)."""
+    if x.shape[1] == 1:
+        return x.flatten(0, 2)[None]
     return x.transpose(0, 1).flatten(1, 2)
 
 
 def _apart(x: Tensor, count: int) -> Tensor:
     """The inverse of `_beside`."""
+    if len(x) == 1:
+        return x.reshape(count, 1, -1, *x.shape[2:])
     apart: Tensor = x.unflatten(1, (count, -1))
     return apart.transpose(0, 1)
 

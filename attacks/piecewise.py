@@ -41,7 +41,7 @@ class _Map(Function):
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, _: Any) -> Tensor | None:
-        return None if x_t is None else _Map.apply(x_t, *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return None if x_t is None else _Map.apply(x_t, *ctx.saved_tensors)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor, matrix: Tensor) -> tuple[Tensor, int]:
@@ -61,11 +61,11 @@ class _Rectify(Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor | None) -> Tensor | None:
-        return None if slope is None else _Gate.apply(slope, *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return None if slope is None else _Gate.apply(slope, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None) -> Tensor | None:
-        return None if x_t is None else _Gate.apply(x_t, *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return None if x_t is None else _Gate.apply(x_t, *ctx.saved_tensors)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor) -> tuple[Tensor, int]:
@@ -77,7 +77,7 @@ class _Gate(Function):
 
     @staticmethod
     def forward(slope: Tensor, y: Tensor) -> Tensor:
-        return torch.ops.aten.threshold_backward(slope, y, 0)  # type: ignore[no-any-return]
+        return torch.ops.aten.threshold_backward(slope, y, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -91,7 +91,7 @@ class _Gate(Function):
 
     @staticmethod
     def jvp(ctx: Any, slope_t: Tensor | None, _: Any) -> Tensor | None:
-        return None if slope_t is None else _Gate.apply(slope_t, *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return None if slope_t is None else _Gate.apply(slope_t, *ctx.saved_tensors)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], slope: Tensor, y: Tensor) -> tuple[Tensor, int]:

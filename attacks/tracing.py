@@ -60,6 +60,7 @@ _MAY_BE_IDLE = {
     aten.transpose.int,
     aten.expand.default,
 }
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 class _Recorder(TorchDispatchMode):
@@ -93,8 +94,15 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._in_place(func, args, options, nodes, named)
         result = func(*args, **options)
-        if func in _MAY_BE_IDLE and _same(args[0], result):
+        if func in _MAY_BE_IDLE and _layout(args[0]) == _layout(result):
             self._know(result, nodes[0])
+        elif func in _VIEWS:
+            # A view of a view is one of what is behind both.
+            behind = nodes[0].args[0] if nodes[0].target in _VIEWS else nodes[0]
+            if behind.meta[_LAYOUT] == _layout(result):
+                self._know(result, behind)
+            else:
+                self._note(aten.view.default, result, (behind, list(result.shape)), {})
         else:
             self._note(func, result, nodes, named)
         return result
@@ -128,6 +136,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta[_LAYOUT] = _layout(tensor)
         self._known[tensor] = node, next(self._clock)
 
     def _node(self, tensor: Tensor) -> fx.Node:
@@ -147,8 +156,11 @@ class _Recorder(TorchDispatchMode):
         return fx.GraphModule(self._constants, self._graph)
 
 
-def _same(before: Tensor, after: Tensor) -> bool:
-    return before.shape == after.shape and before.stride() == after.stride() and before.dtype == after.dtype
+_LAYOUT = "layout"
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 _DEFAULTS = (None, False, torch.preserve_format)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
+from fedveil.attacks import kernels
 from fedveil.attacks.convolution import convolution
 from fedveil.attacks.kernels import Geometry, as_convolution, by_images, folded, unfolded
 from fedveil.fl.seeding import torch_stream
@@ -32,8 +35,16 @@ def normal(*shape: int) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=cases(), own=st.booleans())
-def test_all_derivatives_are_those_of_the_plain_convolution(case: tuple[Geometry, int, int, int], own: bool) -> None:
+@given(case=cases(), own=st.booleans(), many=st.sampled_from([1, 99]))
+def test_all_derivatives_are_those_of_the_plain_convolution(
+    case: tuple[Geometry, int, int, int], own: bool, many: int
+) -> None:
+    # Both as many victims are computed and as few are.
+    with mock.patch.object(kernels, "_MANY", many):
+        compare(case, own)
+
+
+def compare(case: tuple[Geometry, int, int, int], own: bool) -> None:
     geometry, images, channels, outputs = case
     x = normal(VICTIMS, images, channels, *geometry.size)
     weight, along = normal(outputs, channels, *geometry.kernel), normal(VICTIMS, outputs, channels, *geometry.kernel)

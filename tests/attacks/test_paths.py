@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.attacks import paths
+from fedveil.attacks.fixed import Fixed
+from fedveil.attacks.tracing import traced
 from fedveil.fl.errors import FedveilError
 
 X = torch.tensor([1.0, 2.0])
@@ -56,11 +58,10 @@ def test_a_function_without_a_record_goes_on_as_it_is(
 def test_a_record_that_gives_something_else_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Wrong:
-        def forward(self, x: Tensor) -> list[Tensor]:
-            return [x * 2.01, x + 1]
+    def wrong(x: Tensor) -> list[Tensor]:
+        return [x * 2.01, x + 1]
 
-    monkeypatch.setattr(paths, "traced", lambda function, inputs: Wrong())
+    monkeypatch.setattr(paths, "traced", lambda _, inputs: traced(wrong, inputs))
     with caplog.at_level(logging.DEBUG, "fedveil.attacks.paths"):
         assert runs("traced", monkeypatch, Counted()) == [*range(1, 9)]
     assert "give something else" in caplog.text
@@ -97,3 +98,16 @@ def test_a_way_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(paths.VARIABLE, "quick")
     with pytest.raises(FedveilError, match="FEDVEIL_ENGINE: 'quick' is not allowed; allowed: auto, eager, traced"):
         paths.run(nn.Identity(), "name", Counted(), [X])
+
+
+def test_a_record_reads_what_is_fixed_of_those_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "traced")
+    owner = nn.Identity()
+
+    def scaled(x: Tensor, factor: Tensor) -> list[Tensor]:
+        return [x * factor.square().sum()]
+
+    for fixed in (Fixed([X]), Fixed([3 * X])):
+        for number in range(3):
+            (found,) = paths.run(owner, "name", scaled, [X + number], fixed)
+            assert torch.equal(found, (X + number) * fixed.tensors[0].square().sum())

@@ -35,6 +35,15 @@ def test_what_nothing_needs_and_what_changes_nothing_is_left_out() -> None:
     assert operations(idle, [A]) == ["mul"]
 
 
+def test_a_view_of_a_view_is_one_of_what_is_behind_both() -> None:
+    def views(a: Tensor) -> list[Tensor]:
+        return [a.T.reshape(4).view(1, 4).view(4, 1) + 1, a.view(4).view(2, 2) * 2]
+
+    assert operations(views, [A]) == ["permute", "clone", "view", "add", "mul"]
+    for mine, theirs in zip(traced(views, [A])(B), views(B), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_options_that_say_the_default_make_no_difference_but_others_do() -> None:
     def options(a: Tensor) -> list[Tensor]:
         ones = torch.ones_like(a), torch.ones_like(a, memory_format=torch.preserve_format), torch.ones_like(a).double()

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from fedveil.attacks.heap import keep_memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_is_there_again() -> None:
+    assert keep_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**22)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    # Given back to the system, 16 MiB would be some 4,000 pages to ask for.
+    assert faults() < 1000
+
+
+def test_a_user_who_has_tuned_the_library_keeps_their_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_memory.__wrapped__()
