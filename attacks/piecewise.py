@@ -77,7 +77,8 @@ class _Gate(Function):
 
     @staticmethod
     def forward(slope: Tensor, y: Tensor) -> Tensor:
-        return torch.ops.aten.threshold_backward(slope, y, 0)
+        gated: Tensor = torch.ops.aten.threshold_backward(slope, y, 0)
+        return gated
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
