@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fedveil.attacks.scoring.scorer as scorer_module
 from fedveil.attacks import (
+    ATTACKS,
     Adaptive,
     AdaptiveModules,
     Attack,
@@ -153,9 +154,9 @@ def test_labels_that_are_not_known_are_recovered(given: bool, blobs: Blobs) -> N
 def test_the_default_attacks_are_those_that_have_what_they_need(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     victim, auxiliary = blobs(1, 1, side=12), blobs(12, 2, side=12)
     for name, quick in [("adaptive", ADAPTIVE), ("inverting_gradients", PLAIN)]:
-        monkeypatch.setitem(audit.__globals__["ATTACKS"]._entries, name, lambda quick=quick: quick)
+        monkeypatch.setitem(ATTACKS._entries, name, lambda quick=quick: quick)
     monkeypatch.setitem(
-        audit.__globals__["ATTACKS"]._entries,
+        ATTACKS._entries,
         "adaptive_modules",
         lambda: MODULES,
     )
