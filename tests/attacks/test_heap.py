@@ -13,14 +13,11 @@ from fedveil.attacks.heap import keep_memory
 def test_memory_that_was_freed_is_there_again() -> None:
     assert keep_memory()
 
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
         torch.ones(2**22)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    faults()
-    # Given back to the system, 16 MiB would be some 4,000 pages to ask for.
-    assert faults() < 1000
+    # Asked for and given back each time, 16 MiB would be 4,096 pages; a few times it lies elsewhere.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * 4096
 
 
 def test_a_user_who_has_tuned_the_library_keeps_their_choice(monkeypatch: pytest.MonkeyPatch) -> None:
