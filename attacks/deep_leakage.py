@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found, GradientMatching, Place
+from fedveil.attacks.gradient_matching import Found, GradientMatching, Place, Suits
 from fedveil.attacks.match import Match
 from fedveil.attacks.matching import squared_distance
 from fedveil.attacks.optimizers import LBFGS
@@ -42,6 +42,7 @@ class DeepLeakage(GradientMatching):
     """
 
     name: ClassVar[str] = "deep_leakage"
+    suits: ClassVar[Suits] = "smooth"
     tv: float = 1e-4
     place: Place = "unrolled"
     history: int = 50

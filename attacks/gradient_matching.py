@@ -50,6 +50,8 @@ SEARCH = 5
 """A run that decides about a place takes this part of the steps."""
 WARM = 2
 """Before steps are unrolled, this part of the evaluations goes to the search for a place and to the match there, halved."""
+Suits = Literal["all", "smooth", "bent"]
+"""Networks that an attack is made for: L-BFGS lives on curvature, which is smooth or, as with ReLUs, jumps."""
 CHUNK = 64
 """Victims times restarts that are optimised together, where nothing else is said."""
 
@@ -91,6 +93,8 @@ class GradientMatching(Attack):
     explains_update: ClassVar[bool] = True
     told: ClassVar[bool] = True
     """It takes labels as given or recovered; an attack that is not told looks for them itself."""
+    suits: ClassVar[Suits] = "all"
+    """What it is best at; it runs on all."""
 
     steps: int = 300
     tv: float = 1e-2
