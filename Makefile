@@ -10,13 +10,21 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where it is set, each worker process compiles PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-orchestrator test-floors lint clean
 
 demo: $(READY)
 	$(BIN)/fedveil sweep tune_configs/demo.yaml
 
-test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85
+# Two processes' worth of tests, side by side with `make -j2 test`. One starts a Ray cluster and an MLflow server.
+test: test-orchestrator test-floors
+	$(BIN)/coverage combine
+	$(BIN)/coverage report --fail-under=85
+
+test-orchestrator: $(READY)
+	COVERAGE_FILE=.coverage.orchestrator $(BIN)/python -m pytest --cov --cov-report= tests/orchestrator
+
+test-floors: $(READY)
+	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest --cov --cov-report= --ignore=tests/orchestrator
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedveil.attacks.attackable import check_attackable, count_classes
 from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation
+from fedveil.attacks.base import Attack, AttackerPreparation
+from fedveil.attacks.chosen import chosen_attacks
 from fedveil.attacks.direction import check_directions
 from fedveil.attacks.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
 from fedveil.attacks.labels import recover_labels
@@ -143,7 +144,7 @@ def audit(
                 notes.append("whose is whose in a batch is unknown: scores by class (judge and baseline) are left out")
         victims = victims_of(as_images("images", images, truth), size, gallery is not None)
     fit = Stateless(NoDefense()) if defense is None else defense
-    chosen = _attacks(attacks, fit, held, trained_images)
+    chosen = chosen_attacks(attacks, fit, auxiliary=held is not None, trained_images=trained_images is not None)
     if attacks is None and len(chosen) == 1:
         notes.append(
             "no auxiliary images were given: adaptive attacks, the baseline and the judge of classes are left out"
@@ -213,45 +214,6 @@ def _target(
     target = replace(target, classes=count_classes(target))
     check_attackable(target)
     return target
-
-
-def _attacks(
-    given: Sequence[str | Attack] | None,
-    defense: Defense[Any] | PreparedDefense,
-    auxiliary: Images | None,
-    trained_images: Pictures | Sequence[Pictures] | None,
-) -> tuple[Attack, ...]:
-    """The attacks to run, each of which has what it needs."""
-    stolen = isinstance(defense, PreparedDefense) and not isinstance(defense, Stateless)
-    if given is None:
-        adaptive = ["adaptive_modules" if stolen else "adaptive"]
-        given = ["inverting_gradients", *(adaptive if auxiliary is not None else [])]
-    if isinstance(given, str | Attack):
-        given = [given]
-    for one in given:
-        if not isinstance(one, str | Attack):
-            raise FedveilError(
-                f"attacks: expected names and attacks such as fv.InvertingGradients(steps=500), got {one!r}"
-            )
-    attacks = tuple(attack if isinstance(attack, Attack) else ATTACKS[attack]() for attack in given)
-    if not attacks:
-        raise FedveilError("attacks: at least one is needed")
-    for attack in attacks:
-        needs = attack.needs
-        if needs.auxiliary_data and auxiliary is None:
-            raise FedveilError(f"attack {attack.name!r} needs images of the attacker: give auxiliary=(images, labels)")
-        if needs.trained_images and trained_images is None:
-            raise FedveilError(f"attack {attack.name!r} needs what the client trained on: give trained_images")
-        if stolen and needs.defense_algorithm and not needs.defense_modules:
-            raise FedveilError(
-                f"attack {attack.name!r} knows no trained modules, and a prepared defence was given: run"
-                " 'adaptive_modules', or give the defence's settings"
-            )
-        if needs.defense_modules and isinstance(defense, Defense) and defense.trained_on is not TrainedOn.NOTHING:
-            raise FedveilError(
-                f"attack {attack.name!r} holds the client's trained modules: give defense=settings.prepare(...)"
-            )
-    return attacks
 
 
 def _context(

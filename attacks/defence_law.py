@@ -46,7 +46,7 @@ class Effort:
 
 CHEAP = Effort(draws=8, images=256)
 """For features that cost nothing, such as pixels."""
-DEAR = Effort(draws=8, images=64)
+DEAR = Effort(draws=4, images=64)
 """For gradients, each of which is a pass through the classifier and back."""
 
 

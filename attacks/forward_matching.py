@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
+from fedveil.attacks import paths
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.defence_law import CHEAP, DEAR, DataLaw, Features, mean_features
 from fedveil.attacks.gradient_matching import target_gradient
@@ -183,16 +184,26 @@ class _Gradients:
     label: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        trained = {name: self.weights[name] for name in self.trained}
-        frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
+        labels = torch.full((len(images),), self.label, device=images.device)
+        weights = [self.weights[name] for name in self._names]
+        (found,) = paths.run(self.model.module, self._names, self._directions, [images, labels, *weights])
+        return found
 
-        def loss(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
-            logits = self.model.logits({**frozen, **weights}, image[None])
-            return F.cross_entropy(logits, torch.full((1,), self.label, device=image.device))
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Of all weights, those that are trained first."""
+        return *self.trained, *(name for name in self.weights if name not in self.trained)
+
+    def _directions(self, images: Tensor, labels: Tensor, *weights: Tensor) -> tuple[Tensor]:
+        named = dict(zip(self._names, weights, strict=True))
+        trained = {name: named.pop(name) for name in self.trained}
+
+        def loss(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            return F.cross_entropy(self.model.logits({**named, **weights}, image[None]), label[None])
 
         with torch.enable_grad():
-            found = vmap(grad(loss), in_dims=(None, 0))(trained, images)
-        return _unit(torch.cat([found[name].flatten(1) for name in self.trained], dim=1))
+            found = vmap(grad(loss), in_dims=(None, 0, 0))(trained, images, labels)
+        return (_unit(torch.cat([found[name].flatten(1) for name in self.trained], dim=1)),)
 
 
 def _reads_labels(surrogate: Surrogate, images: Tensor, knowledge: Knowledge) -> bool:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.base import Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.engine import Problem
+from fedveil.attacks.chunks import fitting, pieces
+from fedveil.attacks.engine import FEW, Problem
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.match import Match
 from fedveil.attacks.matching import Tensors
+from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.progress import begin, progress
 from fedveil.attacks.starts import Start, start_of
 from fedveil.attacks.unrolled import Path
@@ -52,8 +54,6 @@ WARM = 2
 """Before steps are unrolled, this part of the evaluations goes to the search for a place and to the match there, halved."""
 Suits = Literal["all", "smooth", "bent"]
 """Networks that an attack is made for: L-BFGS lives on curvature, which is smooth or, as with ReLUs, jumps."""
-CHUNK = 64
-"""Victims times restarts that are optimised together, where nothing else is said."""
 
 Visible = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Given an observed gradient, masks of the entries that tell anything; see `fedveil.defense.base.Surrogate`."""
@@ -84,7 +84,8 @@ class GradientMatching(Attack):
         steps: evaluations of the gradient per start, at least 1; one that replays a client's local steps counts once.
         tv: weight of the total variation, at least 0, of the mean absolute difference between neighbours.
         restarts: random starts per victim, at least 1.
-        chunk: victims times restarts that are optimised together, at least 1; bounds memory. None leaves it to the attack.
+        chunk: victims times restarts that are optimised together, at least 1; bounds memory. None takes as many as fit half
+            of the memory that is free, at most 64 (512 on a GPU), and at least all restarts of a victim.
         place: how to match what several local steps sent, see `Place`. ``searched`` takes as many evaluations again.
         start: see `Start`. Mid-grey suits normalisation layers: they hide an image's brightness, and what a start gets
             wrong there no step corrects.
@@ -108,7 +109,12 @@ class GradientMatching(Attack):
             if getattr(self, name) not in allowed:
                 raise FedveilError(f"{self.name}: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         at_least(self.name, steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1))
-        at_least(self.name, chunk=(CHUNK if self.chunk is None else self.chunk, 1))
+        at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
+
+    @property
+    def image_copies(self) -> int:
+        """How many times over the optimiser keeps what is as large as a victim's images, when it keeps most."""
+        return Adam.image_copies
 
     @abstractmethod
     def minimise(self, match: Match, start: Tensor) -> Found:
@@ -184,8 +190,11 @@ class GradientMatching(Attack):
         restarts = 1 if warm is not None else self.restarts
         jobs = [(index, restart) for index in range(len(run.observations)) for restart in range(restarts)]
         best: dict[int, Reconstruction] = {}
+        chunk = self.chunk
+        if chunk is None:
+            chunk = max(restarts, run.fitting(len(jobs), self.image_copies, places, unrolled=unrolled))
         with progress(self.name, victims=len(jobs), steps=self.steps):
-            for some in _pieces(jobs, restarts, CHUNK if self.chunk is None else self.chunk):
+            for some in pieces(jobs, restarts, chunk):
                 begin(len(some))
                 match = run.match([index for index, _ in some], places, unrolled=unrolled, warm=warm is not None)
                 starts = [
@@ -234,11 +243,17 @@ class _Run:
             path = Path(updates[0].local_steps, rates)
         return Match(tuple(problems), tuple(firsts), self.knowledge, path, warm=warm)
 
-
-def _pieces(jobs: Sequence[tuple[int, int]], restarts: int, chunk: int) -> list[Sequence[tuple[int, int]]]:
-    """Cut jobs into chunks; all restarts of a victim stay together where that many are allowed."""
-    size = max(1, chunk // restarts) * restarts if chunk >= restarts else chunk
-    return [jobs[at : at + size] for at in range(0, len(jobs), size)]
+    def fitting(self, jobs: int, image_copies: int, places: Sequence[float], *, unrolled: bool) -> int:
+        """Return how many of so many victims times restarts can be optimised together, see `fedveil.attacks.chunks`."""
+        if jobs <= FEW:
+            return jobs
+        series, own_weights = self.observations[0].series, any(places)
+        own_weights = own_weights or any(one.weights is not series[0].weights for one in self.observations)
+        masks = self.visible and [self.visible(target_gradient(series[0].update))]
+        labels = torch.zeros((1, series[0].batch_size), dtype=torch.int64)
+        problem = problem_of(series[:1], self.knowledge, [float(own_weights)], masks, labels=labels)
+        steps = series[0].update.local_steps if unrolled else None if self.told else 1
+        return fitting(problem, jobs, image_copies=image_copies, observations=len(series), replayed_steps=steps)
 
 
 def labels_for(observations: Sequence[Observation], knowledge: Knowledge) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class Adam:
     warmup: int = 0
     noise: float = 0.0
     flat: float | None = None
+    image_copies: ClassVar[int] = 10
+    """How many times over it keeps what is as large as x, when it keeps most."""
 
     def minimise(
         self, objective: Objective, start: Tensor, *, low: float | Tensor = 0.0, high: float | Tensor = 1.0

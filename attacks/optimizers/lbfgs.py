@@ -31,6 +31,11 @@ class LBFGS:
     first: float = 0.1
     flat: float | None = None
 
+    @property
+    def image_copies(self) -> int:
+        """How many times over it keeps what is as large as x, when it keeps most."""
+        return 7 * self.history + 12
+
     def minimise(
         self, objective: Objective, start: Tensor, *, low: float | Tensor = 0.0, high: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ class DLG(IDLG):
     """Squared distance by L-BFGS from noise, by the images and by their labels: nothing is told.
 
     It departs from the paper in this: the distance is relative to the update's size; L-BFGS searches along each step and
-    keeps pixels in [0, 1]; the labels' logits start at zero instead of noise; several local steps are taken for one. Granted
-    labels are not looked at.
+    keeps pixels in [0, 1]; the labels' logits start at zero instead of noise; several local steps are taken for one. Of
+    repeated observations it matches the first. Granted labels are not looked at.
 
     >>> import fedveil as fv
     >>> fv.DLG(steps=100).told

@@ -44,6 +44,11 @@ class IDLG(GradientMatching):
         super().__post_init__()
         at_least(self.name, history=(self.history, 1))
 
+    @property
+    def image_copies(self) -> int:
+        """See `GradientMatching`."""
+        return LBFGS(self.steps, self.history).image_copies
+
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
         objective = match.objective(distance=squared_distance, priors=[TotalVariation(self.tv)])

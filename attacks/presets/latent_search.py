@@ -48,6 +48,11 @@ class LatentSearch(GradientMatching):
         above_zero(self.name, learning_rate=self.learning_rate)
         at_least(self.name, decoder_steps=(self.decoder_steps, 1))
 
+    @property
+    def image_copies(self) -> int:
+        """See `GradientMatching`."""
+        return LBFGS(self.steps).image_copies
+
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
         objective = match.objective(priors=[TotalVariation(self.tv)])

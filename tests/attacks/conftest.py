@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -53,7 +54,11 @@ def target_of() -> TargetOf:
 
 @pytest.fixture(scope="session")
 def observe() -> Observe:
-    """What a server sees of a client that trains on all the images given, and the weights it had sent."""
+    """What a server sees of a client that trains on all the images given, and the weights that it had sent.
+
+    All clients were sent the same, unless each has ``own_weights``: a copy.
+    """
+    sent = cache(lambda spec: init_model(spec, 0))
 
     def make(
         images: Images,
@@ -65,6 +70,7 @@ def observe() -> Observe:
         steps: int = 1,
         learning_rate: float = 0.05,
         labels: bool = True,
+        own_weights: bool = False,
         seed: int = 0,
     ) -> Observation:
         training = LocalTraining(
@@ -73,7 +79,7 @@ def observe() -> Observe:
             batch_size=len(images),
             learning_rate=learning_rate,
         )
-        weights = init_model(spec, 0)
+        weights = init_model(spec, 0) if own_weights else sent(spec)
         stream = torch_stream(seed, "observed", number)
         result = local_update(build_model(spec), weights, images, hooks or NoHooks(), training, stream)
         return Observation(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fedveil.attacks.scoring.scorer as scorer_module
 from fedveil.attacks import (
+    ATTACKS,
     Adaptive,
     AdaptiveModules,
     Attack,
@@ -37,7 +38,7 @@ SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 WIDE = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 CLOSE = InvertingGradients(steps=60, learning_rate=0.1, tv=1e-3)
 QUICK = InverseTraining(steps=2, batch_size=8, width=4)
-PLAIN = InvertingGradients(steps=2)
+PLAIN = InvertingGradients(steps=1)
 MODULES = AdaptiveModules(inversion=InvertingGradients(steps=2), inverse=QUICK)
 ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=2), inverse=QUICK)
 LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
@@ -153,9 +154,9 @@ def test_labels_that_are_not_known_are_recovered(given: bool, blobs: Blobs) -> N
 def test_the_default_attacks_are_those_that_have_what_they_need(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     victim, auxiliary = blobs(1, 1, side=12), blobs(12, 2, side=12)
     for name, quick in [("adaptive", ADAPTIVE), ("inverting_gradients", PLAIN)]:
-        monkeypatch.setitem(audit.__globals__["ATTACKS"]._entries, name, lambda quick=quick: quick)
+        monkeypatch.setitem(ATTACKS._entries, name, lambda quick=quick: quick)
     monkeypatch.setitem(
-        audit.__globals__["ATTACKS"]._entries,
+        ATTACKS._entries,
         "adaptive_modules",
         lambda: MODULES,
     )
@@ -375,7 +376,9 @@ def brains(size: int, count: int = 1) -> Images:
 
 
 def vision_transformer() -> nn.Module:
-    net = torchvision.models.vit_b_16(num_classes=3, image_size=32)
+    net = torchvision.models.VisionTransformer(
+        32, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=3
+    )
     # Its head starts at 0, where the gradient of all other layers is 0 too.
     nn.init.normal_(net.heads.head.weight, std=0.1)
     return net
@@ -391,16 +394,17 @@ def seeded() -> Callable[[Callable[[], nn.Module]], nn.Module]:
     return make
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize(
-    ("build", "size"),
+    ("build", "size", "mode"),
     [
         # Below 64 px a client's own BatchNorm refuses a batch of one image in training mode.
-        pytest.param(lambda: torchvision.models.resnet18(num_classes=3), 64, marks=pytest.mark.slow),
-        (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), 64),
-        pytest.param(vision_transformer, 32, marks=pytest.mark.slow),
+        (lambda: torchvision.models.resnet18(num_classes=3), 64, "train"),
+        (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), 64, "train"),
+        (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), 64, "eval"),
+        (vision_transformer, 32, "train"),
+        (vision_transformer, 32, "eval"),
     ],
-    ids=["resnet18", "mobilenet_v3_small", "vit_b_16"],
+    ids=["resnet18-train", "mobilenet_v3_small-train", "mobilenet_v3_small-eval", "vit-train", "vit-eval"],
 )
 def test_torchvisions_models_are_audited_on_real_images(
     build: Callable[[], nn.Module], size: int, mode: Any, seeded: Callable[[Callable[[], nn.Module]], nn.Module]

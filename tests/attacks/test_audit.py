@@ -39,10 +39,12 @@ from fedveil.fl.training import LocalTraining
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 CPU = torch.device("cpu")
+TARGET = target_model(build_model(SPEC), image_shape=SPEC.image_shape, classes=SPEC.classes)
+"""One for all tests: what is tried and traced for a classifier is kept with it."""
 QUICK = InverseTraining(steps=2, batch_size=8, width=4)
-INVERSION = InvertingGradients(steps=2)
-ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=2), inverse=QUICK)
-MODULES = AdaptiveModules(inversion=InvertingGradients(steps=2), inverse=QUICK)
+INVERSION = InvertingGradients(steps=1)
+ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=1), inverse=QUICK)
+MODULES = AdaptiveModules(inversion=InvertingGradients(steps=1), inverse=QUICK)
 BOUND = TrainedImages(inverse=QUICK)
 LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 DEFENSES: list[Defense[Any]] = [NoDefense(), PixelNoise(), TopK(), UpdateNoise(), LATENT]
@@ -116,7 +118,7 @@ def make_world(blobs: Blobs, judge: Judge) -> MakeWorld:
         keys = {preparation_key(a, defense.trained_on, batch.client) for a in attacks for batch in batches} - {None}
         shadow = shadow_defense(defense, auxiliary, replace(context, seed=5), learnt)
         attacker = Attacker(
-            target=target_model(build_model(SPEC), image_shape=SPEC.image_shape, classes=SPEC.classes),
+            target=TARGET,
             attacks=tuple(attacks),
             auxiliary=auxiliary,
             preparations={

@@ -73,14 +73,15 @@ def test_every_distance_steps_as_its_oracle(distance: Distance) -> None:
             assert float(error.max()) < 1e-6
 
 
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
-@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize(
+    ("name", "batch"), [(name, batch) for name in MODELS for batch in (1, 3) if batch == 3 or "resnet" not in name]
+)
 def test_one_step_equals_the_twice_differentiated_oracle(
-    spec: ModelSpec, own_weights: bool, masked: bool, batch: int
+    name: str, own_weights: bool, masked: bool, batch: int
 ) -> None:
-    problem, x = problem_of(spec, batch=batch, own_weights=own_weights, masked=masked)
+    problem, x = problem_of(MODELS[name], batch=batch, own_weights=own_weights, masked=masked)
     value, slope = objective(problem, priors=[TotalVariation(0.01)])(x)
     expected, expected_slope = oracle(problem, priors=[TotalVariation(0.01)])(x)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)

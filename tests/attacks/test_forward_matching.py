@@ -163,14 +163,13 @@ def test_an_image_is_recognised_behind_its_update(defense: Defense[Any], gallery
     assert found(likenesses, gallery) > 0.7
 
 
-@pytest.mark.parametrize("rounds", [(0, 1, 2, 3), (0, 0, 0, 0)], ids=["other-weights", "same-weights"])
-def test_several_rounds_tell_more_than_one(rounds: tuple[int, ...], gallery: Images, knowledge: Knowledge) -> None:
+def test_several_rounds_tell_more_than_one(gallery: Images, knowledge: Knowledge) -> None:
     noise = PixelNoise(strength=0.4)
-    once, often = (
+    once, same_weights, other_weights = (
         found(from_updates(seen(gallery, noise, rounds=own), Surrogate(data=noise.data), knowledge), gallery)
-        for own in (rounds[:1], rounds)
+        for own in ((0,), (0, 0, 0, 0), (0, 1, 2, 3))
     )
-    assert often > once
+    assert min(same_weights, other_weights) > once
 
 
 def test_the_score_of_an_undefended_update_is_the_cosine_of_gradients(gallery: Images, knowledge: Knowledge) -> None:

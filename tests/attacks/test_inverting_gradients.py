@@ -81,12 +81,11 @@ def posed_by(
 def test_the_problem_is_set_up_from_the_updates(
     steps: int, place: Place, alpha: float, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=steps)
+    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=steps, own_weights=True)
     (problem,) = posed_by(InvertingGradients(steps=1, place=place), observations, monkeypatch)
     weight = "head.bias"
     targets = torch.stack([target_gradient(o.update)[weight] for o in observations])
     assert torch.equal(problem.target[weight], targets)
-    # Each client was sent a copy of its own, see the fixture.
     assert problem.own_weights
     assert torch.equal(problem.weights[weight], torch.stack([match_at(o, alpha)[weight] for o in observations]))
 
@@ -108,7 +107,7 @@ def test_masks_come_from_the_gradient_that_is_matched(
 def test_victims_of_one_round_share_the_weights(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observations = each(blobs(2, 4, side=12), observe, SMALL)
+    observations = each(blobs(2, 4, side=12), observe, SMALL, own_weights=True)
     together = [replace(o, weights=observations[0].weights) for o in observations]
     attack = InvertingGradients(steps=3)
     for some, own in ((observations, True), (together, False)):
@@ -120,7 +119,7 @@ def test_victims_of_one_round_share_the_weights(
 def test_the_place_is_searched_for_each_victim_by_its_own_loss(
     blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=3)
+    observations = each(blobs(2, 4, side=12), observe, SMALL, steps=3, own_weights=True)
     # Short runs over both victims, place by place, then the long one; the truth is nowhere at hand.
     short = {0.0: (5.0, 2.0), 0.25: (4.0, 3.0), 0.5: (1.0, 4.0), 0.75: (6.0, 5.0), 1.0: (7.0, 6.0)}
     losses = iter([*short.values(), (0.0, 0.0)])

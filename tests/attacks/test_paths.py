@@ -13,6 +13,14 @@ from fedveil.fl.errors import FedveilError
 X = torch.tensor([1.0, 2.0])
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the trials are timed by: it stands still unless a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr(paths, "perf_counter", lambda: now[0])
+    return now
+
+
 class Counted:
     """A function that counts how often it is worked out."""
 
@@ -64,6 +72,44 @@ def test_a_record_that_gives_something_else_is_not_used(
     with caplog.at_level(logging.DEBUG, "fedveil.attacks.paths"):
         assert runs("traced", monkeypatch, Counted()) == [*range(1, 9)]
     assert "give something else" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("way", "seconds", "off", "kept"),
+    [
+        ("auto", 0.9, 0.0, True),
+        ("auto", 1.1, 0.0, False),
+        # Results that are not the same to the last bit must not hang on times; nor do those of a path that was pinned.
+        ("auto", 1.1, 1e-6, True),
+        ("traced", 1.1, 0.0, True),
+    ],
+)
+def test_the_faster_path_is_kept(
+    way: str, seconds: float, off: float, kept: bool, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_out, from_list = [0], [0]
+
+    def function(x: Tensor) -> list[Tensor]:
+        worked_out[0] += 1
+        clock[0] += 1.0
+        return [x * 2]
+
+    class Recorded:
+        def forward(self, x: Tensor) -> list[Tensor]:
+            from_list[0] += 1
+            # One of the timed runs was disturbed, as happens.
+            clock[0] += seconds + 5 * (from_list[0] == 3)
+            return [x * 2 + off]
+
+    monkeypatch.setattr(paths, "traced", lambda function, inputs: Recorded())
+    monkeypatch.setenv(paths.VARIABLE, way)
+    owner = nn.Identity()
+    for _ in range(20):
+        (found,) = paths.run(owner, "name", function, [X])
+        torch.testing.assert_close(found, X * 2, atol=2 * off, rtol=0)
+    before = paths.TRACED_AFTER + 1 if way == "auto" else 1
+    # The check runs the list once more.
+    assert (worked_out[0], from_list[0]) == ((before, 21 - before) if kept else (20 - paths.TRIAL, 1 + paths.TRIAL))
 
 
 def test_names_shapes_and_types_have_paths_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ CUT_DOWN = [
         "audit.attacks=[{name: adaptive, inversion: {name: inverting_gradients, steps: 3},"
         " inverse: {steps: 3, batch_size: 8, width: 8}}, {name: grey, level: 0.25}]"
     ),
+    "resources.workers=1",
     "resources.cpus_per_worker=0.5",
     "search.panel=[{defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}, {defense: darken}]",
 ]

@@ -31,6 +31,7 @@ def test_label_recovery_is_recorded(
             "attacks": [{"name": "inverting_gradients", "steps": 1}],
             "gallery": size,
         },
+        resources={"workers": 1},
     )
     (row,) = fv.run(raw).rows
     rate = row.metrics["attack/inverting_gradients/label_recovery"]
