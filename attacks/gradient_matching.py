@@ -18,6 +18,7 @@ from fedveil.attacks.match import Match
 from fedveil.attacks.matching import Tensors
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.progress import begin, progress
+from fedveil.attacks.smoothness import Suits
 from fedveil.attacks.starts import Start, start_of
 from fedveil.attacks.unrolled import Path
 from fedveil.defense.base import at_least
@@ -52,8 +53,6 @@ SEARCH = 5
 """A run that decides about a place takes this part of the steps."""
 WARM = 2
 """Before steps are unrolled, this part of the evaluations goes to the search for a place and to the match there, halved."""
-Suits = Literal["all", "smooth", "bent"]
-"""Networks that an attack is made for: L-BFGS lives on curvature, which is smooth or, as with ReLUs, jumps."""
 
 Visible = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Given an observed gradient, masks of the entries that tell anything; see `fedveil.defense.base.Surrogate`."""
@@ -93,10 +92,8 @@ class GradientMatching(Attack):
 
     explains_update: ClassVar[bool] = True
     told: ClassVar[bool] = True
-    """It takes labels as given or recovered; an attack that is not told looks for them itself."""
+    """It takes labels as given or recovered, or else looks for them itself."""
     suits: ClassVar[Suits] = "all"
-    """What it is best at; it runs on all."""
-
     steps: int = 300
     tv: float = 1e-2
     restarts: int = 1

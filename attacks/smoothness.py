@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from fedveil.attacks.target import TargetModel
+
+Suits = Literal["all", "smooth", "bent"]
+"""Networks that an attack is best at; it runs on all."""
 
 _BENT = ("relu", "prelu", "hardtanh", "hardsigmoid", "hardswish", "threshold", "clamp", "max_pool", "maxpool")
 """Parts of names of operations whose derivative jumps."""

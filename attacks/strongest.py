@@ -35,7 +35,7 @@ class Strongest(Attack):
     reconstruction, and the cosine distance of what it would send to what it sent decides, never the truth. That distance is
     the loss of the result: where it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs
     once beside the others. At last images get the brightness that images usually have, where normalisation hides
-    theirs (`fedveil.attacks.exposure`): no update is explained worse for it.
+    theirs (`fedveil.attacks.exposure`): their misfit may grow by half for it.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
 from fedveil.attacks.features import with_features
-from fedveil.attacks.gradient_matching import Found, GradientMatching, Suits
+from fedveil.attacks.gradient_matching import Found, GradientMatching
 from fedveil.attacks.match import Match
 from fedveil.attacks.matching import cosine_distance
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import TotalVariation
+from fedveil.attacks.smoothness import Suits
 from fedveil.attacks.starts import Start
 from fedveil.defense.base import above_zero, at_least
 

@@ -58,5 +58,4 @@ def test_batch_norm_hides_the_brightness_of_a_batch_alone(blobs: Blobs, observe:
     shades = torch.tensor([255, 100]).view(-1, 1, 1, 1)
     batch = replace(victims, pixels=(victims.floats() * shades).round().to(torch.uint8))
     found = set_right(batch, [0.5, 0.5], known(spec), observe(batch, spec))
-    bright = batch.floats().flatten(1).quantile(BRIGHT, dim=1)
-    torch.testing.assert_close(found.images.flatten(1).quantile(BRIGHT, dim=1), bright / bright.max(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.images, batch.floats() / batch.floats().max())
