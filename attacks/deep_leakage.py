@@ -13,6 +13,7 @@ from fedveil.attacks.match import Match
 from fedveil.attacks.matching import squared_distance
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
+from fedveil.attacks.smoothness import Suits
 from fedveil.defense.base import at_least
 
 
@@ -42,6 +43,7 @@ class DeepLeakage(GradientMatching):
     """
 
     name: ClassVar[str] = "deep_leakage"
+    suits: ClassVar[Suits] = "smooth"
     tv: float = 1e-4
     place: Place = "unrolled"
     history: int = 50

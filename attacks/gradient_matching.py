@@ -18,6 +18,7 @@ from fedveil.attacks.match import Match
 from fedveil.attacks.matching import Tensors
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.progress import begin, progress
+from fedveil.attacks.smoothness import Suits
 from fedveil.attacks.starts import Start, start_of
 from fedveil.attacks.unrolled import Path
 from fedveil.defense.base import at_least
@@ -91,8 +92,8 @@ class GradientMatching(Attack):
 
     explains_update: ClassVar[bool] = True
     told: ClassVar[bool] = True
-    """It takes labels as given or recovered; an attack that is not told looks for them itself."""
-
+    """It takes labels as given or recovered, or else looks for them itself."""
+    suits: ClassVar[Suits] = "all"
     steps: int = 300
     tv: float = 1e-2
     restarts: int = 1

@@ -90,14 +90,14 @@ def test_those_in_sight_of_the_best_run_a_second_heat(
 ) -> None:
     victims = blobs(1, 1)
     x = victims.floats()
-    shades = {"modern": 0.8, "idlg": 0.05, "deep_leakage": 0.79}
+    shades = {"inverting_gradients": 0.8, "idlg": 0.05, "deep_leakage": 0.79}
     script = Script({name: [shade * x] for name, shade in shades.items()}, monkeypatch)
     (found,) = Strongest(steps=240, contenders=tuple(shades))(each(victims, observe), known())
     assert script.calls == [
         *((name, 20, [0], False) for name in shades),
-        ("modern", 30, [0], True),
+        ("inverting_gradients", 30, [0], True),
         ("deep_leakage", 30, [0], True),
-        ("modern", 120, [0], True),
+        ("inverting_gradients", 120, [0], True),
     ]
     assert torch.equal(found.images, 0.8 * x)
 
@@ -158,6 +158,17 @@ def test_the_budget_counts_every_evaluation(
     assert 150 <= counted <= 160 + (5 if steps == 1 else 40)
 
 
+@pytest.mark.parametrize(("model", "alone"), [("lenet", "deep_leakage"), ("convnet", "modern")])
+def test_searches_that_do_not_suit_the_network_stand_back(
+    model: str, alone: str, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victims, spec = blobs(1, 1), ModelSpec(model, (1, 16, 16), 2, width=8)
+    found = {name: [victims.floats()] for name in ("modern", "deep_leakage")}
+    script = Script(found, monkeypatch)
+    Strongest(steps=80)(each(victims, observe, spec), known(spec))
+    assert script.calls == [(alone, 80, [0], False)]
+
+
 # It attacks
 
 
@@ -194,7 +205,7 @@ def test_labels_that_are_not_granted_are_recovered_and_chunks_change_nothing(blo
     pieces = Strongest(steps=40, chunk=2)(observations, known(labels=False))
     assert [one.labels.tolist() for one in whole] == [[0], [1], [0]]
     for one, two in zip(whole, pieces, strict=True):
-        torch.testing.assert_close(one.images, two.images, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.images, two.images, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
