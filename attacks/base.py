@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse import LearntInverse
-from fedveil.attacks.reader import Reader
-from fedveil.attacks.target import TargetModel
+from fedveil.attacks.inverse.learnt import LearntInverse
+from fedveil.attacks.inverse.reader import Reader
+from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -85,7 +85,7 @@ class Knowledge:
     """What the attacker holds for all victims alike.
 
     >>> import torch, fedveil as fv
-    >>> from fedveil.attacks.target import target_model
+    >>> from fedveil.attacks.target.model import target_model
     >>> lenet = fv.build_model("lenet", image_shape=(1, 16, 16), classes=3)
     >>> target = target_model(lenet, image_shape=(1, 16, 16), classes=3)
     >>> fv.Knowledge(fv.ThreatModel(), target, torch.device("cpu"), seed=0).model.classes

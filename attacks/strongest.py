@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.exposure import exposed
-from fedveil.attacks.gradient_matching import GradientMatching, Visible
-from fedveil.attacks.smoothness import is_smooth
-from fedveil.attacks.yardstick import misfit
+from fedveil.attacks.matching.attack import GradientMatching, Visible
+from fedveil.attacks.matching.exposure import exposed
+from fedveil.attacks.matching.yardstick import misfit
+from fedveil.attacks.target.smoothness import is_smooth
 from fedveil.defense.base import at_least
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
@@ -30,12 +30,12 @@ class Strongest(Attack):
     ahead of all signed steps, and with ReLUs far behind. If several are left, they compete.
 
     After successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim
-    those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of the
-    budget. The yardstick is the same for all (`fedveil.attacks.yardstick.misfit`): the client's steps are replayed on the
-    reconstruction, and the cosine distance of what it would send to what it sent decides, never the truth. That distance is
-    the loss of the result: where it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs
-    once beside the others. At last images get the brightness that images usually have, where normalisation hides
-    theirs (`fedveil.attacks.exposure`): their misfit may grow by half for it.
+    those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of
+    the budget. The yardstick is the same for all (`fedveil.attacks.matching.yardstick.misfit`): the client's steps are
+    replayed on the reconstruction, and the cosine distance of what it would send to what it sent decides, never the truth.
+    That distance is the loss of the result: where it is large, no attack worked. A contender that searches for nothing, as
+    `analytic`, runs once beside the others. At last images get the brightness that images usually have, where
+    normalisation hides theirs (`fedveil.attacks.matching.exposure`): their misfit may grow by half for it.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import about
+from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
+from fedveil.attacks.audit.capture import capture, together
 from fedveil.attacks.base import Knowledge, Observation
-from fedveil.attacks.capture import capture, together
-from fedveil.attacks.forward_matching import from_images, from_updates
 from fedveil.attacks.scoring import Gallery
-from fedveil.attacks.target import target_model
-from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.scoring.victims import VictimBatch
+from fedveil.attacks.target.model import target_model
 from fedveil.defense import Defense, DefenseContext, LatentPerturbation, PixelNoise
 from fedveil.defense.base import PreparedDefense
 from fedveil.fl.data import load_data

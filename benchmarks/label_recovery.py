@@ -26,7 +26,7 @@ from fedveil.attacks.labels import recover_labels
 from fedveil.attacks.labels.last_layer import LastGradient, find_last_layer, last_gradient
 from fedveil.attacks.labels.rules import geng, llg, yin
 from fedveil.attacks.labels.rules import idlg as idlg_rule
-from fedveil.attacks.target import TargetModel, target_model
+from fedveil.attacks.target.model import TargetModel, target_model
 from fedveil.fl.data import split_train
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import ClientUpdate

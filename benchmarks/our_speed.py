@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.peers.serving import CLASSES, SHAPE, Program, Request, serve
-from fedveil.attacks.engine import Problem, objective
+from fedveil.attacks.engine.objective import Problem, objective
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import TotalVariation
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target.model import target_model
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.training import exchanged
 

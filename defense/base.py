@@ -116,8 +116,8 @@ class PreparedDefense(NoHooks):
         """Hand over what an attacker who holds this prepared defence knows of it: by default its own hooks.
 
         Which prepared defence that is, the client's or one that the attacker prepared on its own images, the threat model
-        says (`fedveil.attacks.preparation`). Attacks do not model a changed loss, nor a changed update beyond what a
-        defence's own ``surrogate`` says of it, so by default such a defence is not complete.
+        says (`fedveil.attacks.adaptive.preparation`). Attacks do not model a changed loss, nor a changed update beyond what
+        a defence's own ``surrogate`` says of it, so by default such a defence is not complete.
         """
         return Surrogate(
             data=self.data if self.changes("data") else None,

@@ -20,27 +20,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from fedveil.attacks.adaptive import Adaptive as Adaptive
-    from fedveil.attacks.adaptive import AdaptiveModules as AdaptiveModules
-    from fedveil.attacks.adaptive import TrainedImages as TrainedImages
-    from fedveil.attacks.analytic import Analytic as Analytic
-    from fedveil.attacks.api import audit as audit
+    from fedveil.attacks.adaptive.attacks import Adaptive as Adaptive
+    from fedveil.attacks.adaptive.attacks import AdaptiveModules as AdaptiveModules
+    from fedveil.attacks.adaptive.attacks import TrainedImages as TrainedImages
+    from fedveil.attacks.analytic.attack import Analytic as Analytic
+    from fedveil.attacks.audit.api import audit as audit
+    from fedveil.attacks.audit.capture import client_update as client_update
+    from fedveil.attacks.audit.report import AuditReport as AuditReport
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
-    from fedveil.attacks.capture import client_update as client_update
-    from fedveil.attacks.deep_leakage import DeepLeakage as DeepLeakage
-    from fedveil.attacks.inverse import InverseTraining as InverseTraining
-    from fedveil.attacks.inverting_gradients import InvertingGradients as InvertingGradients
-    from fedveil.attacks.learning_to_invert import LearningToInvert as LearningToInvert
+    from fedveil.attacks.inverse.learnt import InverseTraining as InverseTraining
+    from fedveil.attacks.learned.learning_to_invert import LearningToInvert as LearningToInvert
+    from fedveil.attacks.presets.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.presets.denoised import Denoised as Denoised
     from fedveil.attacks.presets.dlg import DLG as DLG
     from fedveil.attacks.presets.gradinversion import GradInversion as GradInversion
     from fedveil.attacks.presets.idlg import IDLG as IDLG
+    from fedveil.attacks.presets.inverting_gradients import InvertingGradients as InvertingGradients
     from fedveil.attacks.presets.latent_search import LatentSearch as LatentSearch
     from fedveil.attacks.presets.modern import Modern as Modern
     from fedveil.attacks.presets.surrogate_model import SurrogateModel as SurrogateModel
-    from fedveil.attacks.report import AuditReport as AuditReport
     from fedveil.attacks.strongest import Strongest as Strongest
     from fedveil.defense.base import Defense as Defense
     from fedveil.defense.base import DefenseContext as DefenseContext
@@ -112,22 +112,22 @@ _MODULES = {
     "Images": "fl.data.images",
     "TrainedOn": "defense.base",
     "DefenseContext": "defense.base",
-    "Adaptive": "attacks.adaptive",
-    "AdaptiveModules": "attacks.adaptive",
-    "Analytic": "attacks.analytic",
+    "Adaptive": "attacks.adaptive.attacks",
+    "AdaptiveModules": "attacks.adaptive.attacks",
+    "Analytic": "attacks.analytic.attack",
     "Attack": "attacks.base",
-    "AuditReport": "attacks.report",
-    "DeepLeakage": "attacks.deep_leakage",
+    "AuditReport": "attacks.audit.report",
+    "DeepLeakage": "attacks.presets.deep_leakage",
     "Defense": "defense.base",
     "FedveilError": "fl.errors",
-    "InverseTraining": "attacks.inverse",
-    "InvertingGradients": "attacks.inverting_gradients",
+    "InverseTraining": "attacks.inverse.learnt",
+    "InvertingGradients": "attacks.presets.inverting_gradients",
     "DLG": "attacks.presets.dlg",
     "Denoised": "attacks.presets.denoised",
     "GradInversion": "attacks.presets.gradinversion",
     "IDLG": "attacks.presets.idlg",
     "LatentSearch": "attacks.presets.latent_search",
-    "LearningToInvert": "attacks.learning_to_invert",
+    "LearningToInvert": "attacks.learned.learning_to_invert",
     "Modern": "attacks.presets.modern",
     "SurrogateModel": "attacks.presets.surrogate_model",
     "PreparedDefense": "defense.base",
@@ -138,10 +138,10 @@ _MODULES = {
     "Strongest": "attacks.strongest",
     "Surrogate": "defense.base",
     "ThreatModel": "fl.messages",
-    "TrainedImages": "attacks.adaptive",
+    "TrainedImages": "attacks.adaptive.attacks",
     "Update": "fl.messages:ClientUpdate",
-    "audit": "attacks.api",
-    "client_update": "attacks.capture",
+    "audit": "attacks.audit.api",
+    "client_update": "attacks.audit.capture",
     "load_data": "fl.data",
     "run": "orchestrator.run.api",
     "sweep": "orchestrator.run.api",

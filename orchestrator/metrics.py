@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedveil.attacks.figures import mse_text
+from fedveil.attacks.audit.figures import mse_text
 from fedveil.attacks.scoring import BASELINE_ATTACK, METRICS
 
 Direction = Literal["max", "min"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fedveil.attacks.target import TargetModel
+from fedveil.attacks.target.model import TargetModel
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
 

@@ -21,7 +21,7 @@ from fedveil.attacks.labels.last_layer import (
 )
 from fedveil.attacks.labels.rules import geng, idlg, llg
 from fedveil.attacks.labels.simulation import StandIns, simulated
-from fedveil.attacks.target import TargetModel
+from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import Surrogate
 from fedveil.defense.devices import on_device
 from fedveil.fl.data.images import Images

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedveil.attacks.progress import evaluated
+from fedveil.attacks.optimizers.progress import evaluated
 
 CHECK = 50
 """Evaluations between two looks at who has stopped."""

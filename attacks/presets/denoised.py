@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found
-from fedveil.attacks.inverting_gradients import InvertingGradients
-from fedveil.attacks.match import Match
+from fedveil.attacks.matching.attack import Found
+from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import Adam
+from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 from fedveil.attacks.priors import Denoiser, Prior, TotalVariation
 from fedveil.attacks.priors.denoiser import train_denoiser
 from fedveil.defense.base import at_least

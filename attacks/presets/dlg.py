@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found
-from fedveil.attacks.match import Match
-from fedveil.attacks.matching import squared_distance
+from fedveil.attacks.engine.distances import squared_distance
+from fedveil.attacks.matching.attack import Found
+from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.presets.idlg import IDLG
 from fedveil.attacks.priors import TotalVariation

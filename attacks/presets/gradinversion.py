@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found, GradientMatching
-from fedveil.attacks.match import Match
-from fedveil.attacks.matching import squared_distance
+from fedveil.attacks.engine.distances import squared_distance
+from fedveil.attacks.matching.attack import Found, GradientMatching
+from fedveil.attacks.matching.match import Match
+from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import GroupConsistency, ImageNorm, Prior, TotalVariation
 from fedveil.attacks.priors.consistency import groups_of
 from fedveil.attacks.priors.statistics import seen_statistics
-from fedveil.attacks.starts import Start
 from fedveil.defense.base import above_zero, at_least
 from fedveil.fl.errors import FedveilError
 

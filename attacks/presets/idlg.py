@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found, GradientMatching, Place
-from fedveil.attacks.match import Match
-from fedveil.attacks.matching import squared_distance
+from fedveil.attacks.engine.distances import squared_distance
+from fedveil.attacks.matching.attack import Found, GradientMatching, Place
+from fedveil.attacks.matching.match import Match
+from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
-from fedveil.attacks.starts import Start
 from fedveil.defense.base import at_least
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Found, GradientMatching
-from fedveil.attacks.latent import Latent, train_decoder
-from fedveil.attacks.match import Match
+from fedveil.attacks.matching.attack import Found, GradientMatching
+from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import LBFGS, Adam
+from fedveil.attacks.presets.latent import Latent, train_decoder
 from fedveil.attacks.priors import TotalVariation
 from fedveil.defense.base import above_zero, at_least
 from fedveil.fl.messages import ThreatModel

@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.features import with_features
-from fedveil.attacks.gradient_matching import Found, GradientMatching
-from fedveil.attacks.match import Match
-from fedveil.attacks.matching import cosine_distance
+from fedveil.attacks.engine.distances import cosine_distance
+from fedveil.attacks.matching.attack import Found, GradientMatching
+from fedveil.attacks.matching.match import Match
+from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import Adam
+from fedveil.attacks.presets.features import with_features
 from fedveil.attacks.priors import TotalVariation
-from fedveil.attacks.smoothness import Suits
-from fedveil.attacks.starts import Start
+from fedveil.attacks.target.smoothness import Suits
 from fedveil.defense.base import above_zero, at_least
 
 

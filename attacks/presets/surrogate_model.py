@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.gradient_matching import Place
-from fedveil.attacks.inverting_gradients import InvertingGradients
+from fedveil.attacks.matching.attack import Place
+from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 
 
 @ATTACKS.register("surrogate_model")

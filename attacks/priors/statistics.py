@@ -21,9 +21,8 @@ from torch.func import vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedveil.attacks.base import Observation
-from fedveil.attacks.engine import Problem
-from fedveil.attacks.matching import Tensors
-from fedveil.attacks.target import TargetModel
+from fedveil.attacks.target.model import TargetModel
+from fedveil.attacks.target.problem import Problem, Tensors
 from fedveil.defense.base import at_least
 
 _LEAST = 1e-5

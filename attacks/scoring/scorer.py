@@ -21,7 +21,7 @@ from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
 from fedveil.fl.seeding import torch_stream
 
 if TYPE_CHECKING:
-    from fedveil.attacks.victims import VictimBatch
+    from fedveil.attacks.scoring.victims import VictimBatch
 
 _UNTOUCHED = 1000
 

@@ -13,8 +13,8 @@ from fedveil.fl.models.base import MODELS, Classifier
 class MLP(Classifier):
     """Flatten, then three linear layers with ReLUs between them, both hidden ones ``width`` wide.
 
-    The gradient of the first layer is an outer product of errors and pixels, which `fedveil.attacks.analytic` solves. So
-    it is the worst case of a federation's leakage, and no network to deploy.
+    The gradient of the first layer is an outer product of errors and pixels, which `fedveil.attacks.analytic.attack` solves.
+    So it is the worst case of a federation's leakage, and no network to deploy.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("none",)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedveil.attacks.figures import draw_rows, save
+from fedveil.attacks.audit.figures import draw_rows, save
 from fedveil.orchestrator.report.groups import group_seeds
 from fedveil.orchestrator.report.pareto import TRADE_OFF
 from fedveil.orchestrator.report.rows import TrialRow

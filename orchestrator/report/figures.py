@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
-from fedveil.attacks.figures import FAINT, INK, MUTED, new_figure, save
+from fedveil.attacks.audit.figures import FAINT, INK, MUTED, new_figure, save
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.labels import place_labels

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from fedveil.attacks.figures import mse_text
+from fedveil.attacks.audit.figures import mse_text
 from fedveil.attacks.scoring import headline_records, paired_difference_of
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.report.groups import TrialGroup

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from fedveil.attacks.figures import mse_text
+from fedveil.attacks.audit.figures import mse_text
 from fedveil.orchestrator.metrics import metric
 from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.matched import Records, matched_line

@@ -1,6 +1,7 @@
 """An audit's work over worker slots: the attacker prepares there, and there updates are captured and attacked.
 
-What an attack does with an update, and how it is scored, knows nothing of slots: `fedveil.attacks.audit.audit_updates`.
+What an attack does with an update, and how it is scored, knows nothing of slots:
+`fedveil.attacks.audit.updates.audit_updates`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedveil.attacks.audit import Attacker, audit_updates
-from fedveil.attacks.base import AttackerPreparation
-from fedveil.attacks.capture import capture, together
-from fedveil.attacks.preparation import (
+from fedveil.attacks.adaptive.preparation import (
     PreparationKey,
     preparation_key,
     prepare_attacker,
     shadow_defense,
 )
-from fedveil.attacks.report import AuditReport
+from fedveil.attacks.audit.capture import capture, together
+from fedveil.attacks.audit.report import AuditReport
+from fedveil.attacks.audit.updates import Attacker, audit_updates
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.scoring import Gallery, Scorer, build_scorer, summarise
-from fedveil.attacks.target import target_model
-from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.scoring.victims import VictimBatch
+from fedveil.attacks.target.model import target_model
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
 from fedveil.fl.executor import Executor, Handle, Slot

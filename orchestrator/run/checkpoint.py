@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedveil.attacks.report import AuditReport
+from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
 from fedveil.fl.training import Weights

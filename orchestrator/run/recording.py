@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedveil.attacks.figures import draw_reconstructions, save
+from fedveil.attacks.audit.figures import draw_reconstructions, save
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.yaml import dump

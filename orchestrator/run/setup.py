@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
-from fedveil.attacks.victims import VictimBatch, draw_victims
+from fedveil.attacks.scoring.victims import VictimBatch, draw_victims
 from fedveil.fl.data import ImageData, Images, load_data, split_train
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedveil.attacks import Observation
-from fedveil.attacks.target import TargetModel, target_model
+from fedveil.attacks.target.model import TargetModel, target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.hooks import ClientHooks, NoHooks
 from fedveil.fl.messages import UpdateKind

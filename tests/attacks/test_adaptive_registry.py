@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fedveil.attacks import Adaptive, AdaptiveModules, InverseTraining, InvertingGradients, TrainedImages
-from fedveil.attacks.audit import Attacker, audit_updates
+from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
+from fedveil.attacks.audit.capture import capture, together
+from fedveil.attacks.audit.updates import Attacker, audit_updates
 from fedveil.attacks.base import Attack
-from fedveil.attacks.capture import capture, together
-from fedveil.attacks.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
 from fedveil.attacks.scoring import Gallery, Scorer
-from fedveil.attacks.target import target_model
-from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.scoring.victims import VictimBatch
+from fedveil.attacks.target.model import target_model
 from fedveil.defense import DEFENSES, DefenseContext, Stack
 from fedveil.defense.base import Defense
 from fedveil.fl.data.images import Images

@@ -24,7 +24,7 @@ from fedveil.attacks import (
     attack_labels,
 )
 from fedveil.attacks.base import AttackerPreparation
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target.model import target_model
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError

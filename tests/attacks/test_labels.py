@@ -18,7 +18,7 @@ from fedveil.attacks.labels.last_layer import LastGradient, find_last_layer, las
 from fedveil.attacks.labels.recovery import mean_input
 from fedveil.attacks.labels.rules import geng, idlg, llg, yin
 from fedveil.attacks.labels.simulation import StandIns, simulated
-from fedveil.attacks.target import TargetModel, target_model
+from fedveil.attacks.target.model import TargetModel, target_model
 from fedveil.defense.base import Stateless, Surrogate
 from fedveil.defense.update_noise import UpdateNoise
 from fedveil.fl.data.images import Images

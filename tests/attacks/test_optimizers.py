@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.engine import Problem, objective
-from fedveil.attacks.matching import squared_distance
+from fedveil.attacks.engine.distances import squared_distance
+from fedveil.attacks.engine.objective import Problem, objective
 from fedveil.attacks.optimizers import LBFGS, Adam, Objective, Optimizer, Schedule, Signs
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target.model import target_model
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
 

@@ -10,7 +10,7 @@ import torch
 from fedveil.attacks import Attack, InvertingGradients, Knowledge, Observation
 from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.scoring import ClassMeanGuess, match
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel

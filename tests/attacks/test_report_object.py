@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedveil.attacks.report import AuditReport
+from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.scoring import JudgeQuality
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, ThreatModel

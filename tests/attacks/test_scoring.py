@@ -26,7 +26,7 @@ from fedveil.attacks.scoring import (
 )
 from fedveil.attacks.scoring.augment import augment, class_keeping_mirrors
 from fedveil.attacks.scoring.scorer import labels_recovered
-from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel

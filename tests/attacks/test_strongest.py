@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation, Strongest
-from fedveil.attacks.gradient_matching import GradientMatching
-from fedveil.attacks.match import Match
-from fedveil.attacks.target import target_model
+from fedveil.attacks.matching.attack import GradientMatching
+from fedveil.attacks.matching.match import Match
+from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.attacks import Observation
-from fedveil.attacks.engine import Problem, objective, oracle
+from fedveil.attacks.engine.objective import Problem, objective, oracle
 from fedveil.attacks.priors import Denoiser, GroupConsistency, ImageNorm, Prior, TotalVariation, penalty_and_slope
 from fedveil.attacks.priors.consistency import groups_of
 from fedveil.attacks.priors.denoiser import ResidualDenoiser, train_denoiser
 from fedveil.attacks.priors.statistics import batch_statistics, seen_statistics
-from fedveil.attacks.target import target_model
+from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream

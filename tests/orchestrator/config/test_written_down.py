@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.attacks import ATTACKS, Adaptive, DeepLeakage
-from fedveil.attacks.inverse import InverseTraining
+from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.defense import DEFENSES
 from fedveil.fl.models import MODELS
 from fedveil.fl.strategies import STRATEGIES

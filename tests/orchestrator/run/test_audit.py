@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedveil.attacks.audit import audit_updates
+from fedveil.attacks.audit.report import AuditReport
+from fedveil.attacks.audit.updates import audit_updates
 from fedveil.attacks.base import Observation
-from fedveil.attacks.report import AuditReport
-from fedveil.attacks.victims import VictimBatch
+from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.fl.executor import SerialExecutor
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.config import check

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedveil.attacks.report import AuditReport
+from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
 from fedveil.orchestrator.run import checkpoint

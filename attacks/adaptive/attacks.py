@@ -1,0 +1,221 @@
+"""Adaptive attackers: they know the defence, invert the update, and then undo the defence with a learnt inverse.
+
+Three threat models, from the realistic to the limit: the defence's code (`Adaptive`), its trained modules as well
+(`AdaptiveModules`), and on top of those an inversion that is perfect (`TrainedImages`), which by data processing
+bounds what the others could ever reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
+from fedveil.attacks.adaptive.tuning import Inversion, tuned
+from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
+from fedveil.attacks.inverse.learnt import InverseTraining
+from fedveil.attacks.labels import labels_of
+from fedveil.attacks.scoring import match
+from fedveil.attacks.strongest import Strongest
+from fedveil.defense.base import Surrogate
+from fedveil.fl.errors import SettingError
+from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel
+
+
+@ATTACKS.register("adaptive")
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Attack):
+    """Invert the update through what the defence leaves visible, then undo what it did to the data.
+
+    That a defence has to be judged by an attacker who knows it is the rule of Balunovic et al. 2022 (arXiv 2111.04706).
+    Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
+    trained the inverse on what that copy makes of them. Where a batch was observed in several rounds and the defence drew
+    it afresh in each, every update is inverted alone and the inverse sees all the draws; otherwise one set of images has
+    to explain them all.
+
+    >>> import fedveil as fv
+    >>> attack = fv.Adaptive(inversion=fv.InvertingGradients(steps=500), inverse=fv.InverseTraining(steps=800))
+    >>> attack.inverse.steps
+    800
+
+    Attributes:
+        inversion: the attack that inverts the updates, one that matches gradients. What it has found already, run before
+            this one with the same settings, is built on.
+        inverse: how the inverse is trained, and the classifier beside it.
+    """
+
+    name: ClassVar[str] = "adaptive"
+    needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
+    adaptive: ClassVar[bool] = True
+
+    inversion: Attack = field(default_factory=Strongest)
+    inverse: InverseTraining = field(default_factory=InverseTraining)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inversion, Inversion):
+            given = getattr(self.inversion, "name", self.inversion)
+            raise SettingError(self.name, "inversion", given, "it has to be an attack that matches gradients")
+
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        plain = earlier.get(self.inversion)
+        preparations = [knowledge.preparation(observation.client) for observation in observations]
+        results: dict[int, Reconstruction] = {}
+        # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
+        for preparation in {id(r): r for r in preparations}.values():
+            group = [at for at, own in enumerate(preparations) if own is preparation]
+            own = [observations[at] for at in group]
+            seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in own]
+            # With auxiliary images this attacker may have recovered other labels than the plain one.
+            if (
+                plain is not None
+                and preparation.surrogate.update is None
+                and preparation.draws == 1
+                and all(torch.equal(plain[at].labels, labels_of(observations[at], knowledge)) for at in group)
+            ):
+                inverted = [[plain[at]] for at in group]
+            else:
+                flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
+                inverted = [[next(flat) for _ in draws] for draws in seen]
+            likenesses = self._likenesses(own, inverted, preparation.surrogate, knowledge)
+            for at, found, likeness in zip(group, inverted, likenesses, strict=True):
+                results[at] = replace(undo(found, preparation, knowledge), likeness=likeness)
+        return [results[at] for at in range(len(observations))]
+
+    def _likenesses(
+        self,
+        observations: Sequence[Observation],
+        inverted: Sequence[Sequence[Reconstruction]],
+        surrogate: Surrogate,
+        knowledge: Knowledge,
+    ) -> Sequence[Likeness | None]:
+        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images."""
+        if observations[0].batch_size == 1:
+            return from_updates(observations, surrogate, knowledge)
+        if surrogate.data is None:
+            return [None] * len(observations)
+        draws, labels = [_draws(found) for found in inverted], [found[0].labels for found in inverted]
+        return from_images(draws, labels, surrogate, knowledge, exact=False)
+
+    def _invert(
+        self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
+    ) -> list[Reconstruction]:
+        assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
+        if surrogate.update is None:
+            return self.inversion.invert(observations, knowledge)
+        smoothed = tuned(self.inversion, observations[0], surrogate, knowledge)
+        return smoothed.invert(observations, knowledge, surrogate.visible)
+
+
+@ATTACKS.register("adaptive_modules")
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveModules(Adaptive):
+    """`Adaptive` that holds the client's own trained modules too, and has trained its inverse on what they make.
+
+    >>> import fedveil as fv
+    >>> fv.AdaptiveModules().needs.defense_modules
+    True
+    """
+
+    name: ClassVar[str] = "adaptive_modules"
+    needs: ClassVar[ThreatModel] = ThreatModel(
+        labels=False, auxiliary_data=True, defense_algorithm=True, defense_modules=True
+    )
+
+
+@ATTACKS.register("trained_images")
+@dataclass(frozen=True, kw_only=True)
+class TrainedImages(Attack):
+    """Handed the very images that the client trained on and the client's modules: only the defence itself is left.
+
+    No server sees those images. An update is computed from them alone, so no attack on updates can do better than the
+    best estimator of x from x'; this is that estimator, as well as the attacker could train it. Of a batch that was
+    observed in several rounds it is handed the images of each. A defence that acts on the update keeps more than that from
+    a server, of which the bound says nothing: there the attack does not apply.
+
+    >>> import fedveil as fv
+    >>> fv.TrainedImages().needs.trained_images
+    True
+
+    Attributes:
+        inverse: how the inverse is trained, and the classifier beside it.
+    """
+
+    name: ClassVar[str] = "trained_images"
+    needs: ClassVar[ThreatModel] = ThreatModel(
+        labels=False, auxiliary_data=True, defense_algorithm=True, defense_modules=True, trained_images=True
+    )
+    adaptive: ClassVar[bool] = True
+
+    inverse: InverseTraining = field(default_factory=InverseTraining)
+
+    def applies(self, knowledge: Knowledge) -> bool:
+        """See `Attack.applies`."""
+        return all(preparation.surrogate.update is None for preparation in knowledge.preparations.values())
+
+    def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        preparations = [knowledge.preparation(observation.client) for observation in observations]
+        results: dict[int, Reconstruction] = {}
+        for preparation in {id(r): r for r in preparations}.values():
+            group = [at for at, own in enumerate(preparations) if own is preparation]
+            draws = [torch.stack([_granted(one.trained_images) for one in observations[at].series]) for at in group]
+            labels = [labels_of(observations[at], knowledge) for at in group]
+            likenesses = from_images(draws, labels, preparation.surrogate, knowledge, exact=True)
+            for at, seen, own, likeness in zip(group, draws, labels, likenesses, strict=True):
+                found = undo([Reconstruction(images, own, 0.0) for images in seen], preparation, knowledge)
+                results[at] = replace(found, likeness=likeness)
+        return [results[at] for at in range(len(observations))]
+
+
+def _granted(images: Tensor | None) -> Tensor:
+    if images is None:
+        raise ValueError("the observation lacks trained_images, which the threat model grants")
+    return images
+
+
+def _afresh(observation: Observation, knowledge: Knowledge) -> list[Observation]:
+    """Every observation of a batch as one of its own, with the labels of the first."""
+    labels = labels_of(observation, knowledge)
+    return [replace(one, repeats=(), labels=labels) for one in observation.series]
+
+
+def undo(found: Sequence[Reconstruction], preparation: AttackerPreparation, knowledge: Knowledge) -> Reconstruction:
+    """Pass reconstructions of what one batch was trained on through the learnt inverse, and read the classes.
+
+    Args:
+        found: one for each draw of the batch, with equal labels.
+        preparation: with an inverse where the defence changes images, and perhaps a classifier.
+        knowledge: says whether the labels were told: then the result holds what an attacker makes of it who was not.
+    """
+    first, draws = found[0], _draws(found).to(knowledge.device)
+    images, blind = first.images, None
+    if preparation.inverse is not None:
+        images = preparation.inverse(draws, first.labels).cpu()
+        blind = preparation.inverse(draws, None).cpu() if knowledge.threat_model.labels else None
+    elif len(found) > 1:
+        images = draws.mean(dim=0).cpu()
+    classes = None if preparation.reader is None else preparation.reader(draws)
+    loss = sum(one.loss for one in found) / len(found)
+    return replace(first, images=images, loss=loss, blind=blind, classes=classes)
+
+
+def _draws(found: Sequence[Reconstruction]) -> Tensor:
+    """(R, B, C, H, W): the images of each inversion, in the order of the first one's."""
+    return torch.stack([_aligned(one, found[0]) for one in found])
+
+
+def _aligned(found: Reconstruction, like: Reconstruction) -> Tensor:
+    """The images of one inversion in the order of another's: of those with one label, each where it fits best."""
+    if found is like:
+        return found.images
+    images = like.images.clone()
+    for label in like.labels.unique():
+        own = like.labels == label
+        alike = found.images[own]
+        images[own] = alike[match(alike, like.images[own])]
+    return images

@@ -1,0 +1,105 @@
+"""What an adaptive attacker prepares before any update arrives: a surrogate, an inverse of the defence, a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedveil.attacks.base import Attack, AttackerPreparation
+from fedveil.attacks.inverse.learnt import Draws, InverseTraining, draws_of, train_inverse
+from fedveil.attacks.inverse.reader import train_reader
+from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, TrainedOn
+from fedveil.fl.data.images import Images
+
+
+@dataclass(frozen=True)
+class PreparationKey:
+    """Which preparation an attack builds on.
+
+    Attributes:
+        modules: the attacker holds the trained modules; otherwise it prepared a copy of the defence for itself.
+        client: whose modules; None where all clients share them, or the attacker uses its own.
+        training: how the inverse is trained; None for an attack that has no use for one.
+        observations: R, draws of one image that the inverse will be shown, at least 1.
+        local_steps: of which each is the mean of so many, at least 1.
+    """
+
+    modules: bool
+    client: int | None
+    training: InverseTraining | None
+    observations: int = 1
+    local_steps: int = 1
+
+
+def preparation_key(
+    attack: Attack, trained_on: TrainedOn, client: int, *, observations: int = 1, local_steps: int = 1
+) -> PreparationKey | None:
+    """Return which preparation an attack on a client builds on; None for an attack that knows nothing of the defence."""
+    if not attack.needs.defense_algorithm:
+        return None
+    # An attack from a plug-in may know the defence without an inverse of its own to configure.
+    training: InverseTraining | None = getattr(attack, "inverse", InverseTraining())
+    if not attack.needs.defense_modules or trained_on is TrainedOn.NOTHING:
+        return PreparationKey(False, None, training, observations, local_steps)
+    whose = client if trained_on is TrainedOn.CLIENT else None
+    return PreparationKey(True, whose, training, observations, local_steps)
+
+
+def shadow_defense(defense: Defense[Any], auxiliary: Images, context: DefenseContext, public: Any) -> PreparedDefense:
+    """Return the attacker's own copy of a defence: prepared as a client does, with auxiliary images for private ones.
+
+    Args:
+        defense: the settings, which the attacker knows.
+        auxiliary: its images.
+        context: with a seed of its own.
+        public: what the defence learnt on public images; server and clients hold it, so the attacker does.
+    """
+    return defense.prepare(auxiliary, context, public, client=-1)
+
+
+def prepare_attacker(
+    prepared: PreparedDefense,
+    auxiliary: Images,
+    key: PreparationKey,
+    *,
+    classes: int,
+    device: torch.device,
+    stream: torch.Generator,
+) -> AttackerPreparation:
+    """Prepare against a defence: train an inverse where it changes images, and a classifier of what it leaves of them.
+
+    Args:
+        prepared: the client's own, or the attacker's copy (`shadow_defense`).
+        auxiliary: the attacker's images. Where all are of one class, there is no classifier.
+        key: says for how many draws, and how to train.
+        classes: k.
+        device: where.
+        stream: the only source of randomness.
+    """
+    surrogate = prepared.surrogate()
+    if key.training is None:
+        return AttackerPreparation(surrogate, None)
+    inverse = None
+    draws = Draws(_untouched, 1, 1, key.training.artefacts)
+    if surrogate.data is not None:
+        draws = draws_of(
+            surrogate.data,
+            auxiliary,
+            key.training,
+            observations=key.observations,
+            local_steps=key.local_steps,
+            device=device,
+            stream=stream,
+        )
+        inverse = train_inverse(auxiliary, draws, key.training, classes=classes, device=device, stream=stream)
+    reader = None
+    if len(auxiliary.labels.unique()) > 1:
+        reader = train_reader(auxiliary, draws, inverse, key.training, classes=classes, device=device, stream=stream)
+    return AttackerPreparation(surrogate, inverse, reader)
+
+
+def _untouched(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
+    return x

@@ -1,0 +1,1 @@
+"""Recovery by solving: where the first layer is linear, its gradient holds the images themselves."""

@@ -1,0 +1,1 @@
+"""From what clients sent to a report: capture, attacks, scores."""

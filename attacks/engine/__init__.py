@@ -1,0 +1,1 @@
+"""Gradient matching for many victims at once: the distance to what was observed, and its slope."""

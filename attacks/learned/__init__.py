@@ -1,0 +1,1 @@
+"""An attack that is learnt from updates which the attacker made itself."""

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from fedveil.attacks.base import Knowledge, Observation
+from fedveil.attacks.matching.exposure import BRIGHT, USUAL, exposed
+from fedveil.attacks.matching.yardstick import misfit
+from fedveil.attacks.target.model import target_model
+from fedveil.fl.data.images import Images
+from fedveil.fl.messages import Reconstruction, ThreatModel
+from fedveil.fl.models import ModelSpec, build_model
+
+Blobs = Callable[..., Images]
+Observe = Callable[..., Observation]
+
+
+def known(spec: ModelSpec, auxiliary: Images | None = None) -> Knowledge:
+    target = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
+    return Knowledge(ThreatModel(labels=True), target, torch.device("cpu"), 3, auxiliary)
+
+
+def spec_of(norm: str) -> ModelSpec:
+    return ModelSpec("convnet", (1, 16, 16), 2, norm=norm, width=8)
+
+
+def set_right(images: Images, factors: list[float], knowledge: Knowledge, observation: Observation) -> Reconstruction:
+    """What becomes of the images behind an update, each brighter or darker by a factor."""
+    changed = images.floats() * torch.tensor(factors).view(-1, 1, 1, 1)
+    found = Reconstruction(changed, images.labels, 0.0)
+    (loss,) = misfit([observation], [found], knowledge)
+    (result,) = exposed([observation], [replace(found, loss=loss + 1e-3)], knowledge)
+    return result
+
+
+def test_each_image_becomes_as_bright_as_usual_where_group_norm_hides_it(blobs: Blobs, observe: Observe) -> None:
+    spec, victims = spec_of("group"), blobs(2, 1)
+    found = set_right(victims, [0.4, 0.7], known(spec), observe(victims, spec))
+    bright = found.images.flatten(1).quantile(BRIGHT, dim=1)
+    torch.testing.assert_close(bright, torch.full((2,), USUAL))
+    # Auxiliary images say what is usual.
+    found = set_right(victims, [0.4, 0.7], known(spec, victims), observe(victims, spec))
+    usual = victims.floats().flatten(1).quantile(BRIGHT, dim=1).mean()
+    torch.testing.assert_close(found.images.flatten(1).quantile(BRIGHT, dim=1), usual.expand(2))
+
+
+def test_nothing_changes_where_brightness_shows(blobs: Blobs, observe: Observe) -> None:
+    spec, victims = spec_of("none"), blobs(2, 1)
+    found = set_right(victims, [0.9, 0.9], known(spec), observe(victims, spec))
+    torch.testing.assert_close(found.images, 0.9 * victims.floats())
+
+
+def test_batch_norm_hides_the_brightness_of_a_batch_alone(blobs: Blobs, observe: Observe) -> None:
+    spec, victims = spec_of("batch"), blobs(2, 1)
+    # One image is far darker than the other: only the whole batch can be scaled, until the brighter one is at the top.
+    shades = torch.tensor([255, 100]).view(-1, 1, 1, 1)
+    batch = replace(victims, pixels=(victims.floats() * shades).round().to(torch.uint8))
+    found = set_right(batch, [0.5, 0.5], known(spec), observe(batch, spec))
+    torch.testing.assert_close(found.images, batch.floats() / batch.floats().max())
