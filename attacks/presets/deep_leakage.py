@@ -69,9 +69,16 @@ class DeepLeakage(GradientMatching):
         if not match.sized:
             return Found(*LBFGS(self.steps, self.history).minimise(turn, start))
         first = self.steps // 2
+        last = (self.steps - first) // 4 if start.shape[1] == 1 else 0
         turned, _ = LBFGS(first, self.history).minimise(turn, start)
-        return Found(*LBFGS(self.steps - first, self.history).minimise(squared, turned))
+        found = LBFGS(self.steps - first - last, self.history).minimise(squared, turned)
+        if last == 0:
+            return Found(*found)
+        sharp = match.objective(distance=squared_distance, priors=[TotalVariation(_SHARPER * tv)])
+        return Found(*LBFGS(last, self.history).minimise(sharp, found[0]))
 
 
 _SMOOTHER = 10
 """So much stronger is the total variation while the direction is matched: the cosine tells little of smooth shades."""
+_SHARPER = 0.01
+"""So much of the total variation is left at last for one image, whose gradient tells each pixel: it would blur what is known."""
