@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ class Strongest(Attack):
     """Run several attacks under one budget, and return for each victim what explains its update best.
 
     Searches that do not suit the network stand back: where no derivative jumps, matching by curvature (`deep_leakage`) is
-    ahead of all signed steps, and with ReLUs far behind. If several are left, they compete.
+    ahead of all signed steps, and far behind in deep networks of ReLUs. If several are left, they compete.
 
     After successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim
     those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of
@@ -62,12 +63,13 @@ class Strongest(Attack):
     def __post_init__(self) -> None:
         at_least(self.name, steps=(self.steps, 20), smoothness=(self.smoothness, 0))
         at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
-        allowed = sorted(set(ATTACKS) - {self.name})
+        allowed = sorted(name for name in ATTACKS if name != self.name and _takes_updates_as_they_are(ATTACKS[name]))
+        if isinstance(self.contenders, str):
+            raise FedveilError(f"{self.name}: contenders is {self.contenders!r}; it has to be a list of names")
+        object.__setattr__(self, "contenders", tuple(self.contenders))
         for name in self.contenders:
-            if name not in allowed or ATTACKS[name].needs.defense_algorithm:
-                raise FedveilError(
-                    f"{self.name}: contenders names {name!r}; allowed: attacks that take updates as they are"
-                )
+            if name not in allowed:
+                raise FedveilError(f"{self.name}: contenders names {name!r}; allowed: {', '.join(allowed)}")
         if not self.contenders:
             raise FedveilError(f"{self.name}: contenders is empty; name at least one attack")
 
@@ -96,8 +98,11 @@ class Strongest(Attack):
             if isinstance(attack, GradientMatching):
                 searches.append(attack)
             else:
-                contest.enter(attack, attack(observations, knowledge))
+                with suppress(FedveilError):  # an update may lack what it solves for; the searches go on
+                    contest.enter(attack, attack(observations, knowledge))
         contest.run(_fit(searches, knowledge), self.steps)
+        if not all(contest.results()):
+            raise FedveilError(f"{self.name}: none of {', '.join(self.contenders)} can take these updates")
         best = [min(own, key=lambda found: found.loss) for own in contest.results()]
         return exposed(observations, best, knowledge, visible)
 
@@ -160,6 +165,11 @@ class _Contest:
     def results(self) -> list[list[Reconstruction]]:
         """Everything found of each victim."""
         return [list(own.values()) for own in self._found]
+
+
+def _takes_updates_as_they_are(kind: type[Attack]) -> bool:
+    needs = kind.needs
+    return kind.reads_update and not (needs.defense_algorithm or needs.auxiliary_data or needs.trained_images)
 
 
 def _ready(attack: Attack, knowledge: Knowledge) -> bool:

@@ -23,9 +23,10 @@ import torch
 
 import fedveil as fv
 from benchmarks.machine import about
-from benchmarks.peers.cells import CHANNELS, CLASSES, LEARNING_RATE, Cell, work
+from benchmarks.peers.cells import CHANNELS, CLASSES, DATA, LEARNING_RATE, LENET, Cell, work
 from benchmarks.peers.scores import psnrs
 from fedveil.attacks import ATTACKS
+from fedveil.fl.data import split_train
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.training import load_exchanged
 
@@ -133,6 +134,15 @@ def score_peer(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def guess(data: str, folder: Path) -> float:
+    """Return the mean PSNR of the class means of auxiliary images, in dB."""
+    content = torch.load(folder / "cells" / f"{Cell(data, LENET, 'initial', 1, 1)}.pt")
+    known = split_train(fv.load_data(data).train, public_fraction=0.05, auxiliary_fraction=0.2, seed=0).auxiliary
+    images, labels = known.floats(), content["labels"].flatten()
+    means = torch.stack([images[known.labels == label].mean(0) for label in labels])
+    return fmean(psnrs(content["images"].numpy(), means.numpy()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "score"))
@@ -153,7 +163,9 @@ def main() -> None:
     }
     for side, rows in sides.items():
         if rows:
-            record = {"side": side, "machine": about(), "rows": rows}
+            record: dict[str, Any] = {"side": side, "machine": about(), "rows": rows}
+            if side == "fedveil":
+                record["guess"] = {data: round(guess(data, arguments.folder), 3) for data in DATA}
             (arguments.out / f"{side}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

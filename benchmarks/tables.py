@@ -77,6 +77,9 @@ def quality(results: Path) -> str:
         f"Both sides have attacked {len(both)} settings in full; in {ahead} of them our mean PSNR is at least that of the "
         "peer's best configuration."
     )
+    if record := sides["fedveil"]:
+        levels = " and ".join(f"{value:.1f} dB on {data}" for data, value in record["guess"].items())
+        summary += f" The class mean of auxiliary images, which takes no update, is at {levels}."
     parts = [summary]
     for evaluations in sorted({key[0] for key in theirs | ours}):
         lines = []
@@ -195,13 +198,13 @@ al.), as it is in the package registry, in an environment of its own (`benchmark
 QUALITY = f"""## Reconstruction of undefended updates
 
 Mean PSNR in dB over {VICTIMS} victims, peer / ours, ours in bold where it is at least the peer's. Both sides attack the same
-updates at the same weights, with labels known, one start per update and the same number of gradient evaluations, that of
-the start aside. What ours knows beside: behind normalisation, which hides how bright an image is, `strongest` takes its 0.995
-quantile for 0.92, a round value between those of auxiliary images of both sets. A guess of the class mean is at about 18 dB on
-mni152 and 13 dB on cifar10: settings below that tell how badly both sides fail. The letter names the best of the peer's configurations: `deepleakage` (squared
-distance, L-BFGS), `invertinggradients`, `modern`. All three ran on the first 4 victims; those that lay more than 1.5 dB
-behind there were dropped. Five local steps have the rate 0.1, and the peer unrolls them. Trained weights come from 400 steps
-of Adam on private images. How the peer was made to read our cells stands in `benchmarks/peers/breaching_side.py`."""
+updates at the same weights, with labels known, one start per update and the same number of gradient evaluations, start and
+final check aside. What ours knows beside: behind normalisation, which hides how bright an image is, `strongest` takes its
+0.995 quantile for 0.92, a round value between those of auxiliary images of both sets. The letter names the best of the
+peer's configurations: `deepleakage` (squared distance, L-BFGS), `invertinggradients`, `modern`. All three ran on the first
+4 victims; those that lay more than 1.5 dB behind there were dropped. Five local steps have the rate 0.1, and the peer
+unrolls them. Trained weights come from 400 steps of Adam on private images. How the peer was made to read our cells stands
+in `benchmarks/peers/breaching_side.py`."""
 
 SPEED = """## Time per victim-step
 

@@ -36,6 +36,7 @@ class ClientUpdate:
         kind: gradient or weight delta.
         local_steps: optimiser steps that were taken; 1 for a gradient.
         learning_rate: the client's learning rate.
+        rate_known: that is what it is; otherwise the size of a weight change tells nothing of the gradient's.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class ClientUpdate:
     local_steps: int
     learning_rate: float
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    rate_known: bool = True
 
     @classmethod
     def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
@@ -60,7 +62,7 @@ class ClientUpdate:
         cls,
         tensors: Mapping[str, Tensor],
         *,
-        learning_rate: float = 1.0,
+        learning_rate: float | None = None,
         local_steps: int = 1,
         examples: int = 1,
         buffers: Mapping[str, Tensor] | None = None,
@@ -69,8 +71,8 @@ class ClientUpdate:
 
         Args:
             tensors: by parameter name.
-            learning_rate: the client's. Attacks that match a gradient's direction do not need it; counting the labels of a
-                batch does, and `strongest`, to replay several steps.
+            learning_rate: the client's. None if it is not known: attacks then match the direction alone, and guess the rate
+                where labels of a batch are counted or several steps are replayed.
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.
@@ -78,11 +80,20 @@ class ClientUpdate:
         Raises:
             FedveilError: ``learning_rate`` is not above 0, or there is no step.
         """
-        if not (learning_rate > 0 and local_steps >= 1):
+        rate = 1.0 if learning_rate is None else learning_rate
+        if not (rate > 0 and local_steps >= 1):
             raise FedveilError(
                 f"update: learning_rate {learning_rate}, local_steps {local_steps}; above 0 and at least 1 are allowed"
             )
-        return cls(dict(tensors), examples, UpdateKind.DELTA, local_steps, learning_rate, dict(buffers or {}))
+        return cls(
+            dict(tensors),
+            examples,
+            UpdateKind.DELTA,
+            local_steps,
+            rate,
+            dict(buffers or {}),
+            rate_known=learning_rate is not None,
+        )
 
     @property
     def gradient_scale(self) -> float:

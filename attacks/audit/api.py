@@ -74,8 +74,8 @@ def audit(
             cross-entropy. It stays as it is.
         update: a gradient by parameter name; a weight change by name that holds the model's buffers too (a
             ``state_dict`` after training minus the one before), as of one step; a list of arrays in the order of the
-            ``state_dict``, of the parameters or of the trained parameters, as Flower's clients return: weights after
-            training or their change, told apart by their size; or ``fv.Update.gradient(...)`` and
+            ``state_dict``, of the parameters or of the trained parameters, as Flower's clients return, as of one step too:
+            weights after training or their change, told apart by their size; or ``fv.Update.gradient(...)`` and
             ``fv.Update.delta(..., learning_rate=, local_steps=)``, which say it. Parameters that the client froze may be
             left out. A list of any of these is one victim batch each.
         images: the client's originals, all batches in order: (n, C, H, W), or (n, H, W) for grey ones, as bytes or as
@@ -88,7 +88,7 @@ def audit(
             of that, one for each time.
         auxiliary: the attacker's images and their labels, of no client; the adaptive attacks, the judge of classes and
             the baseline take them.
-        attacks: names or attacks; None runs inverting_gradients, and the adaptive attack that fits what is given.
+        attacks: names or attacks; None runs strongest, and the adaptive attack that fits what is given.
         defense: the client's. Settings are known to adaptive attacks, which prepare a copy on the auxiliary images; a
             prepared defence, or one without modules, is held by them as it is.
         mode: how the client's BatchNorm and dropout ran.
@@ -109,6 +109,8 @@ def audit(
     if defense is not None and not isinstance(defense, Defense | PreparedDefense):
         raise FedveilError(f"defense: expected a defence such as fv.Defense's subclasses are, got {defense!r}")
     if image_shape is not None:
+        if len(image_shape) != 3:
+            raise FedveilError(f"image_shape: expected (C, H, W), got {image_shape!r}")
         channels, height, width = image_shape
         image_shape = (channels, height, width)
     if not any(True for _ in model.parameters()):
@@ -125,9 +127,8 @@ def audit(
     notes: list[str] = []
     told = None if labels is None else as_labels("labels", labels, size * len(updates), classes=target.classes)
     seen = observations_of(model, updates, repeats, told, size)
-    if told is None or not labels_known:
-        seen, unsure = with_likely_rates(target, update, seen)
-        notes += unsure
+    seen, unsure = with_likely_rates(target, seen, counted=told is None or not labels_known)
+    notes += unsure
     notes += check_directions(target, update, seen, None if images is None else as_floats("images", images))
     victims = None
     if images is not None:

@@ -20,7 +20,7 @@ def chosen_attacks(
     """Return the attacks to run, each of which has what it needs.
 
     Args:
-        given: names or attacks; None takes inverting_gradients, and the adaptive attack that fits.
+        given: names or attacks; None takes strongest, and the adaptive attack that fits.
         defense: the client's.
         auxiliary: there are images of the attacker's.
         trained_images: what the client trained on is at hand.
@@ -31,7 +31,7 @@ def chosen_attacks(
     stolen = isinstance(defense, PreparedDefense) and not isinstance(defense, Stateless)
     if given is None:
         adaptive = ["adaptive_modules" if stolen else "adaptive"]
-        given = ["inverting_gradients", *(adaptive if auxiliary else [])]
+        given = ["strongest", *(adaptive if auxiliary else [])]
     if isinstance(given, str | Attack):
         given = [given]
     for one in given:

@@ -1,39 +1,42 @@
-"""Learning rates of weight changes that were handed over without one: counting a batch's labels takes them."""
+"""Learning rates of weight changes that were handed over without one: some attacks take them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedveil.attacks.audit.inputs import Updates
 from fedveil.attacks.base import Observation
 from fedveil.attacks.labels import likeliest_rate
 from fedveil.attacks.target.model import TargetModel
-from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.errors import FedveilError
 
 
 def with_likely_rates(
-    target: TargetModel, given: Updates, seen: Sequence[Observation]
+    target: TargetModel, seen: Sequence[Observation], *, counted: bool
 ) -> tuple[list[Observation], list[str]]:
-    """Return the observations, those of unknown learning rate with the likeliest one, and a note for each of these.
+    """Return the observations, those of unknown learning rate with the likeliest one where it is needed, and notes.
 
     No auxiliary images are used: not every attack is granted them.
 
     Args:
         target: the classifier.
-        given: the updates as the user gave them: an `fv.Update` says its rate, an array of weights does not.
-        seen: the same, as they were understood. Of one image the rate tells nothing that is needed.
+        seen: what was observed.
+        counted: labels of batches have to be counted, from sizes.
     """
-    each = given if isinstance(given, list | tuple) and len(given) == len(seen) else [given] * len(seen)
-    said = [isinstance(one, ClientUpdate) for one in each]
     found, notes = list(seen), []
-    for at, (one, known) in enumerate(zip(seen, said, strict=True)):
-        if known or one.update.kind is not UpdateKind.DELTA or one.batch_size == 1:
+    for at, one in enumerate(seen):
+        if one.update.rate_known:
             continue
-        rate = likeliest_rate(one.update, batch_size=one.batch_size, target=target, weights=one.weights)
+        what = f"the learning rate of update {at} is not known"
+        how = "fv.Update.delta(..., learning_rate=, local_steps=) says it"
+        if not (counted and one.batch_size > 1) and one.update.local_steps == 1:
+            notes.append(f"{what}: taken for one local step, it is matched in direction alone; {how}")
+            continue
+        try:
+            rate = likeliest_rate(one.update, batch_size=one.batch_size, target=target, weights=one.weights)
+        except FedveilError as error:
+            notes.append(f"{what}, and cannot be guessed ({error}); {how}")
+            continue
         found[at] = replace(one, update=replace(one.update, learning_rate=rate))
-        notes.append(
-            f"the learning rate of update {at} is not known, and labels are counted from sizes: taken for {rate:.2g}, under"
-            " which it is likeliest; fv.Update.delta(..., learning_rate=) says it"
-        )
+        notes.append(f"{what}, and labels or replayed steps take it: taken for {rate:.2g}, the likeliest; {how}")
     return found, notes

@@ -106,7 +106,9 @@ class AuditReport:
             FedveilError: as for `worst`.
         """
         if not self.records:
-            raise FedveilError(f"{metric}: nothing was scored, since the audit was not given the original images")
+            raise FedveilError(
+                f"{metric}: nothing was scored: the audit was not given the original images, or no attack applies"
+            )
         if metric == "attacker_accuracy" and not (self.judge and self.judge.fit):
             raise FedveilError("attacker_accuracy: there is no judge that reads untouched images clearly above chance")
         return headline_interval(self.records, metric)

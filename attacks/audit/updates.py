@@ -132,11 +132,13 @@ def audit_updates(
     earlier: dict[Attack, Sequence[Reconstruction]] = {}
     records: list[PrivacyRecord] = []
     rebuilt: dict[str, Tensor] = {}
+    left_out: list[str] = []
     truths: Sequence[VictimBatch | None] = [None] * len(observations) if victims is None else victims
     labelled = dict(zip(attack_labels(attacker.attacks), attacker.attacks, strict=True))
     for label, attack in labelled.items():
         knowledge = attacker.knowledge(attack, [observation.client for observation in observations], device)
         if not attack.applies(knowledge):
+            left_out.append(f"{label} does not apply to this model and defence, and was left out")
             continue
         threat_model = knowledge.threat_model
         handed = [_granted(o, truth, threat_model) for o, truth in zip(observations, truths, strict=True)]
@@ -174,6 +176,7 @@ def audit_updates(
         adaptive=attacker.adaptive & rebuilt.keys(),
         training=attacker.training,
         judge=None if scorer is None else scorer.judge_quality,
+        notes=tuple(left_out),
     )
 
 

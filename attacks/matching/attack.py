@@ -292,7 +292,7 @@ def problem_of(
         labels=labels.to(device),
         own_weights=own_weights,
         visible=None if masks is None else _stack(masks, device),
-        sized=all(o.update.local_steps == 1 for o in observations),
+        sized=all(o.update.local_steps == 1 and o.update.rate_known for o in observations),
     )
 
 

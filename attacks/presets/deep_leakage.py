@@ -81,4 +81,4 @@ class DeepLeakage(GradientMatching):
 _SMOOTHER = 10
 """So much stronger is the total variation while the direction is matched: the cosine tells little of smooth shades."""
 _SHARPER = 0.01
-"""So much of the total variation is left at last for one image, whose gradient tells each pixel: it would blur what is known."""
+"""So much of the total variation is left at last for one image, whose gradient tells each pixel."""

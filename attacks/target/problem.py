@@ -23,7 +23,8 @@ class Problem:
         labels: (V, B) class numbers, or (V, B, K) shares of each class.
         own_weights: each victim has weights of its own.
         visible: masks by name, (V, ...) or broadcastable, of the entries to match; None for all.
-        sized: the target is a gradient at these weights in length too; what several steps sent is so in direction at most.
+        sized: the target is a gradient at these weights in length too; several steps, or one of unknown
+            rate, tell the direction at most.
     """
 
     model: TargetModel

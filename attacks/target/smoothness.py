@@ -13,7 +13,10 @@ from fedveil.attacks.target.model import TargetModel
 Suits = Literal["all", "smooth", "bent"]
 """Networks that an attack is best at; it runs on all."""
 
-_BENT = ("relu", "prelu", "hardtanh", "hardsigmoid", "hardswish", "threshold", "clamp", "max_pool", "maxpool")
+_BENT = (
+    *("relu", "selu", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "threshold", "clamp"),
+    *("max_pool", "maxpool", "maximum", "minimum", "amax", "amin", "abs", "round"),
+)
 """Parts of names of operations whose derivative jumps."""
 
 
@@ -42,5 +45,5 @@ def is_smooth(target: TargetModel) -> bool:
     """
     weights = dict(target.module.named_parameters())
     bends = _Bends()
-    target.logits(weights, torch.full((2, *target.image_shape), 0.5).to(next(iter(weights.values()))), watch=bends)
+    target.logits(weights, torch.full((1, *target.image_shape), 0.5).to(next(iter(weights.values()))), watch=bends)
     return not bends.seen
