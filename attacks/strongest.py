@@ -63,12 +63,12 @@ class Strongest(Attack):
     def __post_init__(self) -> None:
         at_least(self.name, steps=(self.steps, 20), smoothness=(self.smoothness, 0))
         at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
-        allowed = sorted(name for name in ATTACKS if name != self.name and _takes_updates_as_they_are(ATTACKS[name]))
         if isinstance(self.contenders, str):
             raise FedveilError(f"{self.name}: contenders is {self.contenders!r}; it has to be a list of names")
         object.__setattr__(self, "contenders", tuple(self.contenders))
         for name in self.contenders:
-            if name not in allowed:
+            if name == self.name or name not in ATTACKS or not _takes_updates_as_they_are(ATTACKS[name]):
+                allowed = [one for one in ATTACKS if one != self.name and _takes_updates_as_they_are(ATTACKS[one])]
                 raise FedveilError(f"{self.name}: contenders names {name!r}; allowed: {', '.join(allowed)}")
         if not self.contenders:
             raise FedveilError(f"{self.name}: contenders is empty; name at least one attack")
@@ -169,7 +169,7 @@ class _Contest:
 
 def _takes_updates_as_they_are(kind: type[Attack]) -> bool:
     needs = kind.needs
-    return kind.reads_update and not (needs.defense_algorithm or needs.auxiliary_data or needs.trained_images)
+    return kind.reads_update and not (needs.defense_algorithm or needs.trained_images)
 
 
 def _ready(attack: Attack, knowledge: Knowledge) -> bool:

@@ -176,7 +176,10 @@ def test_it_is_about_as_good_as_the_better_of_both(blobs: Blobs, observe: Observ
     victims = blobs(3, 1)
     observations = each(victims, observe)
     found = errors(Strongest(steps=200)(observations, known()), victims)
-    alone = [errors(attack(observations, known()), victims) for attack in (InvertingGradients(), DeepLeakage())]
+    alone = [
+        errors(attack(observations, known()), victims)
+        for attack in (InvertingGradients(steps=200), DeepLeakage(steps=200))
+    ]
     assert bool((found < 2 * torch.stack(alone).min(0).values + 1e-5).all())
 
 
@@ -213,10 +216,13 @@ def test_labels_that_are_not_granted_are_recovered_and_chunks_change_nothing(blo
     [
         ({"steps": 19}, "strongest: steps is 19; it has to be at least 20 and finite"),
         ({"chunk": 0}, "strongest: chunk is 0; it has to be at least 1 and finite"),
+        ({"contenders": "modern"}, "strongest: contenders is 'modern'; it has to be a list of names"),
         ({"contenders": ()}, "strongest: contenders is empty; name at least one attack"),
         (
             {"contenders": ("adaptive",)},
-            "strongest: contenders names 'adaptive'; allowed: attacks that take updates as they are",
+            "strongest: contenders names 'adaptive'; allowed: "
+             "analytic, deep_leakage, denoised, dlg, gradinversion, idlg, inverting_gradients, latent_search, modern, "
+             "surrogate_model",
         ),
     ],
 )

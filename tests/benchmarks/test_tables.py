@@ -23,7 +23,9 @@ def test_the_page_matches_the_records():
 def _write(folder, side, *rows):
     rows = [{**SETTING, "victims": 32, **row} for row in rows]
     (folder / "quality").mkdir(exist_ok=True)
-    (folder / "quality" / f"{side}.json").write_text(json.dumps({"machine": MACHINE, "rows": rows}))
+    (folder / "quality" / f"{side}.json").write_text(
+        json.dumps({"machine": MACHINE, "rows": rows, "guess": {"mni152": 12.9}})
+    )
 
 
 def test_the_peers_best_full_configuration_stands_beside_ours(tmp_path):
@@ -37,6 +39,7 @@ def test_the_peers_best_full_configuration_stands_beside_ours(tmp_path):
     text = quality(tmp_path)
     assert "| lenet | 1 | 1 | 41.0 d / **41.0** | - / - | - / - | - / - |" in text
     assert "attacked 1 settings in full; in 1 of them" in text
+    assert "is at 12.9 dB on mni152." in text
     _write(tmp_path, "fedveil", {"attack": "Strongest()", "psnr_mean": 40.9})
     assert "41.0 d / 40.9 |" in quality(tmp_path)
 

@@ -35,7 +35,7 @@ def test_a_delta_as_users_hand_it_over() -> None:
     tensors, buffers = {"w": torch.ones(2)}, {"mean": torch.ones(1)}
     found = ClientUpdate.delta(tensors, learning_rate=0.1, local_steps=5, examples=20, buffers=buffers)
     assert found == ClientUpdate(tensors, 20, UpdateKind.DELTA, 5, 0.1, buffers)
-    assert ClientUpdate.delta(tensors) == ClientUpdate(tensors, 1, UpdateKind.DELTA, 1, 1.0)
+    assert ClientUpdate.delta(tensors) == ClientUpdate(tensors, 1, UpdateKind.DELTA, 1, 1.0, rate_known=False)
 
 
 def test_a_threat_model_names_the_grants_that_it_lacks() -> None:

@@ -33,7 +33,8 @@ def test_a_weight_change_in_a_plain_dict_is_refused_where_it_would_pass_for_a_gr
     with pytest.raises(fv.FedveilError, match=r"taken for a gradient, it points the wrong way.*fv\.Update\.delta"):
         fv.audit(model, change, labels=y, attacks=ATTACK, **truth)
     assert fv.audit(model, gradient, labels=y, attacks=ATTACK, **truth).notes == ()
-    assert fv.audit(model, fv.Update.delta(change), labels=y, attacks=ATTACK, **truth).notes == ()
+    said = fv.Update.delta(change, learning_rate=0.1)
+    assert fv.audit(model, said, labels=y, attacks=ATTACK, **truth).notes == ()
 
 
 def test_a_list_of_gradients_is_refused_where_it_would_pass_for_a_weight_change() -> None:
