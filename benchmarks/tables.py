@@ -79,7 +79,15 @@ def quality(results: Path) -> str:
     )
     if record := sides["fedveil"]:
         levels = " and ".join(f"{value:.1f} dB on {data}" for data, value in record["guess"].items())
-        summary += f" The class mean of auxiliary images, which takes no update, is at {levels}."
+        below = sum(
+            max(theirs[key]["psnr_mean"], ours[key]["psnr_mean"]) < record["guess"][key[4]]
+            for key in both
+            if ours[key]["psnr_mean"] < theirs[key]["psnr_mean"]
+        )
+        summary += (
+            f"\nThe class mean of auxiliary images, which takes no update, is at {levels}: in {below} of the other"
+            f" {len(both) - ahead}, both sides are worse than that."
+        )
     parts = [summary]
     for evaluations in sorted({key[0] for key in theirs | ours}):
         lines = []

@@ -211,6 +211,9 @@ def test_labels_that_are_not_granted_are_recovered_and_chunks_change_nothing(blo
         torch.testing.assert_close(one.images, two.images, atol=5e-3, rtol=0)
 
 
+FITTING = "analytic, deep_leakage, denoised, dlg, gradinversion, idlg, inverting_gradients, latent_search, modern, surrogate_model"
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -218,12 +221,7 @@ def test_labels_that_are_not_granted_are_recovered_and_chunks_change_nothing(blo
         ({"chunk": 0}, "strongest: chunk is 0; it has to be at least 1 and finite"),
         ({"contenders": "modern"}, "strongest: contenders is 'modern'; it has to be a list of names"),
         ({"contenders": ()}, "strongest: contenders is empty; name at least one attack"),
-        (
-            {"contenders": ("adaptive",)},
-            "strongest: contenders names 'adaptive'; allowed: "
-             "analytic, deep_leakage, denoised, dlg, gradinversion, idlg, inverting_gradients, latent_search, modern, "
-             "surrogate_model",
-        ),
+        ({"contenders": ("adaptive",)}, f"strongest: contenders names 'adaptive'; allowed: {FITTING}"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:

@@ -39,7 +39,7 @@ def test_the_peers_best_full_configuration_stands_beside_ours(tmp_path):
     text = quality(tmp_path)
     assert "| lenet | 1 | 1 | 41.0 d / **41.0** | - / - | - / - | - / - |" in text
     assert "attacked 1 settings in full; in 1 of them" in text
-    assert "is at 12.9 dB on mni152." in text
+    assert "is at 12.9 dB on mni152: in 0 of the other 0," in text
     _write(tmp_path, "fedveil", {"attack": "Strongest()", "psnr_mean": 40.9})
     assert "41.0 d / 40.9 |" in quality(tmp_path)
 
