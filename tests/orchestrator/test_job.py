@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -19,7 +20,6 @@ from servers import MlflowServer, free_port
 from tiny import PLUGIN
 
 ROOT = Path(__file__).parents[2]
-RAY_TEMPORARY = Path("/tmp/ray")
 RAY = str(Path(sys.executable).with_name("ray"))
 CUT_DOWN = [
     "data.limit=60",
@@ -38,7 +38,14 @@ CUT_DOWN = [
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
+def ray_folder() -> Iterator[Path]:
+    """A folder of the head's own, with a name short enough for the sockets in it."""
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def head(tmp_path: Path, ray_folder: Path) -> Iterator[str]:
     """A Ray head with a dashboard, all on loopback; ends with the process group that was started."""
     port = free_port()
     environment = {
@@ -47,7 +54,8 @@ def head(tmp_path: Path) -> Iterator[str]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     command = [RAY, "start", "--head", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]
-    command += ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port)]
+    command += ["--temp-dir", str(ray_folder), "--port", str(free_port())]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port)]
     command += ["--ray-client-server-port", str(free_port()), "--include-dashboard", "true"]
     # The agents of two clusters on one machine would want the same port.
     command += ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
@@ -79,7 +87,7 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
-    head: str, mlflow_server: MlflowServer, tmp_path: Path
+    head: str, ray_folder: Path, mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(PLUGIN)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
@@ -106,9 +114,9 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
         time.sleep(3)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
-    (job,) = JobSubmissionClient(head).list_jobs()
+    (job,) = [job for job in JobSubmissionClient(head).list_jobs() if job.submission_id]
     package = Path(urlsplit((job.runtime_env or {})["working_dir"]).netloc).stem
-    (unpacked,) = RAY_TEMPORARY.glob(f"session_2*/runtime_resources/working_dir_files/{package}")
+    (unpacked,) = ray_folder.glob(f"session_2*/runtime_resources/working_dir_files/{package}")
     uploaded = [file for file in unpacked.rglob("*") if file.is_file()]
     assert unpacked / "tune_configs" / "demo.yaml" in uploaded
     assert sum(file.stat().st_size for file in uploaded) < 5e6
