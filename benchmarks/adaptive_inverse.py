@@ -30,13 +30,13 @@ VICTIMS = 256
 LEARNT = {"steps": 150, "client_steps": 40}
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("pneumonia", "pixel_noise", {"strength": 0.4}),
-    ("pneumonia", "latent", {"strength": 1.68, "privacy_weight": 1.75, **LEARNT}),
+    ("pneumonia", "latent_autoencoder", {"strength": 1.68, "privacy_weight": 1.75, **LEARNT}),
     ("blood", "pixel_noise", {"strength": 0.1}),
     ("pneumonia", "pixel_noise", {"strength": 0.2}),
     ("pneumonia", "pixel_noise", {"strength": 0.6}),
     ("pneumonia", "latent_noise", {"strength": 2.0}),
-    ("blood", "latent", {"strength": 1.07, **LEARNT}),
-    ("pneumonia", "latent", {"strength": 2.22, "privacy_weight": 1.69, **LEARNT}),
+    ("blood", "latent_autoencoder", {"strength": 1.07, **LEARNT}),
+    ("pneumonia", "latent_autoencoder", {"strength": 2.22, "privacy_weight": 1.69, **LEARNT}),
 )
 
 

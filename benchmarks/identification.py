@@ -27,7 +27,7 @@ from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.scoring import Gallery
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import target_model
-from fedveil.defense import Defense, DefenseContext, LatentPerturbation, PixelNoise
+from fedveil.defense import Defense, DefenseContext, LatentAutoencoder, PixelNoise
 from fedveil.defense.base import PreparedDefense
 from fedveil.fl.data import load_data
 from fedveil.fl.data.images import Images
@@ -41,7 +41,7 @@ SIZES = {"public": 400, "auxiliary": 1800, "client": 1100}
 GALLERY = 1000
 TIMES = (1, 4)
 DEFENSES: dict[str, Defense[Any]] = {
-    "latent 1.68": LatentPerturbation(strength=1.68, privacy_weight=1.75, steps=150, client_steps=40),
+    "latent_autoencoder 1.68": LatentAutoencoder(strength=1.68, privacy_weight=1.75, steps=150, client_steps=40),
     **{f"pixel_noise {strength}": PixelNoise(strength=strength) for strength in (0.2, 0.4, 0.6)},
 }
 

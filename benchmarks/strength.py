@@ -21,7 +21,7 @@ DEFENSES: tuple[dict[str, Any], ...] = (
     {"name": "none"},
     {"name": "pixel_noise", "strength": 0.2},
     {"name": "latent_noise", "strength": 1.2},
-    {"name": "latent", "strength": 1.68, "privacy_weight": 1.75, "steps": 150, "client_steps": 40},
+    {"name": "latent_autoencoder", "strength": 1.68, "privacy_weight": 1.75, "steps": 150, "client_steps": 40},
     {"name": "top_k", "keep": 0.05},
     {"name": "update_noise", "strength": 0.01},
 )

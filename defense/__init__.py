@@ -1,7 +1,7 @@
 """Defences: what a client does to its data, its loss, its update or its output before anything leaves it."""
 
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
-from fedveil.defense.latent import LatentPerturbation
+from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.stack import Stack
 from fedveil.defense.top_k import TopK
@@ -11,8 +11,8 @@ __all__ = [
     "DEFENSES",
     "Defense",
     "DefenseContext",
+    "LatentAutoencoder",
     "LatentNoise",
-    "LatentPerturbation",
     "NoDefense",
     "PixelNoise",
     "PreparedDefense",

@@ -73,7 +73,7 @@ class LatentNoise(Defense[Autoencoder]):
 
     Attributes:
         strength: rho, at least 0, relative to the latent's root mean square, as in
-            `fedveil.defense.latent.LatentPerturbation`.
+            `fedveil.defense.latent_autoencoder.LatentAutoencoder`.
         public_steps: Adam steps on public images for the autoencoder, at least 1.
     """
 

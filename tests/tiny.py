@@ -50,7 +50,7 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
     return raw
 
 
-TINY_LATENT = {"name": "latent", "steps": 2, "client_steps": 1, "public_steps": 2}
+TINY_LATENT = {"name": "latent_autoencoder", "steps": 2, "client_steps": 1, "public_steps": 2}
 
 PLUGIN = '''
 from dataclasses import dataclass

@@ -15,8 +15,8 @@ from fedveil.defense import (
     DEFENSES,
     Defense,
     DefenseContext,
+    LatentAutoencoder,
     LatentNoise,
-    LatentPerturbation,
     NoDefense,
     PixelNoise,
     Stack,
@@ -36,7 +36,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
     (
-        LatentPerturbation(
+        LatentAutoencoder(
             strength=0.5,
             privacy_weight=2.0,
             utility_weight=3.0,
@@ -63,7 +63,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
 
 
 def test_the_registry_holds_each_defence_under_its_own_name() -> None:
-    assert list(DEFENSES) == ["latent", "latent_noise", "none", "pixel_noise", "top_k", "update_noise"]
+    assert list(DEFENSES) == ["latent_autoencoder", "latent_noise", "none", "pixel_noise", "top_k", "update_noise"]
     assert all(DEFENSES[name].name == name for name in DEFENSES)
     assert {type(d) for d, _ in OTHER_THAN_DEFAULT} == {DEFENSES[name] for name in DEFENSES}
 
@@ -94,16 +94,16 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: TopK(keep=0), "top_k: keep is 0; it has to be above 0 and at most 1"),
     (lambda: TopK(keep=1.01), "top_k: keep"),
     (lambda: TopK(keep=math.nan), "top_k: keep"),
-    (lambda: LatentPerturbation(strength=0), "latent: strength is 0; it has to be above 0"),
-    (lambda: LatentPerturbation(strength=math.nan), "latent: strength"),
-    (lambda: LatentPerturbation(privacy_weight=-1), "latent: privacy_weight is -1; it has to be at least 0"),
-    (lambda: LatentPerturbation(utility_weight=math.inf), "latent: utility_weight"),
-    (lambda: LatentPerturbation(error_cap=0), "latent: error_cap is 0; it has to be above 0"),
-    (lambda: LatentPerturbation(adversary_steps=0), "latent: adversary_steps"),
-    (lambda: LatentPerturbation(steps=0), "latent: steps"),
-    (lambda: LatentPerturbation(client_steps=-1), "latent: client_steps"),
-    (lambda: LatentPerturbation(public_steps=0), "latent: public_steps"),
-    (lambda: LatentPerturbation(scope="world"), "latent: scope is 'world'; allowed: client, public"),  # type: ignore[arg-type]
+    (lambda: LatentAutoencoder(strength=0), "latent_autoencoder: strength is 0; it has to be above 0"),
+    (lambda: LatentAutoencoder(strength=math.nan), "latent_autoencoder: strength"),
+    (lambda: LatentAutoencoder(privacy_weight=-1), "latent_autoencoder: privacy_weight is -1; it has to be at least 0"),
+    (lambda: LatentAutoencoder(utility_weight=math.inf), "latent_autoencoder: utility_weight"),
+    (lambda: LatentAutoencoder(error_cap=0), "latent_autoencoder: error_cap is 0; it has to be above 0"),
+    (lambda: LatentAutoencoder(adversary_steps=0), "latent_autoencoder: adversary_steps"),
+    (lambda: LatentAutoencoder(steps=0), "latent_autoencoder: steps"),
+    (lambda: LatentAutoencoder(client_steps=-1), "latent_autoencoder: client_steps"),
+    (lambda: LatentAutoencoder(public_steps=0), "latent_autoencoder: public_steps"),
+    (lambda: LatentAutoencoder(scope="world"), "latent_autoencoder: scope is 'world'; allowed: client, public"),  # type: ignore[arg-type]
 ]
 
 
@@ -120,7 +120,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         LatentNoise(strength=0),
         UpdateNoise(strength=0),
         TopK(keep=1),
-        LatentPerturbation(privacy_weight=0, utility_weight=0, client_steps=0),
+        LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
     ],
     ids=repr,
 )
@@ -134,7 +134,7 @@ QUICK: list[Defense[Any]] = [
     LatentNoise(public_steps=2),
     UpdateNoise(strength=0.5),
     TopK(keep=0.25),
-    LatentPerturbation(steps=1, client_steps=1, public_steps=2),
+    LatentAutoencoder(steps=1, client_steps=1, public_steps=2),
     Stack(parts=(LatentNoise(public_steps=2), TopK(keep=0.25))),
 ]
 

@@ -10,8 +10,8 @@ import torch
 from fedveil.defense import (
     Defense,
     DefenseContext,
+    LatentAutoencoder,
     LatentNoise,
-    LatentPerturbation,
     PixelNoise,
     PreparedDefense,
     Stack,
@@ -21,8 +21,8 @@ from fedveil.fl.data.images import Images
 DEFENCES: list[Defense[Any]] = [
     PixelNoise(strength=0.3),
     LatentNoise(strength=0.7, public_steps=3),
-    LatentPerturbation(steps=2, client_steps=1, public_steps=3),
-    LatentPerturbation(steps=2, scope="public", public_steps=3),
+    LatentAutoencoder(steps=2, client_steps=1, public_steps=3),
+    LatentAutoencoder(steps=2, scope="public", public_steps=3),
     Stack(parts=(LatentNoise(strength=0.7, public_steps=3), PixelNoise(strength=0.1))),
 ]
 

@@ -69,7 +69,7 @@ def test_the_code_in_a_key_is_this_floor_and_the_one_that_trains(monkeypatch: py
     monkeypatch.setattr("fedveil.fl.cache.sources", lambda folder: folder.name)
     _versions.cache_clear()
     assert _versions("fedveil.fl.cache") == (torch.__version__, "fl")
-    assert _versions("fedveil.defense.latent") == (torch.__version__, "fl", "defense")
+    assert _versions("fedveil.defense.latent_autoencoder") == (torch.__version__, "fl", "defense")
     _versions.cache_clear()
 
 

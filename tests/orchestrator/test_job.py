@@ -33,7 +33,7 @@ CUT_DOWN = [
     ),
     "resources.workers=1",
     "resources.cpus_per_worker=0.5",
-    "search.panel=[{defense: {name: latent, steps: 2, client_steps: 1, public_steps: 2}}, {defense: darken}]",
+    "search.panel=[{defense: {name: latent_autoencoder, steps: 2, client_steps: 1, public_steps: 2}}, {defense: darken}]",
 ]
 
 
@@ -126,5 +126,5 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3
     trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert {run.data.params["defense.name"] for run in trials} == {"latent", "darken"}
+    assert {run.data.params["defense.name"] for run in trials} == {"latent_autoencoder", "darken"}
     assert all({"privacy/mse", "attack/grey/mse"} <= run.data.metrics.keys() for run in trials)

@@ -28,7 +28,7 @@ from fedveil.attacks.audit.api import audit
 from fedveil.attacks.audit.capture import client_update
 from fedveil.attacks.scoring import Judge, train_judge
 from fedveil.attacks.strongest import Strongest
-from fedveil.defense import Defense, DefenseContext, LatentPerturbation, PixelNoise, TopK
+from fedveil.defense import Defense, DefenseContext, LatentAutoencoder, PixelNoise, TopK
 from fedveil.fl.data import Images, load_data
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction
@@ -42,7 +42,7 @@ QUICK = InverseTraining(steps=2, batch_size=8, width=4)
 PLAIN = InvertingGradients(steps=1)
 MODULES = AdaptiveModules(inversion=InvertingGradients(steps=2), inverse=QUICK)
 ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=2), inverse=QUICK)
-LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
+LATENT = LatentAutoencoder(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 
 Blobs = Callable[..., Images]
 
@@ -239,10 +239,10 @@ def test_what_was_trained_on_is_known_where_no_defence_changes_images(blobs: Blo
     victim, auxiliary = blobs(1, 1, side=12), blobs(12, 2, side=12)
     sent = gradient(victim)
     known = {}
-    for name, defense in {"none": None, "top_k": TopK(), "noise": PixelNoise(), "latent": LATENT}.items():
+    for name, defense in {"none": None, "top_k": TopK(), "noise": PixelNoise(), "latent_autoencoder": LATENT}.items():
         report = audit(model(), sent, images=victim, auxiliary=auxiliary, defense=defense, attacks=[PLAIN])
         known[name] = report.trained is not None
-    assert known == {"none": True, "top_k": True, "noise": False, "latent": False}
+    assert known == {"none": True, "top_k": True, "noise": False, "latent_autoencoder": False}
     trained = (victim.floats() + 0.1).clamp(0, 1)
     report = audit(model(), sent, images=victim, trained_images=trained, defense=PixelNoise(), attacks=[PLAIN])
     assert report.records[0].trained_mse == pytest.approx(float((trained - victim.floats()).square().mean()), rel=1e-4)

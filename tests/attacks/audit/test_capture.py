@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import fedveil.attacks.audit.capture as module
 from fedveil.attacks.audit.capture import capture, client_update, together
 from fedveil.attacks.scoring.victims import VictimBatch
-from fedveil.defense import Defense, DefenseContext, LatentPerturbation, NoDefense, PixelNoise, TopK, UpdateNoise
+from fedveil.defense import Defense, DefenseContext, LatentAutoencoder, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
@@ -22,7 +22,7 @@ from fedveil.fl.training import LocalTraining, load_exchanged, local_update
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 TRAINING = LocalTraining(UpdateKind.DELTA, epochs=9, batch_size=4, learning_rate=0.05)
-LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
+LATENT = LatentAutoencoder(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 DEFENSES: list[Defense[Any]] = [NoDefense(), PixelNoise(), TopK(), UpdateNoise(), LATENT]
 
 Blobs = Callable[..., Images]

@@ -28,7 +28,7 @@ from fedveil.attacks.audit.updates import Attacker, audit_updates
 from fedveil.attacks.scoring import ClassMeanGuess, Gallery, Judge, Scorer, train_judge
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import target_model
-from fedveil.defense import Defense, DefenseContext, LatentPerturbation, NoDefense, PixelNoise, TopK, UpdateNoise
+from fedveil.defense import Defense, DefenseContext, LatentAutoencoder, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import PreparedDefense, TrainedOn
 from fedveil.defense.stack import Stack
 from fedveil.fl.data.images import Images
@@ -46,7 +46,7 @@ INVERSION = InvertingGradients(steps=1)
 ADAPTIVE = Adaptive(inversion=InvertingGradients(steps=1), inverse=QUICK)
 MODULES = AdaptiveModules(inversion=InvertingGradients(steps=1), inverse=QUICK)
 BOUND = TrainedImages(inverse=QUICK)
-LATENT = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
+LATENT = LatentAutoencoder(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
 DEFENSES: list[Defense[Any]] = [NoDefense(), PixelNoise(), TopK(), UpdateNoise(), LATENT]
 
 Blobs = Callable[..., Images]
@@ -241,7 +241,7 @@ def test_every_record_has_its_yardsticks_and_threat_model(defense: Defense[Any],
         assert all(math.isfinite(score) for score in (*scores, record.ssim))
         assert record.baseline_mse > 0
         assert record.label_recovered
-        assert (record.trained_mse > 0) == (defense.name in ("pixel_noise", "latent"))
+        assert (record.trained_mse > 0) == (defense.name in ("pixel_noise", "latent_autoencoder"))
         # Only the plain inversion looks for what was trained on, and no image explains an update that the defence changed.
         plain = record.attack == "inverting_gradients" and defense.name not in ("top_k", "update_noise")
         assert (record.misfit is not None and 0 <= record.misfit <= 2) == plain

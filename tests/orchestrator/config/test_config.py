@@ -17,7 +17,7 @@ experiment: pneumonia-minimax
 data: {name: pneumoniamnist, partition: {kind: dirichlet, alpha: 0.5}}
 model: {name: convnet}
 fl: {clients: 10, rounds: 20, local_epochs: 1, batch_size: 32, strategy: fedavg}
-defense: {name: latent, strength: 1.0, privacy_weight: 1.0, utility_weight: 1.0}
+defense: {name: latent_autoencoder, strength: 1.0, privacy_weight: 1.0, utility_weight: 1.0}
 audit: {rounds: [0, 1, middle, last], victims: 64, batch_size: 1, attacks: [inverting_gradients, adaptive]}
 search:
   space: {defense.strength: {loguniform: [0.1, 4]}, defense.privacy_weight: {loguniform: [0.1, 10]}}
@@ -31,7 +31,7 @@ FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 LATENT_KEYS = (
     "adversary_steps, client_steps, error_cap, privacy_weight, public_steps, scope, steps, strength, utility_weight"
 )
-DEFENSE_NAMES = "latent, latent_noise, none, pixel_noise, top_k, update_noise"
+DEFENSE_NAMES = "latent_autoencoder, latent_noise, none, pixel_noise, top_k, update_noise"
 NAME_RULE = "allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first"
 DEFENSE_RULE = "allowed: a name, {name: NAME, option: value}, or a list of these"
 
@@ -41,7 +41,7 @@ def test_the_example_of_the_design_is_valid_as_it_stands(tmp_path: Path) -> None
     file.write_text(DESIGN, encoding="utf-8")
     experiment, raw = load_experiment(file)
     assert experiment.experiment == "pneumonia-minimax"
-    assert repr(experiment.build_defense()).startswith("LatentPerturbation(strength=1.0, privacy_weight=1.0")
+    assert repr(experiment.build_defense()).startswith("LatentAutoencoder(strength=1.0, privacy_weight=1.0")
     assert repr(experiment.data.build_partition()) == "Dirichlet(alpha=0.5, min_size=2)"
     assert [attack.name for attack in experiment.audit.build_attacks()] == [
         "baseline",
@@ -116,8 +116,11 @@ def test_the_example_of_the_design_is_valid_as_it_stands(tmp_path: Path) -> None
         ("search: {space: {a: {grid: 3}}}", "search.space.a.grid: given 3; allowed: a list such as [a, b]"),
         ("defense: 3", f"defense: given 3; {DEFENSE_RULE}"),
         ("defense:", f"defense: given nothing; {DEFENSE_RULE}"),
-        ("defense: [[latent]]", f"defense: given [['latent']]; {DEFENSE_RULE}"),
-        ("defense: {name: latent, 3: 2}", f"defense: given {{'name': 'latent', 3: 2}}; {DEFENSE_RULE}"),
+        ("defense: [[latent_autoencoder]]", f"defense: given [['latent_autoencoder']]; {DEFENSE_RULE}"),
+        (
+            "defense: {name: latent_autoencoder, 3: 2}",
+            f"defense: given {{'name': 'latent_autoencoder', 3: 2}}; {DEFENSE_RULE}",
+        ),
         ("fl: {strategy: [fedavg]}", "fl.strategy: given ['fedavg']; allowed: a name or {name: NAME, option: value}"),
         ("data: {partition: 3}", "data.partition: given 3; allowed: a name or {kind: NAME, option: value}"),
     ],
@@ -151,15 +154,30 @@ def test_other_names(tmp_path: Path) -> None:
         ("defense: []", "defense: the list is empty; 'none' is the undefended client"),
         ("defense: {name: top_k, strength: 1}", "defense.strength: unknown key; allowed: keep"),
         ("defense: {name: none, strength: 1}", "defense.strength: unknown key; allowed: none"),
-        ("defense: [none, {name: latent, k: 2}]", f"defense.1.k: unknown key; allowed: {LATENT_KEYS}"),
-        ("defense: {name: latent, public_models: 1}", f"defense.public_models: unknown key; allowed: {LATENT_KEYS}"),
-        ('defense: {name: latent, strength: "1"}', "defense.strength: given '1'; allowed: a number"),
-        ("defense: {name: latent, strength: true}", "defense.strength: given true; allowed: a number"),
-        ("defense: {name: latent, strength: .nan}", "defense.strength: given nan; allowed: a finite number"),
-        ("defense: {name: latent, strength: -1}", "defense.strength: given -1.0; it has to be above 0 and finite"),
-        ("defense: {name: latent, steps: 1.5}", "defense.steps: given 1.5; allowed: a whole number"),
-        ("defense: {name: latent, scope: both}", "defense.scope: given 'both'; allowed: 'client' or 'public'"),
-        ("defense: [latent, {name: top_k, keep: 2}]", "defense.1.keep: given 2.0; it has to be above 0 and at most 1"),
+        ("defense: [none, {name: latent_autoencoder, k: 2}]", f"defense.1.k: unknown key; allowed: {LATENT_KEYS}"),
+        (
+            "defense: {name: latent_autoencoder, public_models: 1}",
+            f"defense.public_models: unknown key; allowed: {LATENT_KEYS}",
+        ),
+        ('defense: {name: latent_autoencoder, strength: "1"}', "defense.strength: given '1'; allowed: a number"),
+        ("defense: {name: latent_autoencoder, strength: true}", "defense.strength: given true; allowed: a number"),
+        (
+            "defense: {name: latent_autoencoder, strength: .nan}",
+            "defense.strength: given nan; allowed: a finite number",
+        ),
+        (
+            "defense: {name: latent_autoencoder, strength: -1}",
+            "defense.strength: given -1.0; it has to be above 0 and finite",
+        ),
+        ("defense: {name: latent_autoencoder, steps: 1.5}", "defense.steps: given 1.5; allowed: a whole number"),
+        (
+            "defense: {name: latent_autoencoder, scope: both}",
+            "defense.scope: given 'both'; allowed: 'client' or 'public'",
+        ),
+        (
+            "defense: [latent_autoencoder, {name: top_k, keep: 2}]",
+            "defense.1.keep: given 2.0; it has to be above 0 and at most 1",
+        ),
         (
             "fl: {strategy: foo}",
             "fl.strategy.name: given 'foo'; allowed: fedadam, fedavg, fedprox, fedsgd, krum, median",
@@ -276,13 +294,16 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
         ("fl: {client_chunks: 1}", "resources.workers: given 2; a round is cut into 1 piece(s)"),
         ("resources: {gpus_per_worker: 1.5}", "resources.gpus_per_worker: given 1.5; above 1 it has to be a whole"),
         ("model: {name: lenet, norm: batch}", "model.norm: given 'batch'; model lenet allows: none"),
-        ("defense: [none, latent]", "defense.0: given 'none' in a list of 2; 'none' is the undefended client, alone"),
         (
-            "defense: [top_k, {name: latent, scope: public, client_steps: 9}]",
+            "defense: [none, latent_autoencoder]",
+            "defense.0: given 'none' in a list of 2; 'none' is the undefended client, alone",
+        ),
+        (
+            "defense: [top_k, {name: latent_autoencoder, scope: public, client_steps: 9}]",
             "defense.1.client_steps: given 9; with scope public nothing is trained at the clients",
         ),
         (
-            "defense: latent\nsearch: {panel: [{}, {defense.scope: public, defense.client_steps: 9}]}",
+            "defense: latent_autoencoder\nsearch: {panel: [{}, {defense.scope: public, defense.client_steps: 9}]}",
             "search.panel.1: defense.client_steps: given 9; with scope public",
         ),
     ],
@@ -301,7 +322,7 @@ def test_labels_are_recovered_for_every_batch_size(size: int, tmp_path: Path) ->
 
 
 def test_a_setting_that_some_trials_read_is_no_mistake(tmp_path: Path) -> None:
-    text = "defense: {name: latent, client_steps: 9}\nsearch: {space: {defense.scope: {grid: [client, public]}}}"
+    text = "defense: {name: latent_autoencoder, client_steps: 9}\nsearch: {space: {defense.scope: {grid: [client, public]}}}"
     (tmp_path / "e.yaml").write_text(f"experiment: x\n{text}\n", encoding="utf-8")
     experiment, raw = load_experiment(tmp_path / "e.yaml")
     assert experiment.search is not None

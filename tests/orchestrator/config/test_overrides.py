@@ -30,7 +30,7 @@ FL_KEYS = ", ".join(sorted(FLSection.model_fields))
         (["seed.x=3"], "seed.x: 'seed' is a value, not a section"),
         (["experiment.x=3"], "experiment.x: 'experiment' is a value, not a section"),
         (
-            ["defense=[latent, top_k]", "defense.keep=1"],
+            ["defense=[latent_autoencoder, top_k]", "defense.keep=1"],
             "defense.keep: 'defense' is a list of 2; override it as a whole",
         ),
         (["defense=3", "defense.keep=1"], "defense.keep: 'defense' is a value, not a section"),
@@ -51,7 +51,7 @@ def test_overrides(tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text("experiment: x\nfl: {strategy: fedavg}\n", encoding="utf-8")
     overrides = [
-        "defense=latent",
+        "defense=latent_autoencoder",
         "defense.strength=2",
         "fl.strategy=fedprox",
         "fl.strategy.mu=1e-2",
@@ -64,7 +64,7 @@ def test_overrides(tmp_path: Path) -> None:
         "search.panel=[{defense: none}]",
     ]
     experiment, raw = load_experiment(file, overrides)
-    assert raw["defense"] == {"name": "latent", "strength": 2}
+    assert raw["defense"] == {"name": "latent_autoencoder", "strength": 2}
     assert repr(experiment.fl.build_strategy()) == "FedProx(server_lr=1.0, mu=0.01)"
     assert repr(experiment.data.build_partition()) == "Dirichlet(alpha=0.1, min_size=2)"
     assert experiment.audit.round_numbers(experiment.fl.rounds) == [0, 6]
@@ -75,9 +75,9 @@ def test_overrides(tmp_path: Path) -> None:
 
 
 def test_an_override_reaches_into_a_list_of_one_defence() -> None:
-    raw: dict[str, Any] = {"defense": ["latent"]}
+    raw: dict[str, Any] = {"defense": ["latent_autoencoder"]}
     set_key(raw, "defense.strength", 2.0)
-    assert raw == {"defense": {"name": "latent", "strength": 2.0}}
+    assert raw == {"defense": {"name": "latent_autoencoder", "strength": 2.0}}
 
 
 def test_an_override_leaves_what_an_alias_shares_alone() -> None:
@@ -92,7 +92,7 @@ def test_a_whole_section_as_an_override_is_merged_and_what_has_options_is_replac
         "fl": {"rounds": 3, "clients": 5, "strategy": {"name": "fedprox", "mu": 0.5}},
         "data": {"size": 32, "partition": {"kind": "dirichlet", "alpha": 0.5}},
         "audit": {"victims": 8, "attacks": [{"name": "adaptive", "inverse": {"steps": 5}}]},
-        "defense": {"name": "latent", "strength": 2.0},
+        "defense": {"name": "latent_autoencoder", "strength": 2.0},
     }
     varied = with_overrides(
         raw,
@@ -100,7 +100,7 @@ def test_a_whole_section_as_an_override_is_merged_and_what_has_options_is_replac
             "fl": {"clients": 3, "strategy": {"name": "fedavgm"}},
             "data": {"partition": {"kind": "iid"}},
             "audit": {"attacks": ["adaptive"]},
-            "defense": {"name": "latent"},
+            "defense": {"name": "latent_autoencoder"},
             "model": {"width": 4},
             "fl.rounds": 4,
         },
@@ -110,7 +110,7 @@ def test_a_whole_section_as_an_override_is_merged_and_what_has_options_is_replac
         "fl": {"rounds": 4, "clients": 3, "strategy": {"name": "fedavgm"}},
         "data": {"size": 32, "partition": {"kind": "iid"}},
         "audit": {"victims": 8, "attacks": ["adaptive"]},
-        "defense": {"name": "latent"},
+        "defense": {"name": "latent_autoencoder"},
         "model": {"width": 4},
     }
     assert raw["fl"]["clients"] == 5
@@ -130,6 +130,10 @@ def test_a_section_set_on_the_command_line_keeps_the_files_other_keys(tmp_path: 
 
 def test_variants_leave_the_original_alone_and_take_sections_before_keys() -> None:
     raw = {"experiment": "x", "defense": {"name": "top_k", "keep": 0.5}, "fl": {"rounds": 3}}
-    varied = with_overrides(raw, {"defense.strength": 2.0, "defense": "latent", "fl.rounds": 4})
-    assert varied == {"experiment": "x", "defense": {"name": "latent", "strength": 2.0}, "fl": {"rounds": 4}}
+    varied = with_overrides(raw, {"defense.strength": 2.0, "defense": "latent_autoencoder", "fl.rounds": 4})
+    assert varied == {
+        "experiment": "x",
+        "defense": {"name": "latent_autoencoder", "strength": 2.0},
+        "fl": {"rounds": 4},
+    }
     assert raw == {"experiment": "x", "defense": {"name": "top_k", "keep": 0.5}, "fl": {"rounds": 3}}

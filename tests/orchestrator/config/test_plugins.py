@@ -157,7 +157,10 @@ def test_entry_points_are_always_loaded(tmp_path: Path, monkeypatch: pytest.Monk
         ("raise ValueError('two\\nlines')", "./bad.py: ValueError: two lines (line 1)"),
         ("import sys\nsys.exit(3)", "./bad.py: SystemExit: 3 (line 2)"),
         ("def f(:", "./bad.py: SyntaxError: invalid syntax (bad.py, line 1)"),
-        (BLUR.replace("test_blur", "latent"), "./bad.py: defense 'latent' is registered twice (line 6)"),
+        (
+            BLUR.replace("test_blur", "latent_autoencoder"),
+            "./bad.py: defense 'latent_autoencoder' is registered twice (line 6)",
+        ),
     ],
 )
 def test_one_that_fails_is_one_line_and_leaves_nothing_behind(text: str, line: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ LATENT_KEYS = (
 
 
 def search(text: str) -> str:
-    return f"experiment: x\ndefense: latent\nsearch: {{{text}}}\n"
+    return f"experiment: x\ndefense: latent_autoencoder\nsearch: {{{text}}}\n"
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,10 @@ def test_a_sweep_runs_panel_and_search_and_names_its_trials(swept: Swept) -> Non
     assert {"none", "pixel_noise_strength=0.3", "none_learning_rate=1e+30", "darken_strength=0.25_victims=2"} < set(
         rows
     )
-    assert sum(row.defense == "latent" for row in rows.values()) == 2
-    assert all(0.5 <= row.strength <= 2 for row in rows.values() if row.defense == "latent" and row.strength)
+    assert sum(row.defense == "latent_autoencoder" for row in rows.values()) == 2
+    assert all(
+        0.5 <= row.strength <= 2 for row in rows.values() if row.defense == "latent_autoencoder" and row.strength
+    )
     for words in ("preparing", "audit of round 0", "round 2/2", "done: accuracy"):
         assert words in screen
     finished = [row for row in rows.values() if row.finished]
@@ -113,7 +115,7 @@ def test_the_record_has_a_parent_and_children_with_status_names_and_artifacts(
         assert len(client.get_metric_history(run.info.run_id, "privacy/mse")) == 1
         names = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert {"experiment.yaml", "privacy_records.json", "images"} <= names
-        if run.data.params["defense.name"] == "latent":
+        if run.data.params["defense.name"] == "latent_autoencoder":
             assert run.data.metrics["swept/defense.strength"] == float(run.data.params["defense.strength"])
 
 

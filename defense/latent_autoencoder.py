@@ -32,7 +32,7 @@ from fedveil.fl.errors import FedveilError
 
 
 @dataclass(frozen=True)
-class LatentPublic:
+class MinimaxPublic:
     """What the latent perturbation learns once, from public images alone.
 
     Attributes:
@@ -47,7 +47,7 @@ class LatentPublic:
 
 
 @dataclass(frozen=True)
-class PreparedLatent(PreparedDefense):
+class PreparedMinimax(PreparedDefense):
     """The latent perturbation at work with one client.
 
     Attributes:
@@ -75,9 +75,9 @@ class PreparedLatent(PreparedDefense):
         return self.outcome.diagnostics()
 
 
-@DEFENSES.register("latent")
+@DEFENSES.register("latent_autoencoder")
 @dataclass(frozen=True, kw_only=True)
-class LatentPerturbation(Defense[LatentPublic]):
+class LatentAutoencoder(Defense[MinimaxPublic]):
     """Perturb the latent of an autoencoder in a learnt direction with learnt noise, and train only on the decoded image.
 
     Our reading of Jiang, Firouzi and Chakrabarty 2025 (arXiv 2503.16542); see docs/method.md.
@@ -110,7 +110,7 @@ class LatentPerturbation(Defense[LatentPublic]):
 
     def __post_init__(self) -> None:
         at_least(
-            "latent",
+            "latent_autoencoder",
             privacy_weight=(self.privacy_weight, 0),
             utility_weight=(self.utility_weight, 0),
             adversary_steps=(self.adversary_steps, 1),
@@ -118,9 +118,9 @@ class LatentPerturbation(Defense[LatentPublic]):
             client_steps=(self.client_steps, 0),
             public_steps=(self.public_steps, 1),
         )
-        above_zero("latent", strength=self.strength, error_cap=self.error_cap)
+        above_zero("latent_autoencoder", strength=self.strength, error_cap=self.error_cap)
         if self.scope not in ("client", "public"):
-            raise FedveilError(f"latent: scope is {self.scope!r}; allowed: client, public")
+            raise FedveilError(f"latent_autoencoder: scope is {self.scope!r}; allowed: client, public")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -138,21 +138,21 @@ class LatentPerturbation(Defense[LatentPublic]):
             adversary_steps=self.adversary_steps,
         )
 
-    def pretrain(self, context: DefenseContext) -> LatentPublic:
+    def pretrain(self, context: DefenseContext) -> MinimaxPublic:
         """Train the public models, and the minimax modules on public images."""
         models = train_public_models(context, steps=self.public_steps)
         start = init_modules(models, self.minimax, context.stream("modules"))
         modules, outcome = self._train(context.public, models, start, self.steps, context, "public")
-        return LatentPublic(models, modules, outcome)
+        return MinimaxPublic(models, modules, outcome)
 
     def prepare(
-        self, private: Images, context: DefenseContext, public: LatentPublic, *, client: int
+        self, private: Images, context: DefenseContext, public: MinimaxPublic, *, client: int
     ) -> PreparedDefense:
         """With ``scope: client``, go on with the client's own images; otherwise the public modules do."""
         modules, outcome = public.modules, public.outcome
         if self.scope == "client":
             modules, outcome = self._train(private, public.models, modules, self.client_steps, context, client)
-        return PreparedLatent(public.models.autoencoder, modules.defender, outcome)
+        return PreparedMinimax(public.models.autoencoder, modules.defender, outcome)
 
     def _train(
         self,

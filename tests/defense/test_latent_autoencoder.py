@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.defense import DefenseContext, LatentPerturbation, TrainedOn
-from fedveil.defense.latent import LatentPublic, PreparedLatent
+from fedveil.defense import DefenseContext, LatentAutoencoder, TrainedOn
+from fedveil.defense.latent_autoencoder import MinimaxPublic, PreparedMinimax
 from fedveil.defense.minimax import init_modules, train_minimax
 from fedveil.defense.outcome import hold_out, measure
 from fedveil.fl.data.images import Images
 from fedveil.fl.models import ModelSpec
 
-QUICK = LatentPerturbation(steps=2, client_steps=2, public_steps=3)
+QUICK = LatentAutoencoder(steps=2, client_steps=2, public_steps=3)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -27,19 +27,24 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 
 
 @pytest.fixture(scope="module")
-def learnt(context: DefenseContext) -> LatentPublic:
+def learnt(context: DefenseContext) -> MinimaxPublic:
     return QUICK.pretrain(context)
 
 
 def prepared(
-    private: Images, context: DefenseContext, public: LatentPublic, *, client: int, settings: LatentPerturbation = QUICK
-) -> PreparedLatent:
+    private: Images,
+    context: DefenseContext,
+    public: MinimaxPublic,
+    *,
+    client: int,
+    settings: LatentAutoencoder = QUICK,
+) -> PreparedMinimax:
     found = settings.prepare(private, context, public, client=client)
-    assert isinstance(found, PreparedLatent)
+    assert isinstance(found, PreparedMinimax)
     return found
 
 
-def test_pretraining_is_the_minimax_training_on_public_images(context: DefenseContext, learnt: LatentPublic) -> None:
+def test_pretraining_is_the_minimax_training_on_public_images(context: DefenseContext, learnt: MinimaxPublic) -> None:
     own = context.stream("minimax", "public")
     seen, held = hold_out(context.public, own)
     modules = train_minimax(
@@ -59,7 +64,7 @@ def test_pretraining_is_the_minimax_training_on_public_images(context: DefenseCo
 
 
 def test_a_client_goes_on_from_the_public_modules(
-    context: DefenseContext, learnt: LatentPublic, private: Images
+    context: DefenseContext, learnt: MinimaxPublic, private: Images
 ) -> None:
     settings = replace(QUICK, client_steps=0)
     still = prepared(private, context, learnt, client=0, settings=settings)
@@ -71,7 +76,7 @@ def test_a_client_goes_on_from_the_public_modules(
 
 
 def test_client_scope_keeps_modules_of_its_own_for_each_client(
-    context: DefenseContext, learnt: LatentPublic, private: Images
+    context: DefenseContext, learnt: MinimaxPublic, private: Images
 ) -> None:
     first, again, second = (prepared(private, context, learnt, client=client) for client in (0, 0, 1))
     assert same(first.defender, again.defender)
@@ -82,24 +87,24 @@ def test_client_scope_keeps_modules_of_its_own_for_each_client(
 
 
 def test_public_scope_gives_all_clients_the_same_modules(
-    context: DefenseContext, learnt: LatentPublic, private: Images
+    context: DefenseContext, learnt: MinimaxPublic, private: Images
 ) -> None:
     settings = replace(QUICK, scope="public")
     clients = [
         prepared(private.take(torch.arange(10 * k, 10 * k + 10)), context, learnt, client=k, settings=settings)
         for k in range(3)
     ]
-    own = PreparedLatent(learnt.models.autoencoder, learnt.modules.defender, learnt.outcome)
+    own = PreparedMinimax(learnt.models.autoencoder, learnt.modules.defender, learnt.outcome)
     assert clients == [own, own, own]
     assert settings.trained_on is TrainedOn.PUBLIC
 
 
-def test_both_scopes_start_from_the_same_public_modules(context: DefenseContext, learnt: LatentPublic) -> None:
+def test_both_scopes_start_from_the_same_public_modules(context: DefenseContext, learnt: MinimaxPublic) -> None:
     public_scope = replace(QUICK, scope="public").pretrain(context)
     assert same(public_scope.modules.defender, learnt.modules.defender)
 
 
-def test_pretraining_is_reproducible_with_and_without_cache(context: DefenseContext, learnt: LatentPublic) -> None:
+def test_pretraining_is_reproducible_with_and_without_cache(context: DefenseContext, learnt: MinimaxPublic) -> None:
     without = QUICK.pretrain(replace(context, cache=None))
     assert same(learnt.modules.defender, without.modules.defender)
     assert learnt.outcome == without.outcome
@@ -108,7 +113,7 @@ def test_pretraining_is_reproducible_with_and_without_cache(context: DefenseCont
 
 @pytest.mark.parametrize("scope", ["client", "public"])
 def test_an_attacker_that_prepares_the_defence_on_its_own_images_gets_modules_of_its_own_where_clients_do(
-    scope: Literal["client", "public"], context: DefenseContext, learnt: LatentPublic, private: Images
+    scope: Literal["client", "public"], context: DefenseContext, learnt: MinimaxPublic, private: Images
 ) -> None:
     settings = replace(QUICK, scope=scope)
     client = prepared(private.take(torch.arange(40)), context, learnt, client=0, settings=settings)
@@ -121,10 +126,10 @@ def test_an_attacker_that_prepares_the_defence_on_its_own_images_gets_modules_of
 
 
 def test_a_prepared_defence_shows_how_it_was_learnt_and_no_weights(
-    context: DefenseContext, learnt: LatentPublic, private: Images
+    context: DefenseContext, learnt: MinimaxPublic, private: Images
 ) -> None:
     client = prepared(private, context, learnt, client=0)
-    assert repr(client) == f"PreparedLatent(outcome={client.outcome!r})"
+    assert repr(client) == f"PreparedMinimax(outcome={client.outcome!r})"
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 30), (3, 33, 47)])
@@ -132,7 +137,7 @@ def test_odd_sizes_and_colours_go_through_the_whole_defence(shape: tuple[int, in
     pixels = torch.randint(256, (8, *shape), generator=stream(), dtype=torch.uint8)
     images = Images(pixels, torch.arange(8) % 2)
     context = DefenseContext(images, ModelSpec("convnet", shape, 2, width=4), torch.device("cpu"), seed=0)
-    tiny = LatentPerturbation(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
+    tiny = LatentAutoencoder(steps=1, client_steps=1, public_steps=1, adversary_steps=1)
     prepared = tiny.prepare(images, context, tiny.pretrain(context), client=0)
     found = prepared.data(images.floats(), None, stream())
     assert found.shape == (8, *shape)
