@@ -75,11 +75,30 @@ def free_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-_GROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+@dataclass(frozen=True)
+class _Group:
+    """Where a version of control groups says what is allowed and used, and how it calls cached files that nobody needs.
+
+    The system counts them as used, and gives them up before it refuses an allocation.
+    """
+
+    limit: Path
+    used: Path
+    parts: Path
+    cached: str
+
+
+_SECOND, _FIRST = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+_GROUPS: tuple[_Group, ...] = (
+    _Group(_SECOND / "memory.max", _SECOND / "memory.current", _SECOND / "memory.stat", "inactive_file"),
+    _Group(
+        _FIRST / "memory.limit_in_bytes",
+        _FIRST / "memory.usage_in_bytes",
+        _FIRST / "memory.stat",
+        "total_inactive_file",
+    ),
 )
-"""Where the second and the first version of control groups say what is allowed, and what is used."""
+"""The second and the first version."""
 
 
 def _available() -> int | None:
@@ -90,9 +109,17 @@ def _available() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _left_in_group(files: tuple[Path, Path]) -> int | None:
+def _left_in_group(group: _Group) -> int | None:
     try:
-        limit, used = (int(file.read_text(encoding="ascii")) for file in files)
+        limit, used = (int(file.read_text(encoding="ascii")) for file in (group.limit, group.used))
     except (OSError, ValueError):
         return None  # no such group, or no limit
-    return max(0, limit - used)
+    return max(0, limit - max(0, used - _cached(group)))
+
+
+def _cached(group: _Group) -> int:
+    try:
+        lines = [line.split() for line in group.parts.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return 0
+    return next((int(line[1]) for line in lines if line[:1] == [group.cached]), 0)
