@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.matching.attack import GradientMatching, Visible
+from fedveil.attacks.matching.attack import GradientMatching, Visible, problem_of
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.matching.yardstick import misfit
 from fedveil.attacks.target.smoothness import is_smooth
-from fedveil.defense.base import at_least
+from fedveil.defense.base import at_least, whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 
@@ -61,8 +63,9 @@ class Strongest(Attack):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(self.name, steps=(self.steps, 20), smoothness=(self.smoothness, 0))
-        at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
+        whole(self.name, steps=(self.steps, 20))
+        at_least(self.name, smoothness=(self.smoothness, 0))
+        whole(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
         if isinstance(self.contenders, str):
             raise FedveilError(f"{self.name}: contenders is {self.contenders!r}; it has to be a list of names")
         object.__setattr__(self, "contenders", tuple(self.contenders))
@@ -100,7 +103,7 @@ class Strongest(Attack):
             else:
                 with suppress(FedveilError):  # an update may lack what it solves for; the searches go on
                     contest.enter(attack, attack(observations, knowledge))
-        contest.run(_fit(searches, knowledge), self.steps)
+        contest.run(_fit(searches, observations[0], knowledge), self.steps)
         if not all(contest.results()):
             raise FedveilError(f"{self.name}: none of {', '.join(self.contenders)} can take these updates")
         best = [min(own, key=lambda found: found.loss) for own in contest.results()]
@@ -176,7 +179,10 @@ def _ready(attack: Attack, knowledge: Knowledge) -> bool:
     return not knowledge.threat_model.lacks(attack.needs) and attack.applies(knowledge)
 
 
-def _fit(searches: Sequence[GradientMatching], knowledge: Knowledge) -> list[GradientMatching]:
-    """Those that suit the network; all, if none does."""
-    kind = "smooth" if is_smooth(knowledge.model) else "bent"
+def _fit(
+    searches: Sequence[GradientMatching], observation: Observation, knowledge: Knowledge
+) -> list[GradientMatching]:
+    """Those that suit the network with the weights that were sent; all, if none does."""
+    problem = problem_of([observation], knowledge, [0.0], labels=torch.zeros((1, observation.batch_size)))
+    kind = "smooth" if is_smooth(problem.model, problem.weights) else "bent"
     return [one for one in searches if one.suits in ("all", kind)] or list(searches)

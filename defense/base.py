@@ -232,6 +232,18 @@ def at_least(defense: str, **settings: tuple[float, float]) -> None:
             raise SettingError(defense, key, value, f"it has to be at least {least:g} and finite")
 
 
+def whole(owner: str, **settings: tuple[int, int]) -> None:
+    """Check that each setting, given as (value, least), is a whole number and at least that.
+
+    Raises:
+        FedveilError: naming the first that is not.
+    """
+    for key, (value, _) in settings.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise SettingError(owner, key, value, f"it has to be a whole number, not {type(value).__name__}")
+    at_least(owner, **settings)
+
+
 def above_zero(defense: str, **settings: float) -> None:
     """Check that each setting is finite and above 0.
 

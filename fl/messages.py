@@ -163,6 +163,7 @@ class Reconstruction:
         classes: (B,) int64, what a classifier of the attacker's own reads, not told the labels either; None without one.
         likeness: forward matching: how to recognise the image behind each of ``images`` among candidates by passing these
             through the known defence. The attack never sees the candidates; None where it can't tell.
+        scale_guessed: the update hardly tells how bright the images are, and a prior has set it.
     """
 
     images: Tensor
@@ -171,6 +172,7 @@ class Reconstruction:
     blind: Tensor | None = None
     classes: Tensor | None = None
     likeness: Likeness | None = None
+    scale_guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ class PrivacyRecord:
         mse: mean squared error of the reconstruction against the original.
         psnr: of that error, in dB, at most 100.
         ssim: structural similarity against the original.
-        label_recovered: the attack used the true label, for this victim or, order aside, for another one of its batch.
+        label_recovered: the attack used the true label, for this victim or, order aside, for another one of its batch; None
+            where the true labels are not known.
         mse_to_perturbed: against the image that the client really trained on (did the attack itself work?); None where
             that image is not known.
         trained_mse: of the image that the client trained on, against the original (a perfect inversion's error).
@@ -222,7 +225,7 @@ class PrivacyRecord:
     mse: float
     psnr: float
     ssim: float
-    label_recovered: bool
+    label_recovered: bool | None
     mse_to_perturbed: float | None = None
     trained_mse: float | None = None
     baseline_mse: float | None = None

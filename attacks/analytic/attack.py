@@ -15,7 +15,7 @@ from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observatio
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.labels.pairing import paired
 from fedveil.attacks.matching.yardstick import misfit
-from fedveil.defense.base import at_least
+from fedveil.defense.base import whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 from fedveil.fl.seeding import torch_stream
@@ -58,7 +58,7 @@ class Analytic(Attack):
     starts: int = 2048
 
     def __post_init__(self) -> None:
-        at_least(self.name, starts=(self.starts, 1))
+        whole(self.name, starts=(self.starts, 1))
 
     def applies(self, knowledge: Knowledge) -> bool:
         """See `Attack.applies`."""

@@ -18,7 +18,16 @@ from fedveil.attacks.adaptive.preparation import (
 )
 from fedveil.attacks.audit.chosen import chosen_attacks
 from fedveil.attacks.audit.direction import check_directions
-from fedveil.attacks.audit.inputs import Labels, Pictures, Updates, as_floats, as_images, as_labels, as_updates
+from fedveil.attacks.audit.inputs import (
+    Labels,
+    Pictures,
+    Updates,
+    as_device,
+    as_floats,
+    as_images,
+    as_labels,
+    as_updates,
+)
 from fedveil.attacks.audit.observed import batch_size_of, observations_of, victims_of, with_draws
 from fedveil.attacks.audit.rates import with_likely_rates
 from fedveil.attacks.audit.report import AuditReport
@@ -109,13 +118,13 @@ def audit(
     if defense is not None and not isinstance(defense, Defense | PreparedDefense):
         raise FedveilError(f"defense: expected a defence such as fv.Defense's subclasses are, got {defense!r}")
     if image_shape is not None:
-        if len(image_shape) != 3:
+        if not isinstance(image_shape, list | tuple) or len(image_shape) != 3:
             raise FedveilError(f"image_shape: expected (C, H, W), got {image_shape!r}")
         channels, height, width = image_shape
         image_shape = (channels, height, width)
     if not any(True for _ in model.parameters()):
         raise FedveilError(f"model: {type(model).__name__} has no parameters")
-    place = torch.device(device) if device is not None else next(model.parameters()).device
+    place = next(model.parameters()).device if device is None else as_device(device)
     held = None if auxiliary is None else as_images("auxiliary", *_pair(auxiliary))
     target = _target(model, images, held, image_shape, mode, normalize)
     if held is not None:
@@ -276,7 +285,7 @@ def _scorer(
         others = (as_floats("gallery", gallery) * 255).round().to(torch.uint8)
         if others.shape[1:] != originals.shape[1:]:
             raise FedveilError(f"gallery: expected images of shape {target.image_shape}, got {tuple(others.shape[1:])}")
-    return build_scorer(
+    scorer = build_scorer(
         auxiliary,
         None if others is None else Gallery(torch.cat([originals, others])),
         classes=target.classes,
@@ -285,3 +294,4 @@ def _scorer(
         untouched=untouched if labelled else None,
         cache=None if cache is None else Path(cache),
     )
+    return replace(scorer, labels_true=labelled)

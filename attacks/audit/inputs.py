@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedveil.attacks.target.model import first_line
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
@@ -21,6 +22,20 @@ Labels: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[int]"
 
 Updates: TypeAlias = "ClientUpdate | Mapping[str, Any] | Sequence[Any]"
 """One update, or a list of several: see `fedveil.audit`."""
+
+
+def as_device(given: str | torch.device) -> torch.device:
+    """Return a device that computes here.
+
+    Raises:
+        FedveilError: there is no such device, or this machine has none.
+    """
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise FedveilError(f"device: {given!r} can't be used: {first_line(error)}; 'cpu' always can") from error
+    return device
 
 
 def as_floats(what: str, images: Any) -> Tensor:

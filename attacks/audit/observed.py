@@ -36,7 +36,8 @@ def observations_of(
         size: images behind each update.
 
     Raises:
-        FedveilError: a repeat holds another number of updates, or its model is another one.
+        FedveilError: a repeat holds another number of updates, its model is another one, or an update is of another
+            number of local steps than the first.
     """
     told = [None] * len(updates) if labels is None else labels.split(size)
     weights = _sent(model)
@@ -47,6 +48,8 @@ def observations_of(
             for number, (one, own) in enumerate(zip(sent, told, strict=True))
         ]
 
+    if not isinstance(repeats, list | tuple):
+        raise FedveilError(f"repeats: expected a list of what was sent at other times, got {repeats!r:.80}")
     times = [observed(updates, weights)]
     for number, given in enumerate(repeats):
         at, then, sent = model, weights, given
@@ -59,6 +62,15 @@ def observations_of(
         if len(again) != len(updates):
             raise FedveilError(f"repeats: repeat {number} holds {len(again)} update(s), expected {len(updates)}")
         times.append(observed(again, then))
+    steps = updates[0].local_steps
+    for time, seen in enumerate(times):
+        for one in seen:
+            if one.update.local_steps != steps:
+                where = f"repeats: update {one.number} of repeat {time - 1}" if time else f"update: update {one.number}"
+                raise FedveilError(
+                    f"{where} is of {one.update.local_steps} local step(s), update 0 of {steps}: attacks replay one number"
+                    " of steps for all; audit updates of each number by themselves"
+                )
     return [replace(first, repeats=tuple(others)) for first, *others in zip(*times, strict=True)]
 
 
@@ -72,8 +84,11 @@ def batch_size_of(updates: Sequence[ClientUpdate], images: Any, labels: Any, bat
     Raises:
         FedveilError: images or labels are not as many for each update, or not ``batch_size``.
     """
-    if batch_size is not None and batch_size < 1:
-        raise FedveilError(f"batch_size: at least 1, got {batch_size}")
+    if batch_size is not None:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise FedveilError(f"batch_size: expected a whole number, got {batch_size!r}")
+        if batch_size < 1:
+            raise FedveilError(f"batch_size: at least 1, got {batch_size}")
     for what, given in (("images", images), ("labels", labels)):
         if given is None:
             continue

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.base import Attack, AttackerPreparation, Knowledge, Observation, attack_labels
+from fedveil.attacks.matching.exposure import usual_brightness
 from fedveil.attacks.matching.yardstick import misfit
 from fedveil.attacks.scoring import Scorer, in_order
 from fedveil.attacks.scoring.victims import VictimBatch
@@ -132,19 +133,21 @@ def audit_updates(
     earlier: dict[Attack, Sequence[Reconstruction]] = {}
     records: list[PrivacyRecord] = []
     rebuilt: dict[str, Tensor] = {}
-    left_out: list[str] = []
+    notes: list[str] = []
     truths: Sequence[VictimBatch | None] = [None] * len(observations) if victims is None else victims
     labelled = dict(zip(attack_labels(attacker.attacks), attacker.attacks, strict=True))
     for label, attack in labelled.items():
         knowledge = attacker.knowledge(attack, [observation.client for observation in observations], device)
         if not attack.applies(knowledge):
-            left_out.append(f"{label} does not apply to this model and defence, and was left out")
+            notes.append(f"{label} does not apply to this model and defence, and was left out")
             continue
         threat_model = knowledge.threat_model
         handed = [_granted(o, truth, threat_model) for o, truth in zip(observations, truths, strict=True)]
         # What was made with grants that this attack lacks is none of its business.
         allowed = {other: made for other, made in earlier.items() if not threat_model.lacks(other.needs)}
         found = earlier[attack] = attack(handed, knowledge, earlier=allowed)
+        if any(one.scale_guessed for one in found):
+            notes.append(_scale_note(label, knowledge))
         matched = [
             one if truth is None else in_order(one, truth.originals, attack=label)
             for one, truth in zip(found, truths, strict=True)
@@ -176,7 +179,16 @@ def audit_updates(
         adaptive=attacker.adaptive & rebuilt.keys(),
         training=attacker.training,
         judge=None if scorer is None else scorer.judge_quality,
-        notes=tuple(left_out),
+        notes=tuple(notes),
+    )
+
+
+def _scale_note(label: str, knowledge: Knowledge) -> str:
+    usual = usual_brightness(knowledge.auxiliary)
+    like = "as in photographs and scans" if knowledge.auxiliary is None else "as in the auxiliary images"
+    return (
+        f"{label}: the updates hardly tell how bright the images are, so their scale is a guess: the brightest pixels are"
+        f" put at {usual:.2f}, {like}; MSE and PSNR depend on it where the originals are darker or brighter"
     )
 
 

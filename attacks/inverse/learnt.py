@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fedveil.attacks.inverse.network import UNTOLD, InverseNetwork
 from fedveil.attacks.inverse.until_flat import Curve, hold_out, train_until_flat
 from fedveil.attacks.inverse.variation import mirrors, varied
-from fedveil.defense.base import above_zero, at_least
+from fedveil.defense.base import above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
@@ -50,8 +50,8 @@ class InverseTraining:
         learning_rate: of `fedveil.attacks.inverse.muon.Muon`, above 0.
         width: of the network, at least 1 (see `fedveil.attacks.inverse.network.InverseNetwork`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
-            inverse is applied to imperfect gradient inversions as well as to perfect ones. More of it costs accuracy: 0.1
-            leaves a tenth more error on what the learnt latent perturbation makes.
+            inverse is applied to imperfect gradient inversions as well as to perfect ones. More of it costs accuracy on the
+            latter.
     """
 
     steps: int = 1500
@@ -62,7 +62,7 @@ class InverseTraining:
     artefacts: float = 0.03
 
     def __post_init__(self) -> None:
-        at_least("inverse", steps=(self.steps, 1), batch_size=(self.batch_size, 1), width=(self.width, 1))
+        whole("inverse", steps=(self.steps, 1), batch_size=(self.batch_size, 1), width=(self.width, 1))
         at_least("inverse", artefacts=(self.artefacts, 0), tolerance=(self.tolerance, 0))
         above_zero("inverse", learning_rate=self.learning_rate)
 

@@ -18,7 +18,7 @@ from fedveil.attacks.learned.own_updates import OwnClients
 from fedveil.attacks.learned.update_features import UpdateFeatures, entries
 from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.yardstick import misfit
-from fedveil.defense.base import above_zero, at_least
+from fedveil.defense.base import above_zero, whole
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
@@ -69,7 +69,7 @@ class LearningToInvert(Attack):
     tolerance: float = 0.03
 
     def __post_init__(self) -> None:
-        at_least(
+        whole(
             self.name,
             steps=(self.steps, 1),
             width=(self.width, 1),

@@ -21,7 +21,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.optimizers.progress import begin, progress
 from fedveil.attacks.target.problem import Tensors
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import at_least
+from fedveil.defense.base import at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction
@@ -80,12 +80,14 @@ class GradientMatching(Attack):
     several times (`Observation.repeats`), one set of images has to explain all that was sent.
 
     Attributes:
-        steps: evaluations of the gradient per start, at least 1; one that replays a client's local steps counts once.
+        steps: evaluations of the gradient beside those of the starts, at least 1; one that replays a client's local steps
+            counts once.
         tv: weight of the total variation, at least 0, of the mean absolute difference between neighbours.
         restarts: random starts per victim, at least 1.
         chunk: victims times restarts that are optimised together, at least 1; bounds memory. None takes as many as fit half
             of the memory that is free, at most 64 (512 on a GPU), and at least all restarts of a victim.
-        place: how to match what several local steps sent, see `Place`. ``searched`` takes as many evaluations again.
+        place: how to match what several local steps sent, see `Place`. ``searched`` takes as many evaluations again, one at
+            each place at least; ``unrolled`` leaves the search out below 20 steps.
         start: see `Start`. Mid-grey suits normalisation layers: they hide an image's brightness, and what a start gets
             wrong there no step corrects.
     """
@@ -105,8 +107,9 @@ class GradientMatching(Attack):
         for name, allowed in (("place", get_args(Place)), ("start", get_args(Start))):
             if getattr(self, name) not in allowed:
                 raise FedveilError(f"{self.name}: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        at_least(self.name, steps=(self.steps, 1), tv=(self.tv, 0), restarts=(self.restarts, 1))
-        at_least(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
+        whole(self.name, steps=(self.steps, 1), restarts=(self.restarts, 1))
+        at_least(self.name, tv=(self.tv, 0))
+        whole(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
 
     @property
     def image_copies(self) -> int:
@@ -162,9 +165,11 @@ class GradientMatching(Attack):
         if warm is not None:
             return self._matched(run, here, warm, unrolled=True)
         first = self.steps // WARM // 2
-        before = replace(self, steps=max(1, first))
+        if first < len(ALPHAS):  # too few to look at each place
+            return self._matched(run, here, unrolled=True)
+        before = replace(self, steps=first)
         warm = before._matched(run, before._searched(run, first // len(ALPHAS)))
-        after = replace(self, steps=max(1, self.steps - 2 * first), restarts=1)
+        after = replace(self, steps=self.steps - 2 * first, restarts=1)
         unrolled = after._matched(run, here, warm, unrolled=True)
         # Where the learning rate is not the client's, the steps explain the update worse than one gradient does.
         return [min(pair, key=lambda found: found.loss) for pair in zip(unrolled, warm, strict=True)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.matching.attack import Visible
 from fedveil.attacks.matching.yardstick import misfit
+from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction
 
 BRIGHT = 0.995
@@ -34,6 +35,8 @@ def exposed(
 ) -> list[Reconstruction]:
     """Return reconstructions as bright as images usually are, where those explain the updates about as well.
 
+    What is scaled is marked so (``scale_guessed``): images that are darker than usual become too bright.
+
     First each image is scaled by itself, then less, so that no pixel is clipped, then whole batches; what fits worse by the
     yardstick stays as it was.
 
@@ -43,7 +46,7 @@ def exposed(
         knowledge: what the attacker holds; auxiliary images tell it how bright images usually are.
         visible: see `misfit`.
     """
-    usual = USUAL if knowledge.auxiliary is None else float(_each(knowledge.auxiliary.floats(), USUAL).mean())
+    usual = usual_brightness(knowledge.auxiliary)
     left = list(range(len(observations)))
     result = list(found)
     for bright in (_each, _unclipped, _together):
@@ -51,9 +54,14 @@ def exposed(
         losses = misfit([observations[at] for at in left], scaled, knowledge, visible) if left else []
         for at, one, loss in zip(tuple(left), scaled, losses, strict=True):
             if loss <= TOLERANCE * found[at].loss:
-                result[at] = replace(one, loss=loss)
+                result[at] = replace(one, loss=loss, scale_guessed=True)
                 left.remove(at)
     return result
+
+
+def usual_brightness(auxiliary: Images | None) -> float:
+    """Return the `BRIGHT` quantile that images are taken to have: the mean over auxiliary ones, `USUAL` without any."""
+    return USUAL if auxiliary is None else float(_each(auxiliary.floats(), USUAL).mean())
 
 
 def _scaled(images: Tensor, usual: float, bright: Callable[[Tensor, float], Tensor]) -> Tensor:

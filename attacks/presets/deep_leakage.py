@@ -14,7 +14,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import at_least
+from fedveil.defense.base import whole
 
 
 @ATTACKS.register("deep_leakage")
@@ -52,7 +52,7 @@ class DeepLeakage(GradientMatching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self.name, history=(self.history, 1))
+        whole(self.name, history=(self.history, 1))
 
     @property
     def image_copies(self) -> int:
@@ -70,8 +70,8 @@ class DeepLeakage(GradientMatching):
             return Found(*LBFGS(self.steps, self.history).minimise(turn, start))
         first = self.steps // 2
         last = (self.steps - first) // 4 if start.shape[1] == 1 else 0
-        turned, _ = LBFGS(first, self.history).minimise(turn, start)
-        found = LBFGS(self.steps - first - last, self.history).minimise(squared, turned)
+        images = LBFGS(first, self.history).minimise(turn, start)[0] if first else start
+        found = LBFGS(self.steps - first - last, self.history).minimise(squared, images)
         if last == 0:
             return Found(*found)
         sharp = match.objective(distance=squared_distance, priors=[TotalVariation(_SHARPER * tv)])

@@ -14,7 +14,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
-from fedveil.defense.base import at_least
+from fedveil.defense.base import whole
 
 
 @ATTACKS.register("idlg")
@@ -42,7 +42,7 @@ class IDLG(GradientMatching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self.name, history=(self.history, 1))
+        whole(self.name, history=(self.history, 1))
 
     @property
     def image_copies(self) -> int:

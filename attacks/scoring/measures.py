@@ -75,7 +75,7 @@ METRICS = (
     PrivacyMetric("identification_forward", (_forward,), max, headline=False),
     PrivacyMetric("mse_to_perturbed", (lambda r: r.mse_to_perturbed,), min, headline=False),
     PrivacyMetric("misfit", (lambda r: r.misfit,), min, headline=False),
-    PrivacyMetric("label_recovery", (lambda r: float(r.label_recovered),), max, headline=False),
+    PrivacyMetric("label_recovery", (lambda r: _share(r.label_recovered),), max, headline=False),
 )
 
 

@@ -36,6 +36,8 @@ class Scorer:
         baseline: the attacker without an update, told the true class; None leaves ``baseline_mse`` open.
         seed: the trial's seed, kept in the records.
         judge_quality: how well the judge reads untouched private originals; None if that was not measured.
+        labels_true: the victims' labels are the true ones; where they were themselves recovered from the updates,
+            ``label_recovered`` stays open.
     """
 
     judge: Judge | None
@@ -43,6 +45,7 @@ class Scorer:
     baseline: ClassMeanGuess | None
     seed: int
     judge_quality: JudgeQuality | None = None
+    labels_true: bool = True
 
     def score(
         self,
@@ -82,7 +85,7 @@ class Scorer:
             error.tolist(),
             psnr(error).tolist(),
             ssim(images, originals).tolist(),
-            labels_recovered(labels, reconstruction.labels.cpu()),
+            labels_recovered(labels, reconstruction.labels.cpu()) if self.labels_true else unknown,
             unknown if trained is None else mse(images, trained).tolist(),
             unknown if trained is None else mse(trained, originals).tolist(),
             unknown if self.baseline is None else mse(self.baseline.guess(labels).to(images), originals).tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Normalise:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        mean, std = (_numbers(values) for values in (mean, std))
         if not len(mean) == len(std) == channels:
             raise FedveilError(
                 f"normalize: {len(mean)} mean(s) and {len(std)} deviation(s) for images of {channels} channel(s)"
@@ -81,6 +83,18 @@ class Normalise:
         """Return the module's arguments with the images normalised."""
         x, *rest = args
         return (x - self._mean.to(x)) / self._std.to(x), *rest
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise FedveilError(
+            f"normalize: expected (means, deviations), each with a number per channel, got {values!r}"
+        ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise FedveilError(f"normalize: expected finite numbers, got {numbers}")
+    return numbers
 
 
 def target_model(
@@ -118,6 +132,10 @@ def target_model(
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
     if normalize is not None:
+        if not isinstance(normalize, tuple | list) or len(normalize) != 2:
+            raise FedveilError(
+                f"normalize: expected (means, deviations), each with a number per channel, got {normalize!r}"
+            )
         twin.register_forward_pre_hook(Normalise(*normalize, image_shape[0]))
     return TargetModel(twin, image_shape, classes, mode)
 

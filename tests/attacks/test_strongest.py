@@ -219,6 +219,8 @@ FITTING = ", ".join(sorted({*PRESETS, "analytic", "deep_leakage", "inverting_gra
     ("settings", "sentence"),
     [
         ({"steps": 19}, "strongest: steps is 19; it has to be at least 20 and finite"),
+        ({"steps": 40.5}, "strongest: steps is 40.5; it has to be a whole number, not float"),
+        ({"chunk": 2.0}, "strongest: chunk is 2.0; it has to be a whole number, not float"),
         ({"chunk": 0}, "strongest: chunk is 0; it has to be at least 1 and finite"),
         ({"contenders": "modern"}, "strongest: contenders is 'modern'; it has to be a list of names"),
         ({"contenders": ()}, "strongest: contenders is empty; name at least one attack"),

@@ -40,6 +40,7 @@ def test_each_image_becomes_as_bright_as_usual_where_group_norm_hides_it(blobs: 
     found = set_right(victims, [0.4, 0.7], known(spec), observe(victims, spec))
     bright = found.images.flatten(1).quantile(BRIGHT, dim=1)
     torch.testing.assert_close(bright, torch.full((2,), USUAL))
+    assert found.scale_guessed
     # Auxiliary images say what is usual.
     found = set_right(victims, [0.4, 0.7], known(spec, victims), observe(victims, spec))
     usual = victims.floats().flatten(1).quantile(BRIGHT, dim=1).mean()
@@ -50,6 +51,7 @@ def test_nothing_changes_where_brightness_shows(blobs: Blobs, observe: Observe) 
     spec, victims = spec_of("none"), blobs(2, 1)
     found = set_right(victims, [0.9, 0.9], known(spec), observe(victims, spec))
     torch.testing.assert_close(found.images, 0.9 * victims.floats())
+    assert not found.scale_guessed
 
 
 def test_batch_norm_hides_the_brightness_of_a_batch_alone(blobs: Blobs, observe: Observe) -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation
 from fedveil.attacks.engine.distances import squared_distance
 from fedveil.attacks.engine.objective import Problem, oracle
 from fedveil.attacks.matching.attack import Place
+from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
@@ -82,12 +85,33 @@ def test_hidden_entries_are_left_out_of_the_match(blobs: Blobs, observe: Observe
         ({"steps": 0}, "deep_leakage: steps is 0; it has to be at least 1 and finite"),
         ({"history": 0}, "deep_leakage: history is 0; it has to be at least 1 and finite"),
         ({"tv": -1.0}, "deep_leakage: tv is -1.0; it has to be at least 0 and finite"),
+        ({"steps": 40.5}, "deep_leakage: steps is 40.5; it has to be a whole number, not float"),
+        ({"history": True}, "deep_leakage: history is True; it has to be a whole number, not bool"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], sentence: str) -> None:
     with pytest.raises(FedveilError) as refusal:
         DeepLeakage(**settings)  # type: ignore[arg-type]
     assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize(("steps", "local_steps"), [(1, 1), (2, 1), (9, 1), (80, 1), (1, 3), (19, 3), (20, 3), (45, 3)])
+def test_all_steps_are_taken_and_no_more(
+    steps: int, local_steps: int, blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of L-BFGS takes one evaluation more: that of its start."""
+    taken: list[int] = []
+    real = LBFGS.minimise
+
+    def counting(lbfgs: LBFGS, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        taken.append(lbfgs.steps)
+        return real(lbfgs, *args, **options)
+
+    monkeypatch.setattr(LBFGS, "minimise", counting)
+    DeepLeakage(steps=steps)(each(blobs(1, 1), observe, steps=local_steps), known())
+    assert min(taken) >= 1
+    # Five short runs of equal length may leave a few of their share.
+    assert steps - 4 * (local_steps > 1 and steps >= 20) <= sum(taken) <= steps
 
 
 def test_a_wrong_learning_rate_falls_back_on_the_direction(blobs: Blobs, observe: Observe) -> None:
