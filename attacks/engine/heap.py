@@ -1,8 +1,8 @@
 """Freed memory stays with the process, so that the next step of an attack finds it there.
 
 A step allocates and frees the same tensors again and again. glibc asks the system for each large one anew and gives it back
-at once, and what is free at the heap's end likewise; the system clears every page of it. That was a fifth of a step of a
-small network. Peak memory is the same, but what a step has used stays the process's own until it ends.
+at once, and what is free at the heap's end likewise; the system clears every page of it. Peak memory is the same, but what a
+step has used stays the process's own until it ends.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ times decide, so that results, and a replay's, never hang on them; where they ag
 list is taken. For the same reason the order of the two derivatives (`slopes`) and the number of victims in one evaluation
 (`engine.at_once`) are fixed by rules, and not by times: they round differently.
 
-PyTorch's compiler was tried on the list: two to four minutes for a small network, and hardly faster than the list.
+PyTorch's compiler is not used on the list: it takes far longer to compile one than most attacks run.
 
 The environment variable ``FEDVEIL_ENGINE`` pins a path: ``eager`` never traces, ``traced`` does so at once, and neither is
 timed. A replay that has to equal a run on such a GPU to the last bit pins what that run had pinned.

@@ -59,7 +59,7 @@ class TotalVariation:
 class _Rises(Function):
     """weight (mean |dx| + mean |dy|) (V,) of x (V, ..., H, W), and its gradient.
 
-    PyTorch's own derivative takes each step of it through memory of its own: several times slower.
+    PyTorch's own derivative takes each step of it through memory of its own, which is slower.
     """
 
     @staticmethod

@@ -114,7 +114,7 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Where the windows tile small images: a matrix product, on a CPU several times faster, and as differentiable."""
+    """Where the windows tile small images: a matrix product, on a CPU faster, and as differentiable."""
     high, wide = windows = pair(kernel_size)
     tiles = x.shape[-2] % high == 0 and x.shape[-1] % wide == 0 and pair(stride or windows) == windows
     plain = pair(padding) == (0, 0) and divisor_override is None

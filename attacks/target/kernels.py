@@ -163,7 +163,7 @@ def as_convolution(slope: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 def inner(x: Tensor) -> Tensor:
     """(V, 1, C, ...) to (1, V C, ...) with the victims innermost in memory."""
-    # A transposition of a matrix, which PyTorch does several times faster than a change of the memory format.
+    # A transposition of a matrix, which PyTorch does faster than a change of the memory format.
     turned = x.flatten(3).flatten(0, 2).t().contiguous()
     return turned.view(1, *x.shape[3:], -1).permute(0, 3, 1, 2)
 
@@ -197,7 +197,7 @@ def unfolded(x: Tensor, geometry: Geometry) -> Tensor:
     """(V, N, C, H, W) images to (V, C h w, N H' W') patches."""
     (top, left), (below, beside), (down, across) = geometry.padding, geometry.stride, geometry.dilation
     tall, broad = ((k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
-    # A view for each patch, copied at once: several times faster than im2col.
+    # A view for each patch, copied at once: faster than im2col.
     patches = F.pad(x, (left, left, top, top)).unfold(3, tall, below).unfold(4, broad, beside)
     patches = patches[..., ::down, ::across].permute(0, 2, 5, 6, 1, 3, 4)
     return patches.reshape(len(x), x.shape[2] * math.prod(geometry.kernel), -1)

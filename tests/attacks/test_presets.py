@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedveil.attacks import Attack, InvertingGradients, Knowledge, Observation
+from fedveil.attacks.matching.attack import _Run
 from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.scoring import ClassMeanGuess, match
 from fedveil.attacks.target.model import target_model
@@ -71,6 +72,28 @@ def test_it_runs_on_colour_batches_without_labels(attack: Attack, steps: int, bl
     assert found.labels.shape == (3,)
     assert torch.isfinite(found.images).all()
     assert found.loss < float("inf")
+
+
+def test_a_surrogate_is_searched_for_and_then_refined_by_the_steps_themselves(blobs: Blobs, observe: Observe) -> None:
+    """With as many evaluations it is nearer than the search for a place alone, and than replayed steps alone."""
+    victims, steps = blobs(2, 1), 120
+    observations = [
+        observe(victims.take(torch.tensor([i])), SPEC, number=i, client=i, steps=5, learning_rate=0.3) for i in range(2)
+    ]
+    attack = SurrogateModel(steps=steps)
+    knowledge = known(attack, victims)
+    run = _Run(observations, knowledge, None, True)
+    ways = {
+        "both": attack(observations, knowledge),
+        "searched": SurrogateModel(steps=steps // 2, place="searched")(observations, knowledge),
+        "replayed": attack._matched(run, [0.0] * len(observations), unrolled=True),
+    }
+    errors = {
+        way: sum(float((one.images[0] - x).square().mean()) for one, x in zip(found, victims.floats(), strict=True))
+        for way, found in ways.items()
+    }
+    assert errors["both"] <= min(errors.values())
+    assert errors["both"] < 0.5 * errors["searched"]
 
 
 def test_images_and_labels_of_a_batch_are_found_together(blobs: Blobs, observe: Observe) -> None:
