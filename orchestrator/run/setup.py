@@ -10,6 +10,7 @@ import torch
 
 from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
 from fedveil.attacks.scoring.victims import VictimBatch, draw_victims
+from fedveil.fl.augmentation import augment
 from fedveil.fl.data import ImageData, Images, load_data, split_train
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
@@ -66,6 +67,11 @@ def make_setup(experiment: Experiment) -> Setup:
             f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least"
             f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
         )
+    if experiment.references.measure or experiment.fl.start == "public":
+        try:
+            augment(torch.zeros(1, *data.train.shape), experiment.references.augmentation, torch.Generator())
+        except FedveilError as error:
+            raise FedveilError(f"references.augmentation: {error}") from error
     split = split_train(
         data.train,
         public_fraction=settings.public_fraction,
@@ -143,4 +149,5 @@ def _settings(experiment: Experiment) -> str:
     """What the setup depends on."""
     audit = experiment.audit
     dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.seed)
-    return repr((*dealt, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))
+    without = (experiment.references, experiment.fl.start)
+    return repr((*dealt, *without, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))
