@@ -120,6 +120,8 @@ def audit_updates(
 ) -> AuditReport:
     """Attack updates and score the reconstructions.
 
+    Updates of an optimiser that is no plain SGD are matched in direction alone, and the report says so.
+
     Args:
         attacker: ready.
         observations: the updates, of batches of one size.
@@ -132,13 +134,14 @@ def audit_updates(
     earlier: dict[Attack, Sequence[Reconstruction]] = {}
     records: list[PrivacyRecord] = []
     rebuilt: dict[str, Tensor] = {}
-    left_out: list[str] = []
+    made = {repr(observation.update.optimizer): None for observation in observations if not observation.update.plain}
+    notes = [f"{rule} took steps that are not sized as gradients: matched in direction alone" for rule in made]
     truths: Sequence[VictimBatch | None] = [None] * len(observations) if victims is None else victims
     labelled = dict(zip(attack_labels(attacker.attacks), attacker.attacks, strict=True))
     for label, attack in labelled.items():
         knowledge = attacker.knowledge(attack, [observation.client for observation in observations], device)
         if not attack.applies(knowledge):
-            left_out.append(f"{label} does not apply to this model and defence, and was left out")
+            notes.append(f"{label} does not apply to this model and defence, and was left out")
             continue
         threat_model = knowledge.threat_model
         handed = [_granted(o, truth, threat_model) for o, truth in zip(observations, truths, strict=True)]
@@ -176,7 +179,7 @@ def audit_updates(
         adaptive=attacker.adaptive & rebuilt.keys(),
         training=attacker.training,
         judge=None if scorer is None else scorer.judge_quality,
-        notes=tuple(left_out),
+        notes=tuple(notes),
     )
 
 
