@@ -87,9 +87,10 @@ class ServerState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def initial(cls, federation: Federation) -> ServerState:
-        """Return the state before round 0: the model's seeded initial weights."""
-        weights = init_model(federation.model, federation.seed)
+    def initial(cls, federation: Federation, weights: dict[str, Tensor] | None = None) -> ServerState:
+        """Return the state before round 0, with these weights; None for the model's seeded initial ones."""
+        if weights is None:
+            weights = init_model(federation.model, federation.seed)
         return cls(round=0, weights=weights, optimizer=federation.strategy.init(weights))
 
 

@@ -33,6 +33,7 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
         "data": {"name": f"npz:{data}", "public_fraction": 0.1, "auxiliary_fraction": 0.2},
         "model": {"name": "convnet", "width": 4},
         "fl": {"clients": 3, "rounds": 2, "batch_size": 8, "learning_rate": 0.1},
+        "references": {"measure": False},
         "audit": {
             "rounds": [0, "last"],
             "victims": 4,

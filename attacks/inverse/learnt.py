@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedveil.attacks.inverse.muon import Muon
 from fedveil.attacks.inverse.network import UNTOLD, InverseNetwork
-from fedveil.attacks.inverse.until_flat import Curve, hold_out, train_until_flat
 from fedveil.attacks.inverse.variation import mirrors, varied
 from fedveil.defense.base import above_zero, at_least
 from fedveil.defense.devices import on_device
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
+from fedveil.fl.until_flat import Curve, hold_out, train_until_flat
 
 Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 """What a defence makes of images (n, C, H, W) with labels (n,), with noise from the stream."""
@@ -206,6 +207,7 @@ def train_inverse(
         steps=training.steps,
         tolerance=training.tolerance,
         learning_rate=training.learning_rate,
+        optimizer=Muon,
     )
     return LearntInverse(trained.module.cpu(), draws.observations, auxiliary.labels.unique(), trained.curve)
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedveil.attacks.inverse.learnt import CHUNK, Draws, InverseTraining, LearntInverse, gathered, measured_on
-from fedveil.attacks.inverse.until_flat import Curve, hold_out, train_until_flat
+from fedveil.attacks.inverse.muon import Muon
 from fedveil.attacks.inverse.variation import varied
 from fedveil.attacks.scoring.augment import class_keeping_mirrors
 from fedveil.defense.devices import on_device
 from fedveil.fl.data.images import Images
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import derive_seed
+from fedveil.fl.until_flat import Curve, hold_out, train_until_flat
 
 SIDE = 32
 """Images are shrunk to this side: classes are read from shapes, and time does not grow with the images."""
@@ -111,6 +112,7 @@ def train_reader(
         steps=training.steps,
         tolerance=training.tolerance,
         learning_rate=training.learning_rate,
+        optimizer=Muon,
     )
     reader = Reader(trained.module.cpu(), inverse, draws.observations, 0.0, trained.curve)
     right = (reader(seen) == labels.cpu()).float()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.inverse.until_flat import Adam, hold_out, train_until_flat
 from fedveil.attacks.inverse.variation import mirrors, varied
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.labels.pairing import paired
@@ -23,6 +22,7 @@ from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.seeding import torch_stream
+from fedveil.fl.until_flat import Adam, hold_out, train_until_flat
 
 TOGETHER = 64
 """Updates that are made at once; bounds memory."""

@@ -10,6 +10,7 @@ from fedveil.attacks import ATTACKS, Attack
 from fedveil.attacks.base import attack_labels
 from fedveil.attacks.scoring.summary import BASELINE_ATTACK
 from fedveil.defense import DEFENSES, Defense, Stack
+from fedveil.fl.central import CentralTraining
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.optimizers import OPTIMIZERS, LocalOptimizer
 from fedveil.fl.partition import PARTITIONS, Partition
@@ -102,6 +103,8 @@ class FLSection(Section):
         strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
         cohort: share of the clients that is drawn for each round.
         client_chunks: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
+        start: from ``random`` weights, or from the classifier that the ``public`` images alone make, as for
+            ``utility/public_accuracy``; audits of round 0 then attack that one.
     """
 
     clients: Count = 10
@@ -117,6 +120,7 @@ class FLSection(Section):
     strategy: Named = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
     client_chunks: Count = 16
+    start: Literal["random", "public"] = "random"
 
     def build_strategy(self) -> Strategy:
         """Make the aggregation rule."""
@@ -135,6 +139,23 @@ class FLSection(Section):
     def cohort_size(self) -> int:
         """Clients per round, at least one."""
         return max(1, round(self.cohort * self.clients))
+
+
+class ReferencesSection(Section):
+    """What federating has to beat: classifiers that do without, trained as well as can be; see `fedveil.fl.central`.
+
+    Attributes:
+        measure: the public images alone, and clients' own images with the public ones, stand beside every trial. Trained
+            once for each data set, seed, split and model, which takes minutes.
+        clients: for at most so many clients, drawn by seed; their scores are averaged.
+        steps: at most so many of 64 images. Trainings end before if the error on held-out images is flat.
+        augmentation: random views of the images, as in `fedveil.fl.augmentation`: those that keep the classes.
+    """
+
+    measure: bool = True
+    clients: Count = 8
+    steps: Count = 2000
+    augmentation: list[str] = Field(default=["shift"])
 
 
 class AuditSection(Section):
@@ -248,7 +269,7 @@ class Experiment(Section):
             strategies; they are imported before anything else in this file is read.
         seed: of all randomness.
         seeds: in the place of ``seed``: every trial is repeated with each of them; empty for one trial with ``seed``.
-        data, model, fl, audit, tracking, resources, search: see there.
+        data, model, fl, references, audit, tracking, resources, search: see there.
         defense: a name, ``{name: NAME, option: value}``, or a list of these, which are applied in their order.
     """
 
@@ -260,6 +281,7 @@ class Experiment(Section):
     model: ModelSection = ModelSection()
     fl: FLSection = FLSection()
     defense: SeveralNamed = Field(default=[{"name": "none"}])
+    references: ReferencesSection = ReferencesSection()
     audit: AuditSection = AuditSection()
     tracking: TrackingSection = TrackingSection()
     resources: ResourcesSection = ResourcesSection()
@@ -275,6 +297,10 @@ class Experiment(Section):
         """Make the defence; several compose in their order."""
         parts = tuple(build_named(DEFENSES, part) for part in self.defense)
         return parts[0] if len(parts) == 1 else Stack(parts=parts)
+
+    def central_training(self) -> CentralTraining:
+        """Return how a classifier is trained that does without the federation."""
+        return CentralTraining(steps=self.references.steps, augmentation=tuple(self.references.augmentation))
 
 
 SECTIONS = frozenset(

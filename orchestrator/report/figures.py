@@ -17,6 +17,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.labels import place_labels
 from fedveil.orchestrator.report.pareto import TRADE_OFF, front_of
+from fedveil.orchestrator.report.references import reference_groups
 from fedveil.orchestrator.report.rows import TrialRow
 from fedveil.orchestrator.report.style import for_text, looks
 
@@ -29,7 +30,8 @@ def pareto_figure(
     """Draw accuracy against worst-case reconstruction MSE, a point per setting, to ``path``.
 
     Up and to the right is better. Settings that may not compete (no adaptive attack or a weak one, collapsed) are hollow.
-    The number at a point is the defence's strength. Whiskers are 95 % intervals: of the MSE over victims, and of the
+    The number at a point is the defence's strength, upright lines are the accuracies of what does without the federation
+    (`reference_groups`). Whiskers are 95 % intervals: of the MSE over victims, and of the
     accuracy over seeds where there are several.
 
     Raises:
@@ -56,8 +58,10 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
         # the legend's own point, so that a defence whose first trial is hollow has a full one
         axes.scatter([], [], 62, look.color, marker=look.marker, label=name)
     _draw_front(axes, front_of(rows))
-    _set_limits(axes, shown)
+    references = reference_groups(rows)
+    _set_limits(axes, [*shown, *references])
     _draw_baseline(axes, shown)
+    _draw_references(axes, references)
     axes.set_xlabel("test accuracy", color=INK, fontsize=11)
     axes.set_ylabel("reconstruction MSE, worst case over attacks", color=INK, fontsize=11)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -130,7 +134,7 @@ def _draw_front(axes: Axes, front: Sequence[TrialRow]) -> None:
 
 def _set_limits(axes: Axes, rows: Sequence[TrialGroup]) -> None:
     x = [end for row in rows for end in _ends(row, "utility/accuracy")]
-    y = [end for row in rows for end in _ends(row, "privacy/mse")]
+    y = [end for row in rows if "privacy/mse" in row.metrics for end in _ends(row, "privacy/mse")]
     margin = 0.08 * max(max(x) - min(x), 0.05)
     axes.set_xlim(min(x) - margin, max(x) + margin)
     top = max([*y, *_baselines(rows), 1e-6])
@@ -155,6 +159,26 @@ def _draw_baseline(axes: Axes, rows: Sequence[TrialGroup]) -> None:
         fontsize=9,
         color=INK,
     )
+
+
+def _draw_references(axes: Axes, references: Sequence[TrialGroup]) -> None:
+    """Upright lines at the accuracies of what does without the federation; labels to the outside of the two."""
+    ordered = sorted(references, key=lambda row: row.metrics["utility/accuracy"])
+    for at, row in enumerate(ordered):
+        accuracy, left = row.metrics["utility/accuracy"], at == 0 and len(ordered) > 1
+        axes.axvline(accuracy, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1)
+        axes.annotate(
+            row.name,
+            (accuracy, 0.98),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(-4 if left else 4, 0),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            ha="right" if left else "left",
+            fontsize=9,
+            color=MUTED,
+        )
 
 
 def _plain(axes: Axes) -> None:

@@ -17,6 +17,7 @@ from fedveil.orchestrator.metrics import metric
 from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.matched import Records, matched_line
 from fedveil.orchestrator.report.pareto import front_of
+from fedveil.orchestrator.report.references import federating_line, reference_groups
 from fedveil.orchestrator.report.rows import TrialRow
 
 _ABSENT = "–"
@@ -117,6 +118,11 @@ _BOUNDS = _with(_text("privacy/trained_mse"), _text("privacy/baseline_mse"), "{}
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
 _ABOUT_BOUNDS = "'trained' is the error of the images that clients trained on, which a flawless inversion would find."
 
+_ABOUT_REFERENCES = (
+    "'public only' and 'local only' do without the federation: classifiers that have the public images alone, or one"
+    " client's own with them (mean over clients)."
+)
+
 
 def _about_errors(rows: Sequence[TrialGroup]) -> str:
     guesses = [m["privacy/baseline_mse"] for m in (row.metrics for row in rows) if "privacy/baseline_mse" in m]
@@ -147,7 +153,8 @@ _COLUMNS = (
 class TrialTable:
     """A ``rich`` renderable: settings of finished trials with their marks, then the trials that failed with their errors.
 
-    Trials that differ in their seed only are one line, see `group_seeds`. Columns of lesser interest are left out where
+    Trials that differ in their seed only are one line, see `group_seeds`. Below them stands what does without the
+    federation, see `reference_groups`. Columns of lesser interest are left out where
     the console is too narrow for all, and so are columns without any number.
 
     Args:
@@ -159,7 +166,8 @@ class TrialTable:
         self._rows = sorted(rows, key=lambda row: (row.defense, row.strength or 0.0, row.name))
         self._groups = group_seeds(self._rows)
         self._front = front_of(self._rows)
-        self._matched = matched_line(rows, records)
+        self._references = reference_groups(rows)
+        self._lines = [line for line in (matched_line(rows, records), federating_line(rows)) if line]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, what its marks mean, and one line for each trial that did not finish."""
@@ -171,9 +179,10 @@ class TrialTable:
                 if mark in shown:
                     yield Text(f" {mark} {meaning}", style="dim")
             notes = [*(column.note(self._groups) for column in columns), self._intervals(), self._attacks()]
+            notes.append(_ABOUT_REFERENCES if self._references else "")
             yield Text(" " + " ".join(filter(None, notes)), style="dim")
-            if self._matched:
-                yield Text(f" {self._matched}")
+            for line in self._lines:
+                yield Text(f" {line}")
         for row in self._rows:
             if not row.finished:
                 yield _unfinished(row)
@@ -213,11 +222,16 @@ class TrialTable:
             table.add_column(column.title)
         for column in columns:
             table.add_column(column.title, justify="right", no_wrap=True)
-        for row in self._groups:
+
+        def add(row: TrialGroup, marks: str, style: str) -> None:
             texts = [column.wide(row) if wide and column.wide else column.cell(row) for column in (*leading, *columns)]
-            style = "bold green" if row in self._front else ("" if row.comparable else "dim")
             # Text, because rich would read "[...]" in a name as markup
-            table.add_row(*map(Text, [self._marks(row), *texts]), style=style)
+            table.add_row(*map(Text, [marks, *texts]), style=style)
+
+        for row in self._groups:
+            add(row, self._marks(row), "bold green" if row in self._front else ("" if row.comparable else "dim"))
+        for row in self._references:
+            add(row, "", "")
         return table
 
     def _marks(self, row: TrialGroup) -> str:

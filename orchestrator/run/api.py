@@ -33,7 +33,7 @@ def run(
     >>> os.chdir(tempfile.mkdtemp())  # results are written to runs/ here
     >>> attack = {"name": "inverting_gradients", "steps": 2}
     >>> tiny = {"experiment": "tiny", "data": {"limit": 60}, "fl": {"clients": 2, "rounds": 1}}
-    >>> tiny["audit"] = {"victims": 3, "attacks": [attack]}
+    >>> tiny |= {"audit": {"victims": 3, "attacks": [attack]}, "references": {"measure": False}}
     >>> result = fv.run(tiny)
     >>> len(result.rows), "privacy/mse" in result.rows[0].metrics
     (1, True)
@@ -80,7 +80,7 @@ def sweep(
     >>> os.chdir(tempfile.mkdtemp())  # results are written to runs/ here
     >>> attack = {"name": "inverting_gradients", "steps": 2}
     >>> tiny = {"experiment": "tiny", "data": {"limit": 60}, "fl": {"clients": 2, "rounds": 1}}
-    >>> tiny["audit"] = {"victims": 3, "attacks": [attack]}
+    >>> tiny |= {"audit": {"victims": 3, "attacks": [attack]}, "references": {"measure": False}}
     >>> panel = [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.1}}]
     >>> sorted(row.defense for row in fv.sweep({**tiny, "search": {"panel": panel}}).rows)
     ['none', 'pixel_noise']

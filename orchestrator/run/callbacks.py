@@ -22,6 +22,7 @@ class Phase(Enum):
     ATTACKER = "the attacker prepares"
     AUDIT = "a round's updates are attacked"
     ROUND = "a round is trained"
+    REFERENCES = "what does without the federation is trained"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ class Speech(TrialCallback):
             + ", ".join(experiment.audit.attack_labels()),
             Phase.AUDIT: "audit of round {number}: " + f"{experiment.audit.victims} victims",
         }
+        if experiment.references.measure:
+            clients = min(experiment.references.clients, len(setup.shards))
+            self._lines[Phase.REFERENCES] = (
+                f"without the federation: {len(setup.public)} public images alone, and with each of {clients} clients'"
+                " own (kept for other trials)"
+            )
 
     def on_begin(self, phase: Phase, number: int) -> None:
         """Say what begins, if it takes long."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
 from fedveil.fl.executor import Executor, Handle, Slot
-from fedveil.fl.rounds import Client, Federation
+from fedveil.fl.rounds import Client, Federation, ServerState
 from fedveil.fl.training import LocalTraining
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.references import public_weights
 from fedveil.orchestrator.run.setup import Setup
 
 
@@ -64,6 +66,23 @@ def build_federation(
     )
     numbers = [one.diagnostics() for one in prepared]
     return federation, {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}
+
+
+def first_state(
+    experiment: Experiment, setup: Setup, federation: Federation, executor: Executor, *, cache: Path | None
+) -> ServerState:
+    """Return the server's state before round 0, with random weights or those of the public classifier (``fl.start``).
+
+    Args:
+        experiment: says which.
+        setup: its images.
+        federation: from `build_federation`.
+        executor: where to train.
+        cache: folder where the public classifier's weights are kept.
+    """
+    if experiment.fl.start == "random":
+        return ServerState.initial(federation)
+    return ServerState.initial(federation, public_weights(experiment, setup, executor, cache=cache))
 
 
 def _pretrain(slot: Slot, defense: Defense[Any], context: DefenseContext) -> Any:

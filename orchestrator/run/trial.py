@@ -15,7 +15,8 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.audit import prepare_audits
 from fedveil.orchestrator.run.callbacks import Phase, TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Progress
-from fedveil.orchestrator.run.federation import build_federation, pretrain
+from fedveil.orchestrator.run.federation import build_federation, first_state, pretrain
+from fedveil.orchestrator.run.references import measure_references
 from fedveil.orchestrator.run.setup import Setup
 
 PICTURES = 8
@@ -55,13 +56,14 @@ class Trial:
             context = DefenseContext(setup.public, setup.model, torch.device("cpu"), experiment.seed, self.cache)
             public = pretrain(experiment.build_defense(), context, executor)
             federation, diagnostics = build_federation(experiment, setup, context, public, executor)
+            state = resumed.state if resumed else first_state(experiment, setup, federation, executor, cache=self.cache)
         for callback in self.callbacks:
             callback.on_prepared(diagnostics)
         with self._during(Phase.ATTACKER):
             auditor = prepare_audits(experiment, setup, federation, context, public, executor, pictures=PICTURES)
 
-        simulation = Simulation(federation, executor, resumed.state if resumed else None)
-        progress = resumed or Progress(simulation.state)
+        simulation = Simulation(federation, executor, state)
+        progress = resumed or Progress(state)
         privacy = auditor.summary(progress.records)
         audited = experiment.audit.round_numbers(experiment.fl.rounds)
         for number in range(simulation.state.round, experiment.fl.rounds):
@@ -82,7 +84,9 @@ class Trial:
             for callback in self.callbacks:
                 callback.on_round(progress, trained, running)
 
-        metrics = {**self._utility(simulation), **privacy, **diagnostics}
+        with self._during(Phase.REFERENCES):
+            references = measure_references(experiment, setup, federation, executor, cache=self.cache)
+        metrics = {**self._utility(simulation), **references, **privacy, **diagnostics}
         for callback in self.callbacks:
             metrics |= callback.scores()
         result = TrialResult(progress, metrics)
@@ -98,6 +102,7 @@ class Trial:
             "utility/val_accuracy": simulation.evaluate(validation).accuracy,
             "utility/auc": utility.auc,
             "utility/clean_accuracy": simulation.evaluate_clean(test).accuracy,
+            "utility/test_images": float(len(self.setup.data.test)),
         }
 
     @contextmanager

@@ -24,7 +24,6 @@ from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse
 from fedveil.attacks.inverse.network import UNTOLD
 from fedveil.attacks.inverse.reader import Reader
-from fedveil.attacks.inverse.until_flat import Curve
 from fedveil.attacks.strongest import Strongest
 from fedveil.attacks.target.model import target_model
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
@@ -34,6 +33,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
+from fedveil.fl.until_flat import Curve
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
 QUICK = InverseTraining(steps=60, batch_size=32, width=8)

@@ -19,7 +19,7 @@ AFTER_ONE = Progress(ServerState(round=1, weights={}))
 
 
 def test_the_time_of_a_phase_goes_to_training_or_to_attacking() -> None:
-    times = iter([0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 1000.0, 1008.0])
+    times = iter([0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 1000.0, 1008.0, 5000.0, 5900.0])  # the last: shared by trials
     costs = Costs(2, {"cost/train_seconds": 0.5, "cost/update_bytes": 30.0}, clock=lambda: next(times))
     for phase in Phase:
         costs.on_begin(phase, 0)

@@ -243,6 +243,7 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
         "model": {**raw["model"], "width": 4},
         "fl": {**raw["fl"], "clients": 3, "rounds": 2, "local_epochs": 1, "batch_size": 8},
         "audit": {**raw["audit"], "clients": 2, **smaller},
+        "references": tiny["references"],
         "resources": tiny["resources"],
     }
     learnt = {"defense": {**raw.get("defense", {}), **TINY_LATENT}}

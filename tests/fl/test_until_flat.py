@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fedveil.attacks.inverse.until_flat as module
-from fedveil.attacks.inverse.until_flat import FIRST, Curve, Trained, hold_out, train_until_flat
+import fedveil.fl.until_flat as module
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
+from fedveil.fl.until_flat import FIRST, Adam, Curve, Trained, hold_out, train_until_flat
 
 LEAST = 60
 
@@ -44,7 +44,9 @@ def run(errors: list[float], *, steps: int, tolerance: float = 0.05) -> tuple[Tr
         last[0] = next(answers, last[0])
         return last[0]
 
-    trained = train_until_flat(Counting(), loss, error, steps=steps, tolerance=tolerance, learning_rate=0.1)
+    trained = train_until_flat(
+        Counting(), loss, error, steps=steps, tolerance=tolerance, learning_rate=0.1, optimizer=Adam
+    )
     return trained, taken[0]
 
 

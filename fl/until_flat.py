@@ -11,8 +11,6 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedveil.attacks.inverse.muon import Muon
-from fedveil.defense.fitting import frozen
 from fedveil.fl.data.images import Images
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -25,6 +23,8 @@ MEMORY = 0.1
 """The running mean of the weights reaches back over this part of the steps so far."""
 LOOKS = 4
 """Looks at the held-out images from one doubling of the steps to the next."""
+RISE = 0.1
+"""Part of a known number of steps over which the rate rises."""
 FIRST = 25
 """Steps before the first look."""
 HELD_OUT = 0.2
@@ -68,7 +68,7 @@ class Trained(Generic[Module]):
 
 
 class Optimizer(Protocol):
-    """What a training takes its steps with; `Muon` is one."""
+    """What a training takes its steps with."""
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -78,15 +78,16 @@ class Optimizer(Protocol):
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015), for perceptrons: their matrices are large, and `Muon` costs with the cube of their size.
+    """Adam (Kingma and Ba 2015), with the decay of the weights beside the gradient (Loshchilov and Hutter 2019).
 
     Args:
         parameters: to train.
         learning_rate: above 0.
+        weight_decay: per step and unit of the learning rate, at least 0.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float) -> None:
-        self._adam = torch.optim.Adam(parameters, lr=learning_rate)
+    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0) -> None:
+        self._adam = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
         self._learning_rate = learning_rate
 
     def zero_grad(self) -> None:
@@ -108,7 +109,7 @@ def train_until_flat(
     steps: int,
     tolerance: float,
     learning_rate: float,
-    optimizer: Callable[..., Optimizer] = Muon,
+    optimizer: Callable[..., Optimizer],
 ) -> Trained[Module]:
     """Minimise ``loss`` until ``error`` is flat.
 
@@ -158,7 +159,7 @@ def train_until_flat(
     if more:
         look(step + more)
     mean.load_state_dict(best)
-    return Trained(frozen(mean), Curve(tuple(looks), tuple(looks.values()), flat))
+    return Trained(mean, Curve(tuple(looks), tuple(looks.values()), flat))
 
 
 @torch.no_grad()
@@ -189,3 +190,29 @@ def hold_out(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
     if not bool(held.any()):
         return images, images
     return images.take((~held).nonzero()[:, 0]), images.take(held.nonzero()[:, 0])
+
+
+def train_for(
+    module: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    optimizer: Callable[..., Optimizer],
+) -> None:
+    """Minimise ``loss`` in a number of steps that is known beforehand: the rate rises over the first, then falls to 0.
+
+    Args:
+        module: to train, in place; it is left in training mode.
+        loss: of one fresh batch; a scalar.
+        steps: so many, at least 1.
+        learning_rate: of the optimiser, its highest.
+        optimizer: made of parameters and the keyword ``learning_rate``.
+    """
+    stepping = optimizer(module.parameters(), learning_rate=learning_rate)
+    warm = max(1, math.ceil(RISE * steps))
+    for step in range(1, steps + 1):
+        rate = step / warm if step <= warm else (1 + math.cos(math.pi * (step - warm) / (steps + 1 - warm))) / 2
+        stepping.zero_grad()
+        loss(module).backward()
+        stepping.step(rate)
