@@ -67,6 +67,11 @@ def make_setup(experiment: Experiment) -> Setup:
             f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least"
             f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
         )
+    if experiment.references.measure or experiment.fl.start == "public":
+        try:
+            augment(torch.zeros(1, *data.train.shape), experiment.references.augmentation, torch.Generator())
+        except FedveilError as error:
+            raise FedveilError(f"references.augmentation: {error}") from error
     split = split_train(
         data.train,
         public_fraction=settings.public_fraction,
@@ -144,6 +149,6 @@ def _variants(experiment: Experiment, raw: Mapping[str, Any]) -> Sequence[tuple[
 def _settings(experiment: Experiment) -> str:
     """What the setup depends on."""
     audit = experiment.audit
-    fl = experiment.fl
-    dealt = (experiment.data, experiment.model, fl.clients, fl.augmentation, experiment.seed)
-    return repr((*dealt, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))
+    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
+    without = (experiment.references, experiment.fl.start)
+    return repr((*dealt, *without, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))

@@ -6,6 +6,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedveil.fl import central
 from fedveil.fl.central import CentralTraining, train_centrally
 from fedveil.fl.data import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import SerialExecutor
 from fedveil.fl.metrics import accuracy
 from fedveil.fl.models import build_model, init_model
@@ -179,3 +181,14 @@ def test_an_augmentation_that_does_not_exist_is_refused_with_its_key(bars: Path)
     assert central.CentralTraining(steps=7, augmentation=("flip",)) == (
         check(tiny_experiment(bars, references={"steps": 7, "augmentation": ["flip"]})).central_training()
     )
+
+
+def test_views_that_the_images_do_not_allow_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with np.load(write_bars(tmp_path / "square.npz")) as square:
+        np.savez(tmp_path / "wide.npz", **{k: v[:, :12] if k.endswith("images") else v for k, v in square.items()})
+    transposed = {"measure": True, "augmentation": ["transpose"]}
+    with pytest.raises(
+        FedveilError, match=r"^references\.augmentation: .* transpose needs square images, given 12x16 px"
+    ):
+        make_setup(check(tiny_experiment(tmp_path / "wide.npz", references=transposed)))
+    make_setup(check(tiny_experiment(tmp_path / "wide.npz", references={**transposed, "measure": False})))
