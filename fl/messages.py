@@ -9,6 +9,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.optimizers import OPTIMIZERS, PLAIN_SGD, LocalOptimizer
 
 
 class UpdateKind(StrEnum):
@@ -36,7 +37,10 @@ class ClientUpdate:
         kind: gradient or weight delta.
         local_steps: optimiser steps that were taken; 1 for a gradient.
         learning_rate: the client's learning rate.
-        rate_known: that is what it is; otherwise the size of a weight change tells nothing of the gradient's.
+        rate_known: ``tensors`` times `gradient_scale` is the mean gradient over the client's steps, in size too. Otherwise
+            the size of a weight change tells nothing of the gradient's: the rate is not known, the optimiser is no plain
+            SGD, or public images were mixed in.
+        optimizer: what took the local steps, a setting of the protocol; see `plain`.
     """
 
     tensors: Mapping[str, Tensor]
@@ -46,6 +50,7 @@ class ClientUpdate:
     learning_rate: float
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     rate_known: bool = True
+    optimizer: LocalOptimizer = PLAIN_SGD
 
     @classmethod
     def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
@@ -66,6 +71,7 @@ class ClientUpdate:
         local_steps: int = 1,
         examples: int = 1,
         buffers: Mapping[str, Tensor] | None = None,
+        optimizer: str | LocalOptimizer = "sgd",
     ) -> ClientUpdate:
         """Return an update that holds a weight change: local weights after training minus those that the server sent.
 
@@ -76,15 +82,22 @@ class ClientUpdate:
             local_steps: optimiser steps behind the change.
             examples: training examples behind it.
             buffers: change of the floating-point buffers, by name.
+            optimizer: that took the steps, its state empty at the first: ``sgd``, ``adam``, or one of
+                `fedveil.fl.optimizers` with settings. Attacks match the direction alone where it is no plain SGD.
 
         Raises:
-            FedveilError: ``learning_rate`` is not above 0, or there is no step.
+            FedveilError: ``learning_rate`` is not above 0, or lacks beside an optimiser that is no plain SGD; there is no
+                step; or the optimiser is unknown.
         """
         rate = 1.0 if learning_rate is None else learning_rate
         if not (rate > 0 and local_steps >= 1):
             raise FedveilError(
                 f"update: learning_rate {learning_rate}, local_steps {local_steps}; above 0 and at least 1 are allowed"
             )
+        rule = OPTIMIZERS[optimizer]() if isinstance(optimizer, str) else optimizer
+        plain = rule.plain(local_steps)
+        if learning_rate is None and not plain:
+            raise FedveilError(f"update: the learning_rate of {rule!r} is not given, and its steps do not tell it")
         return cls(
             dict(tensors),
             examples,
@@ -92,12 +105,18 @@ class ClientUpdate:
             local_steps,
             rate,
             dict(buffers or {}),
-            rate_known=learning_rate is not None,
+            rate_known=learning_rate is not None and plain,
+            optimizer=rule,
         )
 
     @property
+    def plain(self) -> bool:
+        """Whether gradients are all that it is made of, at a rate that may be unknown: a gradient, or steps of plain SGD."""
+        return self.kind is UpdateKind.GRADIENT or self.optimizer.plain(self.local_steps)
+
+    @property
     def gradient_scale(self) -> float:
-        """What ``tensors`` times this is: the mean gradient over the client's steps."""
+        """What ``tensors`` times this is: the mean direction of the client's steps, for plain SGD their mean gradient."""
         return 1.0 if self.kind is UpdateKind.GRADIENT else -1.0 / (self.local_steps * self.learning_rate)
 
     def nbytes(self) -> int:

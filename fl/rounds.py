@@ -53,6 +53,7 @@ class Federation:
             it is part of the result: any number of workers up to it gives the same bits.
         seed: of the trial.
         learning_rate_decay: factor on the clients' learning rate from one round to the next.
+        public: images that clients train on beside their own, where they do (`LocalTraining.replay`).
     """
 
     model: ModelSpec
@@ -63,6 +64,7 @@ class Federation:
     client_chunks: int
     seed: int
     learning_rate_decay: float = 1.0
+    public: Handle[Images] | None = None
 
     def training_at(self, round_number: int) -> LocalTraining:
         """How clients train in a round: the learning rate is multiplied by ``learning_rate_decay`` after every round."""
@@ -235,11 +237,12 @@ def _train_clients(
     """Train a chunk of clients one after another on one slot and sum their updates in order."""
     model = slot.model(federation.model)
     training = federation.training_at(round_number)
+    public = None if federation.public is None else federation.public.get()
     parts: list[_PartialSum] = []
     for number in numbers:
         client = federation.clients[number]
         stream = torch_stream(federation.seed, "round", round_number, "client", number)
-        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream)
+        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream, public=public)
         update = result.update
         single = federation.strategy.needs_single_updates
         own = _PartialSum(

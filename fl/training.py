@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedveil.fl.augmentation import augment, check_augmentations
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import ClientUpdate, UpdateKind
+from fedveil.fl.optimizers import PLAIN_SGD, LocalOptimizer
 from fedveil.fl.seeding import derive_seed, seeded_globals
 
 Weights = Mapping[str, Tensor]
@@ -23,21 +26,50 @@ Weights = Mapping[str, Tensor]
 class LocalTraining:
     """How a client trains.
 
+    >>> spec = LocalTraining(UpdateKind.DELTA, epochs=None, batch_size=8, learning_rate=0.1, steps=50)
+    >>> spec.optimizer
+    SGD(momentum=0.0, weight_decay=0.0)
+
     Attributes:
-        kind: a gradient of one batch (FedSGD), or the weight change after ``epochs`` of SGD (FedAvg).
-        epochs: passes over the shard; FedSGD ignores it.
-        batch_size: images per step.
-        learning_rate: of plain SGD, as in McMahan et al. 2017.
-        proximal: mu of FedProx (Li et al. 2020, eq. 2); 0 turns the term off.
+        kind: a gradient of one batch (FedSGD), or the weight change after training (FedAvg, McMahan et al. 2017).
+        epochs: passes over the shard; None where ``steps`` counts. FedSGD ignores both.
+        batch_size: images of the client per step.
+        learning_rate: of the optimiser.
+        proximal: mu of FedProx (Li et al. 2020, eq. 2); 0 turns the term off. It is part of the loss, whatever the
+            optimiser.
         mode: how BatchNorm and dropout run; ``eval`` is for clients that fine-tune with frozen statistics.
+        steps: optimiser steps, of batches from one shuffled pass over the shard after another; None where ``epochs`` counts.
+        optimizer: its state begins anew in each round. FedSGD takes no step.
+        augmentation: random views of the images that a step computes on, see `fedveil.fl.augmentation.augment`.
+        replay: share of public images among those of a step, at least 0 and below 1. They come beside the client's own
+            batch, drawn with replacement, and pass no defence.
+
+    Raises:
+        FedveilError: both or neither of ``epochs`` and ``steps`` are given, the share is impossible, or an augmentation is
+            unknown.
     """
 
     kind: UpdateKind
-    epochs: int
+    epochs: int | None
     batch_size: int
     learning_rate: float
     proximal: float = 0.0
     mode: Literal["train", "eval"] = "train"
+    steps: int | None = None
+    optimizer: LocalOptimizer = PLAIN_SGD
+    augmentation: tuple[str, ...] = ()
+    replay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise FedveilError(f"local training: epochs is {self.epochs}, steps is {self.steps}; give one of the two")
+        if not 0 <= self.replay < 1:
+            raise FedveilError(f"local training: replay is {self.replay}; it has to be at least 0 and below 1")
+        check_augmentations(self.augmentation)
+
+    def replayed(self, own: int) -> int:
+        """Return how many public images come beside so many of the client's."""
+        return round(own * self.replay / (1 - self.replay))
 
 
 @dataclass(frozen=True)
@@ -46,7 +78,8 @@ class LocalResult:
 
     Attributes:
         update: what leaves the client, after the defence's `ClientHooks.update`.
-        loss: mean training loss over the examples seen; it stays with the simulation's bookkeeping.
+        loss: mean training loss over the examples seen, each step counted by its own images; it stays with the simulation's
+            bookkeeping.
     """
 
     update: ClientUpdate
@@ -83,8 +116,10 @@ def _batches(count: int, spec: LocalTraining, stream: torch.Generator) -> Iterat
     if spec.kind is UpdateKind.GRADIENT:
         yield torch.randperm(count, generator=stream)[: spec.batch_size]
         return
-    for _ in range(spec.epochs):
-        yield from torch.randperm(count, generator=stream).split(spec.batch_size)
+    # Each pass is drawn when its first batch is due.
+    passes = repeat(None) if spec.epochs is None else repeat(None, spec.epochs)
+    batches = (batch for _ in passes for batch in torch.randperm(count, generator=stream).split(spec.batch_size))
+    yield from islice(batches, spec.steps)
 
 
 def local_update(
@@ -95,9 +130,14 @@ def local_update(
     spec: LocalTraining,
     stream: torch.Generator,
     *,
+    public: Images | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> LocalResult:
     """Train ``model`` from ``weights`` on ``shard`` behind the defence ``hooks``, and return what leaves the client.
+
+    A step takes a batch of the shard, passes it through the defence, puts public images beside it, and computes on a random
+    view of all of them. What leaves says whether it is made of gradients of the client's images alone, see
+    `ClientUpdate.rate_known`.
 
     Args:
         model: on the device to compute on; its weights are overwritten.
@@ -105,15 +145,24 @@ def local_update(
         shard: the client's images, at least one.
         hooks: the client's defence.
         spec: how to train.
-        stream: the only source of randomness; order of batches, the defence's noise and dropout come from it.
-        on_batch: is shown each batch as trained on, (b, C, H, W), and its indices into the shard, (b,). Audits use it
-            to know what a perfect inversion would find.
+        stream: the only source of randomness; order of batches, the defence's noise, views and dropout come from it.
+        public: the images to replay; they belong to no client.
+        on_batch: is shown each of the client's batches as the defence leaves it, before public images and random views,
+            (b, C, H, W), and its indices into the shard, (b,). Audits use it to know what a perfect inversion would find.
+
+    Raises:
+        FedveilError: the weights do not fit the model, the defence changes the images' shape, or there are no public images
+            to replay.
     """
+    if spec.replay and not public:
+        raise FedveilError(f"local training: replay is {spec.replay}, and there are no public images")
     device = next(model.parameters()).device
     load_exchanged(model, weights)
     model.train(spec.mode == "train")
     # Frozen parameters stay as they are, and the update lacks them.
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = list(parameters.values())
+    turn = spec.optimizer.begin()
     gradient_sum = {name: torch.zeros_like(p) for name, p in parameters.items()}
     steps = examples = 0
     loss_sum = 0.0
@@ -126,21 +175,31 @@ def local_update(
             raise FedveilError(f"defence: data() has to return images of shape {tuple(x.shape)}, got {got}")
         if on_batch is not None:
             on_batch(trained.detach(), indices)
+        own = len(y)
+        if public is not None and spec.replay:
+            drawn = torch.randint(len(public), (spec.replayed(own),), generator=stream)
+            beside = (theirs.to(device) for theirs in public.batch(drawn))
+            trained, y = (torch.cat(pair) for pair in zip((trained, y), beside, strict=True))
+        trained = augment(trained, spec.augmentation, stream)
         with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):
             logits = model(trained)
         loss = hooks.loss(F.cross_entropy(logits, y), model, trained, y, logits)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(loss, held, materialize_grads=True)
         with torch.no_grad():
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-                if spec.kind is UpdateKind.GRADIENT:
-                    gradient_sum[name] += gradient
-                    continue
+            if spec.kind is UpdateKind.GRADIENT:
+                for total, gradient in zip(gradient_sum.values(), gradients, strict=True):
+                    total += gradient
+            else:
                 if spec.proximal:
-                    gradient = gradient + spec.proximal * (parameter - weights[name].to(device))
-                parameter.sub_(gradient, alpha=spec.learning_rate)
+                    sent = [weights[name].to(device) for name in parameters]
+                    gradients = tuple(
+                        g + spec.proximal * (p - start) for g, p, start in zip(gradients, held, sent, strict=True)
+                    )
+                for parameter, direction in zip(held, turn(gradients, held), strict=True):
+                    parameter.sub_(direction, alpha=spec.learning_rate)
         steps += 1
-        examples += len(y)
-        loss_sum += float(loss.detach()) * len(y)
+        examples += own
+        loss_sum += float(loss.detach()) * own
 
     after = exchanged(model)
     change = {name: after[name].cpu() - weights[name].cpu() for name in after}
@@ -152,7 +211,10 @@ def local_update(
         kind=spec.kind,
         local_steps=steps,
         learning_rate=spec.learning_rate,
+        optimizer=PLAIN_SGD if spec.kind is UpdateKind.GRADIENT else spec.optimizer,
     )
+    # Which of the public images were in a step is not known.
+    update = replace(update, rate_known=update.plain and not spec.replay)
     return LocalResult(update=hooks.update(update, stream), loss=loss_sum / examples)
 
 

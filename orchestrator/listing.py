@@ -24,6 +24,7 @@ from fedveil.defense import DEFENSES
 from fedveil.fl.data.source import Source, named, prefixed
 from fedveil.fl.errors import FedveilError, unknown_name
 from fedveil.fl.models import MODELS
+from fedveil.fl.optimizers import OPTIMIZERS
 from fedveil.fl.partition import PARTITIONS
 from fedveil.fl.registry import Registry
 from fedveil.fl.strategies import STRATEGIES
@@ -146,6 +147,7 @@ KINDS: Mapping[str, Kind] = {
     "models": Kind(MODELS, "model: {name: NAME}", _model_entry),
     "data": _DataKind(named, "data: {name: NAME}", _data_entry),
     "strategies": Kind(STRATEGIES, "fl: {strategy: {name: NAME}}"),
+    "optimizers": Kind(OPTIMIZERS, "fl: {optimizer: {name: NAME}}"),
     "partitions": Kind(PARTITIONS, "data: {partition: {kind: NAME}}"),
 }
 

@@ -90,6 +90,7 @@ def _own_updates(like: Observation, surrogate: Surrogate, knowledge: Knowledge) 
         batch_size=like.batch_size,
         learning_rate=like.update.learning_rate,
         mode=knowledge.model.mode,
+        optimizer=like.update.optimizer,
     )
     order = torch.randperm(len(auxiliary), generator=stream)
     made = []

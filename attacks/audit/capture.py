@@ -35,12 +35,16 @@ def capture(
 ) -> tuple[Observation, VictimBatch]:
     """Let a client train on a victim batch with its defence in place, and keep what it would send.
 
+    Random views and public images beside the victims are left out: this is the worst case, and the honest one. A flipped
+    image shows a person as much as the image itself, but its error against the original would look like privacy; and a
+    server can wait for a step in which the image was shown as it is, or know which public images it has given out.
+
     Args:
         model: on the device to compute on; its weights are overwritten.
         weights: as the server sent them (see `fedveil.fl.training.exchanged`).
         batch: whose images.
         hooks: the client's defence.
-        training: the client's; kind, steps and batch size are replaced by the audit's.
+        training: the client's; kind, steps and batch size are replaced by the audit's, its optimiser stays.
         local_steps: the client's steps on the batch; 1 sends the gradient.
         stream: the only source of randomness.
 
@@ -52,7 +56,10 @@ def capture(
         training,
         kind=UpdateKind.GRADIENT if local_steps == 1 else UpdateKind.DELTA,
         epochs=local_steps,
+        steps=None,
         batch_size=len(batch),
+        augmentation=(),
+        replay=0.0,
     )
     seen: list[Tensor] = []
 

@@ -16,6 +16,8 @@ def with_likely_rates(
 ) -> tuple[list[Observation], list[str]]:
     """Return the observations, those of unknown learning rate with the likeliest one where it is needed, and notes.
 
+    An update of an optimiser that is no plain SGD stays as it is: no learning rate makes a mean gradient of it.
+
     No auxiliary images are used: not every attack is granted them.
 
     Args:
@@ -25,7 +27,7 @@ def with_likely_rates(
     """
     found, notes = list(seen), []
     for at, one in enumerate(seen):
-        if one.update.rate_known:
+        if one.update.rate_known or not one.update.plain:
             continue
         what = f"the learning rate of update {at} is not known"
         how = "fv.Update.delta(..., learning_rate=, local_steps=) says it"

@@ -121,6 +121,8 @@ def audit_updates(
 ) -> AuditReport:
     """Attack updates and score the reconstructions.
 
+    Updates of an optimiser that is no plain SGD are matched in direction alone, and the report says so.
+
     Args:
         attacker: ready.
         observations: the updates, of batches of one size.
@@ -133,7 +135,8 @@ def audit_updates(
     earlier: dict[Attack, Sequence[Reconstruction]] = {}
     records: list[PrivacyRecord] = []
     rebuilt: dict[str, Tensor] = {}
-    notes: list[str] = []
+    made = {repr(observation.update.optimizer): None for observation in observations if not observation.update.plain}
+    notes = [f"{rule} took steps that are not sized as gradients: matched in direction alone" for rule in made]
     truths: Sequence[VictimBatch | None] = [None] * len(observations) if victims is None else victims
     labelled = dict(zip(attack_labels(attacker.attacks), attacker.attacks, strict=True))
     for label, attack in labelled.items():

@@ -23,6 +23,7 @@ from fedveil.attacks.engine.objective import Problem
 from fedveil.attacks.optimizers.descent import along
 from fedveil.attacks.priors import Prior, penalty_and_slope
 from fedveil.attacks.target.problem import Tensors
+from fedveil.fl.optimizers import PLAIN_SGD, LocalOptimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,30 +125,41 @@ def _slopes(problem: Problem, path: Path, distance: Distance, x: Tensor) -> tupl
     return value, by_images, by_labels
 
 
-def walk(problem: Problem, x: Tensor, path: Path) -> tuple[list[Tensors], Tensors]:
-    """Return the weights (V, ...) before each step of clients that train on x (V, B, C, H, W), and their mean gradient."""
+def walk(
+    problem: Problem, x: Tensor, path: Path, optimizer: LocalOptimizer = PLAIN_SGD
+) -> tuple[list[Tensors], Tensors]:
+    """Return the weights (V, ...) before each step of clients that train on x (V, B, C, H, W), and their mean direction.
+
+    That of plain SGD is the mean gradient, and what is differentiated here.
+    """
     trained, frozen = (_spread(some, problem, len(x)) for some in (problem.trained, problem.frozen))
     gradient_of = vmap(grad(problem.loss), in_dims=(0, 0, 0, 0), randomness="error")
+    turn = optimizer.begin()
     places: list[Tensors] = []
     total: Tensors = {}
     for _ in range(path.steps):
         places.append(trained)
         gradient = gradient_of(trained, frozen, x, problem.labels)
-        total = {n: total[n] + g if total else g for n, g in gradient.items()}
-        trained = {n: w - along(path.rates, w) * gradient[n] for n, w in trained.items()}
+        found = turn(list(gradient.values()), [trained[n] for n in gradient])
+        step = dict(zip(gradient, found, strict=True))
+        total = {n: total[n] + d if total else d for n, d in step.items()}
+        trained = {n: w - along(path.rates, w) * step[n] for n, w in trained.items()}
     return places, {n: t / path.steps for n, t in total.items()}
 
 
-def replayed(problem: Problem, x: Tensor, *, steps: int, rates: Tensor) -> Tensors:
-    """Return what clients would send that train on given images: the mean gradient along their paths, (V, ...) by name.
+def replayed(
+    problem: Problem, x: Tensor, *, steps: int, rates: Tensor, optimizer: LocalOptimizer = PLAIN_SGD
+) -> Tensors:
+    """Return what clients would send that train on given images: the mean direction of their steps, (V, ...) by name.
 
     Args:
         problem: with the weights that the server sent.
         x: (V, B, C, H, W).
-        steps: of gradient descent, each on all images of a victim.
+        steps: of the optimiser, each on all images of a victim.
         rates: (V,) learning rates.
+        optimizer: of the clients.
     """
-    return walk(problem, x, Path(steps, rates))[1]
+    return walk(problem, x, Path(steps, rates), optimizer)[1]
 
 
 _ARGUMENTS = {"images": 0, "labels": 1, "weights": 2}

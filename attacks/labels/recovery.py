@@ -66,7 +66,8 @@ def recover_labels(
     One image is read off by `idlg`, which needs nothing but signs. More are counted from sizes, so the update's learning
     rate and number of steps have to be right (see `likeliest_rate`): by `simulated` training of the last layer, on
     auxiliary images if there are any, else on the mean input that the gradient gives away. A layer whose gradient has the
-    bias alone leaves `geng`, one whose inputs are not seen either leaves `llg`.
+    bias alone leaves `geng`, one whose inputs are not seen either leaves `llg`. Where the optimiser is no plain SGD the size
+    says nothing, and the likeliest is taken.
 
     Args:
         update: what the client sent.
@@ -90,6 +91,8 @@ def recover_labels(
         # A defence that says which entries are as they were has not scaled them.
         if surrogate is not None and surrogate.update is not None and surrogate.visible is None:
             update = head.likeliest({size: _of_size(update, size) for size in SIZES})
+        elif not update.plain:
+            update = head.likeliest_rate(update)
         counts, _ = head.counts(update)
     return torch.arange(target.classes).repeat_interleave(counts)
 
@@ -108,8 +111,7 @@ def likeliest_rate(
     """
     target = replace(target, module=on_device(target.module, torch.device("cpu")))
     head = _Head.of(update, batch_size, target, weights, find_last_layer(target), None, None)
-    options = {rate: replace(update, learning_rate=rate) for rate in SIZES}
-    return head.likeliest(options, lambda rate: (math.log10(rate) - USUAL) ** 2).learning_rate
+    return head.likeliest_rate(update).learning_rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +203,11 @@ class _Head:
             return self.counts(options[size])[1] + 2 * (classes - 1) * math.log(size) + charge(size)
 
         return options[min(options, key=cost)]
+
+    def likeliest_rate(self, update: ClientUpdate) -> ClientUpdate:
+        """Return the update with the learning rate under which it is most probable."""
+        options = {rate: replace(update, learning_rate=rate) for rate in SIZES}
+        return self.likeliest(options, lambda rate: (math.log10(rate) - USUAL) ** 2)
 
 
 def _of_size(update: ClientUpdate, size: float) -> ClientUpdate:

@@ -34,7 +34,9 @@ class OwnClients:
     knowledge: Knowledge
 
     def send(self, x: Tensor, y: Tensor, stream: torch.Generator) -> Tensors:
-        """Return the mean gradients that the server would see, (V, ...) by parameter name, on the attacker's device.
+        """Return the mean directions that the server would see, (V, ...) by parameter name, on the attacker's device.
+
+        Of plain SGD they are mean gradients.
 
         Args:
             x: (V, B, C, H, W) originals.
@@ -50,10 +52,13 @@ class OwnClients:
         )
         total: Tensors = {}
         rates = torch.full((len(x),), update.learning_rate, device=device)
+        turn = update.optimizer.begin()
         for _ in range(update.local_steps):
             gradient = replayed(problem, self._trained_on(x, y, stream), steps=1, rates=rates)
-            total = {n: total[n] + g if total else g for n, g in gradient.items()}
-            moved = {n: problem.weights[n] - update.learning_rate * g for n, g in gradient.items()}
+            found = turn(list(gradient.values()), [problem.weights[n] for n in gradient])
+            step = dict(zip(gradient, found, strict=True))
+            total = {n: total[n] + d if total else d for n, d in step.items()}
+            moved = {n: problem.weights[n] - update.learning_rate * d for n, d in step.items()}
             if not problem.own_weights:
                 weights = {n: w.expand(len(x), *w.shape) for n, w in weights.items()}
             problem = replace(problem, weights={**weights, **moved}, own_weights=True)
@@ -65,7 +70,7 @@ class OwnClients:
         return self.surrogate.data(x.flatten(0, 1), y.flatten(), stream).view(x.shape)
 
     def _defended(self, gradients: Tensors, stream: torch.Generator) -> Tensors:
-        """What is left of (V, ...) mean gradients when the defence has seen the updates that they make."""
+        """What is left of (V, ...) mean directions when the defence has seen the updates that they make."""
         if self.surrogate.update is None:
             return gradients
         update = self.like.update

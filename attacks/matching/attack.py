@@ -29,7 +29,7 @@ from fedveil.fl.seeding import torch_stream
 
 
 def target_gradient(update: ClientUpdate) -> dict[str, Tensor]:
-    """Return the gradient to match: as sent, or -delta / (steps * learning rate), the mean gradient along the path."""
+    """Return the gradient to match: as sent, or -delta / (steps * learning rate), the mean (direction) along the path."""
     return {name: update.gradient_scale * tensor for name, tensor in update.tensors.items()}
 
 
@@ -46,7 +46,7 @@ def match_at(observation: Observation, alpha: float) -> dict[str, Tensor]:
 Place = Literal["searched", "sent", "middle", "unrolled"]
 """Where to match a delta of several steps: at alpha 0, at 1/2, or where a short run from each of `ALPHAS` ends lowest;
 ``unrolled`` begins as ``searched`` and ends with the client's steps replayed, which needs its true learning rate: without
-it, the first part has the lower loss, and is the result."""
+it, the first part has the lower loss, and is the result. Where steps are no plain SGD, it is ``searched``."""
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Places to choose from."""
 SEARCH = 5
@@ -160,7 +160,7 @@ class GradientMatching(Attack):
             return self._matched(run, here, warm)
         if self.place == "middle":
             return self._matched(run, [0.5] * len(observations), warm)
-        if self.place == "searched":
+        if self.place == "searched" or not all(o.update.plain for o in observations):  # only plain SGD is unrolled
             return self._matched(run, self._searched(run, self.steps // SEARCH), warm)
         if warm is not None:
             return self._matched(run, here, warm, unrolled=True)

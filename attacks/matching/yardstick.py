@@ -31,7 +31,7 @@ def misfit(
     """Return how far what each client would send, had it trained on the reconstruction, is from what it sent.
 
     Args:
-        observations: of one number of local steps.
+        observations: of one number of local steps and one optimiser.
         found: a reconstruction of each, with the labels to train on.
         knowledge: what the attacker holds.
         visible: says which entries tell anything; None for all.
@@ -50,7 +50,8 @@ def misfit(
         problem = replace(problem, labels=torch.stack([found[at].labels for at, _ in some]).to(knowledge.device))
         images = torch.stack([found[at].images for at, _ in some]).to(knowledge.device)
         rates = torch.tensor([one.update.learning_rate for one in seen], device=knowledge.device)
-        sent = replayed(problem, images, steps=seen[0].update.local_steps, rates=rates)
+        like = seen[0].update
+        sent = replayed(problem, images, steps=like.local_steps, rates=rates, optimizer=like.optimizer)
         masked = [
             one if problem.visible is None else {n: t * problem.visible[n] for n, t in one.items()}
             for one in (sent, problem.target)

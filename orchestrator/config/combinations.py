@@ -10,7 +10,7 @@ from fedveil.fl.models import MODELS
 from fedveil.fl.strategies import Krum
 from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 from fedveil.orchestrator.config.explain import listed, shown
-from fedveil.orchestrator.config.schema import DataSection, Experiment, ModelSection, ResourcesSection
+from fedveil.orchestrator.config.schema import DataSection, Experiment, FLSection, ModelSection, ResourcesSection
 
 ENOUGH = 10_000
 """Clients from which on no share of them rounds to nothing."""
@@ -90,10 +90,13 @@ def _federation(experiment: Experiment) -> list[str]:
     fl, workers = experiment.fl, experiment.resources.workers
     lines: list[str] = []
     strategy = fl.build_strategy()
-    if strategy.local_kind is UpdateKind.GRADIENT and fl.local_epochs != 1:
+    if fl.local_epochs is not None and fl.local_steps is not None:
         lines.append(
-            f"fl.local_epochs: given {fl.local_epochs}; with strategy fedsgd clients send one gradient, allowed: 1"
+            f"fl.local_steps: given {fl.local_steps} beside fl.local_epochs {fl.local_epochs}; one of the two ('null' is"
+            " neither)"
         )
+    if strategy.local_kind is UpdateKind.GRADIENT:
+        lines += _gradient_alone(fl)
     if isinstance(strategy, Krum):
         needed = max(2 * strategy.byzantine + 3, strategy.keep + strategy.byzantine)
         if fl.cohort_size < needed:
@@ -115,6 +118,19 @@ def _federation(experiment: Experiment) -> list[str]:
     return lines
 
 
+def _gradient_alone(fl: FLSection) -> list[str]:
+    """Return what clients can't do that send a gradient and take no step."""
+    rule = f"with strategy {fl.strategy['name']} clients send one gradient"
+    lines = [
+        f"fl.{key}: given {count}; {rule}, allowed: 1"
+        for key, count in (("local_epochs", fl.local_epochs), ("local_steps", fl.local_steps))
+        if count not in (None, 1)
+    ]
+    if not fl.build_optimizer().plain(2):
+        lines.append(f"fl.optimizer: given {shown(fl.optimizer)}; {rule}, allowed: sgd without momentum and decay")
+    return lines
+
+
 def _audit(experiment: Experiment) -> list[str]:
     fl, audit = experiment.fl, experiment.audit
     lines = [
@@ -126,11 +142,13 @@ def _audit(experiment: Experiment) -> list[str]:
         lines.append(
             f"audit.victims: given {audit.victims}; has to be a multiple of audit.batch_size {audit.batch_size}"
         )
-    most = fl.rounds * fl.local_epochs
+    # How many passes some steps make is known of each shard alone; none sees an image twice in a step.
+    key, passes = ("local_epochs", fl.epochs) if fl.epochs is not None else ("local_steps", fl.local_steps)
+    most = fl.rounds * (passes or 1)
     if audit.observations > most:
         lines.append(
             f"audit.observations: given {audit.observations}; clients train on each image {most} time(s) (fl.rounds times"
-            f" fl.local_epochs); allowed: 1 to {most}"
+            f" fl.{key}); allowed: 1 to {most}"
         )
     if audit.clients is not None and audit.clients > fl.clients:
         lines.append(f"audit.clients: given {audit.clients}; allowed: 1 to {fl.clients} (fl.clients)")

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from fedveil.attacks import ATTACKS
 from fedveil.defense import DEFENSES
+from fedveil.fl.augmentation import AUGMENTATIONS
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.models import MODELS
+from fedveil.fl.optimizers import OPTIMIZERS
 from fedveil.fl.partition import PARTITIONS
 from fedveil.fl.registry import Registry
 from fedveil.fl.strategies import STRATEGIES
@@ -113,7 +115,12 @@ def _read(path: Path) -> Raw:
     return raw
 
 
-SHORT_FORMS = {("defense",): "name", ("fl", "strategy"): "name", ("data", "partition"): "kind"}
+SHORT_FORMS = {
+    ("defense",): "name",
+    ("fl", "optimizer"): "name",
+    ("fl", "strategy"): "name",
+    ("data", "partition"): "kind",
+}
 """Where a bare name may stand for a section, and the key under which the section has it."""
 
 SPACE = "search.space."
@@ -123,8 +130,8 @@ def set_key(raw: Raw, key: str, value: Any) -> None:
     """Set a dotted key in place. ``defense.strength`` reaches into a single defence; sections are made as needed.
 
     Keys and values for a whole section (``fl``, ``audit``, ...) are merged into it: what they do not name stays. All
-    else is replaced, ``defense``, ``fl.strategy``, ``data.partition`` and ``audit.attacks`` too, whose options belong to
-    what they name. What follows ``search.space.`` is one key, dots and all.
+    else is replaced, ``defense``, ``fl.optimizer``, ``fl.strategy``, ``data.partition`` and ``audit.attacks`` too, whose
+    options belong to what they name. What follows ``search.space.`` is one key, dots and all.
 
     Raises:
         ConfigError: the key leads through something that is not a section.
@@ -248,7 +255,13 @@ def _free_form(experiment: Experiment) -> list[str]:
     for index, part in enumerate(experiment.defense):
         where = "defense" if len(experiment.defense) == 1 else f"defense.{index}"
         lines += _named(where, DEFENSES, part)
+    lines += _named("fl.optimizer", OPTIMIZERS, fl.optimizer)
     lines += _named("fl.strategy", STRATEGIES, fl.strategy)
+    lines += [
+        f"fl.augmentation.{index}: given {shown(name)}; allowed: {listed(AUGMENTATIONS)}, each once"
+        for index, name in enumerate(fl.augmentation)
+        if name not in AUGMENTATIONS or name in fl.augmentation[:index]
+    ]
     lines += _named("data.partition", PARTITIONS, data.partition, key="kind")
     for index, attack in enumerate(audit.attacks):
         lines += _named(f"audit.attacks.{index}", ATTACKS, attack)

@@ -12,6 +12,7 @@ from fedveil.attacks.scoring.summary import BASELINE_ATTACK
 from fedveil.defense import DEFENSES, Defense, Stack
 from fedveil.fl.central import CentralTraining
 from fedveil.fl.models import ModelSpec
+from fedveil.fl.optimizers import OPTIMIZERS, LocalOptimizer
 from fedveil.fl.partition import PARTITIONS, Partition
 from fedveil.fl.strategies import STRATEGIES, Strategy
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
@@ -89,10 +90,16 @@ class FLSection(Section):
     Attributes:
         clients: number of clients.
         rounds: number of rounds.
-        local_epochs: passes over its shard per client and round.
-        batch_size: images per step.
-        learning_rate: of the clients' SGD.
+        local_epochs: passes over its shard per client and round; None for 1, or where ``local_steps`` counts.
+        local_steps: steps per client and round instead, of batches from one pass after another.
+        batch_size: images of the client per step.
+        optimizer: the clients', ``sgd``, ``adam`` or ``{name: sgd, momentum: 0.9}``; see ``fedveil list optimizers``. It
+            begins anew in each round.
+        learning_rate: of the clients' optimiser.
         learning_rate_decay: factor on it from one round to the next.
+        augmentation: random views that clients train on, of ``flip`` (left and right), ``transpose`` (all eight symmetries)
+            and ``shift`` (by up to 2 px at 28 px).
+        replay_public: share of public images among those of a step; they come beside the client's own and pass no defence.
         strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
         cohort: share of the clients that is drawn for each round.
         client_chunks: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
@@ -102,10 +109,14 @@ class FLSection(Section):
 
     clients: Count = 10
     rounds: Count = 20
-    local_epochs: Count = 1
+    local_epochs: Count | None = None
+    local_steps: Count | None = None
     batch_size: Count = 32
+    optimizer: Named = Field(default={"name": "sgd"})
     learning_rate: float = Field(default=0.05, gt=0)
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
+    augmentation: list[str] = Field(default=[])
+    replay_public: float = Field(default=0.0, ge=0, lt=1)
     strategy: Named = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
     client_chunks: Count = 16
@@ -114,6 +125,15 @@ class FLSection(Section):
     def build_strategy(self) -> Strategy:
         """Make the aggregation rule."""
         return build_named(STRATEGIES, self.strategy)
+
+    def build_optimizer(self) -> LocalOptimizer:
+        """Make the clients' optimiser."""
+        return build_named(OPTIMIZERS, self.optimizer)
+
+    @property
+    def epochs(self) -> int | None:
+        """A client's passes over its shard in a round; None where steps count."""
+        return 1 if self.local_epochs is None and self.local_steps is None else self.local_epochs
 
     @property
     def cohort_size(self) -> int:
@@ -150,7 +170,7 @@ class AuditSection(Section):
         local_steps: the client's steps on that batch; 1 sends the gradient.
         observations: updates of each batch that an attacker holds, each with the client's noise drawn afresh: those of the
             audited round and of the rounds before it. Where there are fewer, the server sends the same weights again. At
-            most ``fl.rounds`` times ``fl.local_epochs``: so often clients train on an image.
+            most ``fl.rounds`` times ``fl.local_epochs``, so often clients train on an image, or times ``fl.local_steps``.
         labels: ``known`` to the attacker, or ``recovered`` from the update.
         attacks: names, or ``{name: NAME, option: value}``, run in this order; the baseline, which sees no update, runs
             always. Of two with one name the second is called ``NAME_2``.

@@ -49,15 +49,20 @@ def build_federation(
         strategy=strategy,
         training=LocalTraining(
             kind=strategy.local_kind,
-            epochs=fl.local_epochs,
+            epochs=fl.epochs,
+            steps=fl.local_steps,
             batch_size=fl.batch_size,
             learning_rate=fl.learning_rate,
             proximal=strategy.proximal,
+            optimizer=fl.build_optimizer(),
+            augmentation=tuple(fl.augmentation),
+            replay=fl.replay_public,
         ),
         cohort=fl.cohort_size,
         client_chunks=fl.client_chunks,
         seed=experiment.seed,
         learning_rate_decay=fl.learning_rate_decay,
+        public=executor.broadcast(setup.public) if fl.replay_public else None,
     )
     numbers = [one.diagnostics() for one in prepared]
     return federation, {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}

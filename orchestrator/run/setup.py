@@ -55,7 +55,7 @@ def make_setup(experiment: Experiment) -> Setup:
     """Load, split and deal the images, and draw the victims. A process keeps what it has loaded, see `load_data`.
 
     Raises:
-        FedveilError: the data, the model or the audit do not fit each other.
+        FedveilError: the data, the model, the augmentation or the audit do not fit each other.
     """
     settings, audit, seed = experiment.data, experiment.audit, experiment.seed
     data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
@@ -82,6 +82,7 @@ def make_setup(experiment: Experiment) -> Setup:
     shards = tuple(split.private.take(part) for part in parts)
     model = experiment.model.spec(data.train.shape, len(data.classes))
     build_model(model)
+    augment(torch.zeros(1, *data.train.shape), experiment.fl.augmentation, torch.Generator())
     victims, gallery = draw_victims(
         shards,
         victims=audit.victims,
@@ -148,6 +149,6 @@ def _variants(experiment: Experiment, raw: Mapping[str, Any]) -> Sequence[tuple[
 def _settings(experiment: Experiment) -> str:
     """What the setup depends on."""
     audit = experiment.audit
-    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.seed)
+    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
     without = (experiment.references, experiment.fl.start)
     return repr((*dealt, *without, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))

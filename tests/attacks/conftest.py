@@ -12,6 +12,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.hooks import ClientHooks, NoHooks
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.optimizers import PLAIN_SGD, LocalOptimizer
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, local_update
 
@@ -72,12 +73,14 @@ def observe() -> Observe:
         labels: bool = True,
         own_weights: bool = False,
         seed: int = 0,
+        optimizer: LocalOptimizer = PLAIN_SGD,
     ) -> Observation:
         training = LocalTraining(
             kind=UpdateKind.GRADIENT if steps == 1 else UpdateKind.DELTA,
             epochs=steps,
             batch_size=len(images),
             learning_rate=learning_rate,
+            optimizer=optimizer,
         )
         weights = init_model(spec, 0) if own_weights else sent(spec)
         stream = torch_stream(seed, "observed", number)

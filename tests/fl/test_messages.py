@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import NoHooks
 from fedveil.fl.messages import ClientUpdate, PrivacyRecord, Reconstruction, ThreatModel, UpdateKind
+from fedveil.fl.optimizers import SGD, Adam
 
 
 def update(tensors: dict[str, Tensor], buffers: dict[str, Tensor] | None = None) -> ClientUpdate:
@@ -36,6 +38,19 @@ def test_a_delta_as_users_hand_it_over() -> None:
     found = ClientUpdate.delta(tensors, learning_rate=0.1, local_steps=5, examples=20, buffers=buffers)
     assert found == ClientUpdate(tensors, 20, UpdateKind.DELTA, 5, 0.1, buffers)
     assert ClientUpdate.delta(tensors) == ClientUpdate(tensors, 1, UpdateKind.DELTA, 1, 1.0, rate_known=False)
+
+
+def test_a_delta_of_another_optimiser_is_sized_by_no_rate() -> None:
+    tensors = {"w": torch.ones(2)}
+    found = ClientUpdate.delta(tensors, learning_rate=0.1, local_steps=2, optimizer="adam")
+    assert (found.optimizer, found.learning_rate, found.rate_known, found.plain) == (Adam(), 0.1, False, False)
+    slow = SGD(momentum=0.9)
+    assert ClientUpdate.delta(tensors, learning_rate=0.1, optimizer=slow).rate_known
+    assert not ClientUpdate.delta(tensors, learning_rate=0.1, local_steps=2, optimizer=slow).rate_known
+    with pytest.raises(FedveilError, match=r"the learning_rate of Adam\(weight_decay=0\.0\) is not given"):
+        ClientUpdate.delta(tensors, optimizer="adam")
+    with pytest.raises(FedveilError, match="unknown optimizer 'lion'; allowed: adam, sgd"):
+        ClientUpdate.delta(tensors, learning_rate=0.1, optimizer="lion")
 
 
 def test_a_threat_model_names_the_grants_that_it_lacks() -> None:

@@ -18,6 +18,7 @@ from fedveil.fl.hooks import ClientHooks, NoHooks
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.optimizers import Adam
 from fedveil.fl.rounds import Client, Federation, RoundReport, ServerState, Simulation, client_chunks, draw_cohort
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.strategies import FedAdam, FedAvg, FedProx, FedSGD, Krum, Median, Strategy, TrimmedMean
@@ -279,6 +280,46 @@ def test_the_learning_rate_decays_from_round_to_round() -> None:
         after, _ = rounds(federation, 1, state=replace(first, round=number))
         moved.append(after.weights["head.weight"] - first.weights["head.weight"])
     torch.testing.assert_close(moved[1] * 4, moved[0], atol=1e-5, rtol=1e-3)
+
+
+def test_public_images_reach_every_client_behind_one_handle() -> None:
+    class Counted(Handle[Any]):
+        opened = 0
+
+        def get(self) -> Any:
+            self.opened += 1
+            return super().get()
+
+    federation = federate(FedAvg())
+    assert federation.public is None
+    training = replace(
+        federation.training,
+        epochs=None,
+        steps=3,
+        optimizer=Adam(),
+        replay=0.5,
+        augmentation=("flip",),
+        learning_rate=0.01,
+    )
+    mixed = replace(federation, training=training, public=Counted(images(4, seed=50)))
+    state, _ = rounds(mixed, 1)
+    assert mixed.public is not None
+    assert mixed.public.opened == 3, "once a chunk of clients"  # type: ignore[attr-defined]
+    others = replace(mixed, public=Handle(images(4, seed=51)))
+    assert not same_bits(rounds(others, 1)[0], state)
+    assert same_bits(rounds(mixed, 1, executor=ShufflingExecutor(2))[0], state)
+    # By hand, one client after another.
+    after = ServerState.initial(mixed).weights
+    total = {name: torch.zeros_like(weight) for name, weight in after.items()}
+    for client in mixed.clients:
+        stream, shard = torch_stream(mixed.seed, "round", 0, "client", client.number), client.shard.get()
+        result = local_update(
+            build_model(mixed.model), after, shard, NoHooks(), training, stream, public=images(4, seed=50)
+        )
+        for name, change in result.update.tensors.items():
+            total[name] += change * len(shard) / sum(SIZES)
+    for name, weight in state.weights.items():
+        torch.testing.assert_close(weight, after[name] + total[name], atol=1e-6, rtol=1e-5)
 
 
 def test_a_round_leaves_the_state_before_it_alone() -> None:

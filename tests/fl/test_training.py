@@ -164,6 +164,7 @@ def test_what_leaves_a_client_has_the_models_shapes_and_no_images(how: LocalTrai
         "local_steps",
         "learning_rate",
         "rate_known",
+        "optimizer",
     }
     shapes = {name: tensor.shape for name, tensor in init_model(spec("batch"), 0).items()}
     sent = {**update.tensors, **update.buffers}

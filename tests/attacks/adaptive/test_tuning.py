@@ -21,6 +21,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel, UpdateKind
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.optimizers import Adam, LocalOptimizer
 from fedveil.fl.training import LocalResult, LocalTraining
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
@@ -50,6 +51,7 @@ class Spied:
         self.shards: list[Images] = []
         self.kinds: list[tuple[UpdateKind, int, int]] = []
         self.modes: list[str] = []
+        self.optimizers: list[LocalOptimizer] = []
         self.updates: list[ClientUpdate] = []
         self.trained: list[list[Tensor]] = []
         self.observations: list[Observation] = []
@@ -79,6 +81,7 @@ class Spied:
         result = self._local_update(model, weights, shard, hooks, spec, stream, on_batch=both)  # type: ignore[arg-type]
         self.updates.append(result.update)
         self.modes.append(spec.mode)
+        self.optimizers.append(spec.optimizer)
         self.kinds.append((result.update.kind, result.update.local_steps, len(shard)))
         return result
 
@@ -144,9 +147,10 @@ def test_it_is_tuned_on_auxiliary_images_alone_with_the_clients_own_training(
 ) -> None:
     spied = Spied(monkeypatch)
     auxiliary, private = blobs(20, 2, side=12), blobs(2, 1, side=12)
-    like = observe(private, SPEC, steps=3)
+    like = observe(private, SPEC, steps=3, optimizer=Adam())
     chosen_tv(InvertingGradients(steps=1), like, Surrogate(), known(auxiliary))
     assert spied.kinds == [(UpdateKind.DELTA, 3, 2)] * OWN_VICTIMS
+    assert spied.optimizers == [Adam()] * OWN_VICTIMS
     pool = [image.tolist() for image in auxiliary.pixels]
     used = [image.tolist() for shard in spied.shards for image in shard.pixels]
     assert all(image in pool for image in used)

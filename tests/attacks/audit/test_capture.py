@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.optimizers import Adam
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, load_exchanged, local_update
 
@@ -73,6 +75,31 @@ def test_updates_come_from_the_function_that_trains_with_the_defence_in_place(
     expected = local_update(build_model(SPEC), weights, shard, hooks, spec, torch_stream(0, "a")).update
     assert update.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(update.tensors[name], expected.tensors[name]) for name in expected.tensors)
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_views_and_public_images_are_left_out_and_the_optimiser_stays(local_steps: int, blobs: Blobs) -> None:
+    batch, weights = victims(blobs(3, 0, side=12)), init_model(SPEC, 1)
+    plain = replace(TRAINING, optimizer=Adam())
+    rich = replace(plain, epochs=None, steps=5, augmentation=("transpose", "shift"), replay=0.5)
+    (one, truth), (other, _) = (
+        capture(
+            build_model(SPEC),
+            weights,
+            batch,
+            hooks_of(NoDefense(), batch.images),
+            training,
+            local_steps=local_steps,
+            stream=torch_stream(0, "a"),
+        )
+        for training in (rich, plain)
+    )
+    assert truth.trained is not None
+    assert torch.equal(truth.trained, truth.originals)
+    assert all(torch.equal(one.update.tensors[name], tensor) for name, tensor in other.update.tensors.items())
+    assert one.update.local_steps == local_steps
+    # One step sends the gradient, which no optimiser has touched.
+    assert (one.update.optimizer == Adam(), one.update.rate_known) == (local_steps == 2, local_steps == 1)
 
 
 @pytest.mark.parametrize("defense", [NoDefense(), PixelNoise(), LATENT], ids=lambda d: d.name)

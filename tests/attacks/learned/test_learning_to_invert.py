@@ -23,6 +23,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.optimizers import SGD, Adam, LocalOptimizer
 from fedveil.fl.seeding import torch_stream
 
 SPEC = ModelSpec("lenet", (1, 8, 8), 2, width=6)
@@ -63,6 +64,20 @@ def test_own_clients_send_what_clients_send(
     for at, one in enumerate(sent):
         for name, tensor in one.update.tensors.items():
             torch.testing.assert_close(made[name][at], one.update.gradient_scale * tensor, atol=2e-5, rtol=2e-3)
+
+
+@pytest.mark.parametrize("rule", [SGD(momentum=0.9, weight_decay=0.1), Adam(weight_decay=0.1)], ids=repr)
+def test_own_clients_take_the_clients_steps(rule: LocalOptimizer, blobs: Blobs, observe: Observe) -> None:
+    images = blobs(2, 1, side=8)
+    sent = [observe(images.take(torch.tensor([at])), SPEC, steps=3, optimizer=rule) for at in range(2)]
+    x, y = images.floats()[:, None], images.labels[:, None]
+    made = OwnClients(sent[0], Surrogate(), knowing(images, Surrogate())).send(x, y, torch_stream(0, "own"))
+    for at, one in enumerate(sent):
+        for name, tensor in one.update.tensors.items():
+            direction = one.update.gradient_scale * tensor
+            # Adam makes much of the rounding of gradients that are nearly zero.
+            assert float(torch.cosine_similarity(made[name][at].flatten(), direction.flatten(), dim=0)) > 0.999
+            torch.testing.assert_close(made[name][at].norm(), direction.norm(), rtol=1e-2, atol=1e-4)
 
 
 class Counting(PreparedDefense):

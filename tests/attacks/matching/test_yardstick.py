@@ -12,6 +12,7 @@ from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.optimizers import SGD, Adam, LocalOptimizer
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 
@@ -55,6 +56,18 @@ def test_several_steps_are_replayed_at_the_clients_rate(blobs: Blobs, observe: O
     other = replace(observation, update=replace(observation.update, learning_rate=0.05))
     assert misfit([observation], truth, known())[0] < 1e-9
     assert misfit([other], truth, known())[0] > 1e-5
+
+
+@pytest.mark.parametrize("rule", [SGD(momentum=0.9, weight_decay=0.1), Adam()], ids=repr)
+def test_several_steps_are_replayed_with_the_clients_optimiser(
+    rule: LocalOptimizer, blobs: Blobs, observe: Observe
+) -> None:
+    victims = blobs(1, 1)
+    (observation,) = each(victims, observe, steps=4, optimizer=rule)
+    truth = [Reconstruction(victims.floats(), victims.labels, 0.0)]
+    other = replace(observation, update=replace(observation.update, optimizer=SGD()))
+    assert misfit([observation], truth, known())[0] < 1e-3
+    assert misfit([other], truth, known())[0] > 5e-3
 
 
 def test_an_image_without_a_number_is_the_worst(blobs: Blobs, observe: Observe) -> None:

@@ -19,6 +19,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.optimizers import Adam
 from fedveil.fl.seeding import torch_stream
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
@@ -157,3 +158,10 @@ def test_batches_that_were_seen_unequally_often_are_refused(blobs: Blobs, observ
     one, two = each(blobs(2, 1), observe)
     with pytest.raises(FedveilError, match="equally often"):
         DeepLeakage(steps=1)([one, replace(two, repeats=(two,))], known())
+
+
+def test_steps_that_are_no_plain_sgd_are_matched_by_one_gradient(blobs: Blobs, observe: Observe) -> None:
+    observations = each(blobs(1, 1), observe, steps=3, optimizer=Adam(), learning_rate=0.001)
+    found = [DeepLeakage(steps=40, place=place)(observations, known())[0] for place in ("searched", "unrolled")]
+    assert torch.equal(found[0].images, found[1].images)
+    assert found[0].loss == found[1].loss

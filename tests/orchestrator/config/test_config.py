@@ -6,6 +6,7 @@ import pytest
 from mistakes import lines_of
 
 from fedveil.attacks.inverse.learnt import InverseTraining
+from fedveil.fl.optimizers import SGD, Adam
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
 from fedveil.orchestrator.config.options import options_of
 from fedveil.orchestrator.config.schema import FLSection
@@ -73,6 +74,10 @@ def test_the_example_of_the_design_is_valid_as_it_stands(tmp_path: Path) -> None
         ("fl: {learning_rate: .nan}", "fl.learning_rate: given nan; allowed: a finite number"),
         ("fl: {learning_rate: .inf}", "fl.learning_rate: given inf; allowed: a finite number"),
         ("fl: {learning_rate: 0}", "fl.learning_rate: given 0; allowed: above 0"),
+        ("fl: {local_steps: 0}", "fl.local_steps: given 0; allowed: 1 or more"),
+        ("fl: {replay_public: 1}", "fl.replay_public: given 1; allowed: below 1.0"),
+        ("fl: {augmentation: flip}", "fl.augmentation: given 'flip'; allowed: a list such as [a, b]"),
+        ("fl: {augmentation: [3]}", "fl.augmentation.0: given 3; allowed: text"),
         ("fl: {cohort: 1.5}", "fl.cohort: given 1.5; allowed: at most 1.0"),
         ("data: {public_fraction: 1.0}", "data.public_fraction: given 1.0; allowed: below 1.0"),
         ("data: {name: 3}", "data.name: given 3; allowed: text"),
@@ -182,6 +187,18 @@ def test_other_names(tmp_path: Path) -> None:
             "fl: {strategy: foo}",
             "fl.strategy.name: given 'foo'; allowed: fedadam, fedavg, fedprox, fedsgd, krum, median",
         ),
+        ("fl: {optimizer: foo}", "fl.optimizer.name: given 'foo'; allowed: adam, sgd"),
+        ("fl: {optimizer: {momentum: 0.9}}", "fl.optimizer.name: is missing; allowed: adam, sgd"),
+        ("fl: {optimizer: {name: adam, momentum: 0.9}}", "fl.optimizer.momentum: unknown key; allowed: weight_decay"),
+        (
+            "fl: {optimizer: {name: sgd, momentum: 1}}",
+            "fl.optimizer.momentum: given 1.0; it must be at least 0 and below 1",
+        ),
+        (
+            "fl: {augmentation: [flip, turn]}",
+            "fl.augmentation.1: given 'turn'; allowed: flip, shift, transpose, each once",
+        ),
+        ("fl: {augmentation: [flip, flip]}", "fl.augmentation.1: given 'flip'; allowed: flip, shift, transpose, each"),
         ("fl: {strategy: {name: fedavg, mu: 1}}", "fl.strategy.mu: unknown key; allowed: server_lr"),
         ("fl: {strategy: {name: fedprox, mu: a}}", "fl.strategy.mu: given 'a'; allowed: a number"),
         ("fl: {strategy: {name: fedprox, mu: -1}}", "fl.strategy.mu: given -1.0; it must be at least 0"),
@@ -277,6 +294,23 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
             "data.auxiliary_fraction: given 0.5 beside data.public_fraction 0.5; together they have to be below 1",
         ),
         ("fl: {strategy: fedsgd, local_epochs: 2}", "fl.local_epochs: given 2; with strategy fedsgd clients send one"),
+        ("fl: {strategy: fedsgd, local_steps: 2}", "fl.local_steps: given 2; with strategy fedsgd clients send one"),
+        (
+            "fl: {strategy: fedsgd, optimizer: adam}",
+            "fl.optimizer: given {'name': 'adam'}; with strategy fedsgd clients send one gradient, allowed: sgd without",
+        ),
+        (
+            "fl: {strategy: fedsgd, optimizer: {name: sgd, momentum: 0.9}}",
+            "fl.optimizer: given {'name': 'sgd', 'momentum': 0.9}; with strategy fedsgd clients send one gradient",
+        ),
+        (
+            "fl: {local_epochs: 1, local_steps: 50}",
+            "fl.local_steps: given 50 beside fl.local_epochs 1; one of the two ('null' is neither)",
+        ),
+        (
+            "fl: {local_steps: 2}\naudit: {observations: 41}",
+            "audit.observations: given 41; clients train on each image 40 time(s) (fl.rounds times fl.local_steps);",
+        ),
         (
             "fl: {strategy: {name: krum, byzantine: 4}}",
             "fl.strategy: krum with byzantine 4 and keep 1 needs 11 clients per round; fl.clients and fl.cohort give 10",
@@ -377,6 +411,26 @@ def test_the_files_tracking_uri_hides_the_environments(monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     (tmp_path / "e.yaml").write_text("experiment: x\ntracking: {uri: http://server}\n", encoding="utf-8")
     assert load_experiment(tmp_path / "e.yaml")[0].tracking.uri == "http://server"
+
+
+def test_clients_make_one_pass_unless_steps_or_passes_are_given() -> None:
+    def given(**fl: object) -> tuple[int | None, int | None]:
+        found = check({"experiment": "x", "fl": fl}).fl
+        return found.epochs, found.local_steps
+
+    assert given() == (1, None)
+    assert given(local_epochs=3) == (3, None)
+    assert given(local_steps=50) == (None, 50)
+    assert given(local_epochs=None, local_steps=50) == (None, 50)
+
+
+def test_the_clients_optimiser_is_written_as_the_strategy_is() -> None:
+    raw = {"experiment": "x", "fl": {"optimizer": "sgd"}}
+    assert check(raw).fl.build_optimizer() == SGD()
+    varied = with_overrides(raw, {"fl.optimizer.momentum": 0.9})
+    assert check(varied).fl.build_optimizer() == SGD(momentum=0.9)
+    # What it names brings its own options.
+    assert check(with_overrides(varied, {"fl.optimizer": "adam"})).fl.build_optimizer() == Adam()
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:

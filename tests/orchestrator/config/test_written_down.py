@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fedveil.attacks import ATTACKS, Adaptive, DeepLeakage
 from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.defense import DEFENSES
+from fedveil.fl.augmentation import AUGMENTATIONS
 from fedveil.fl.models import MODELS
+from fedveil.fl.optimizers import OPTIMIZERS
 from fedveil.fl.strategies import STRATEGIES
 from fedveil.orchestrator.config import ConfigError, Experiment, check, load_experiment
 from fedveil.orchestrator.config.options import build, options_of
@@ -59,7 +61,13 @@ EXPERIMENTS = st.fixed_dictionaries(
                 "strategy": _setting(STRATEGIES),
                 "learning_rate": st.floats(1e-6, 10),
                 "rounds": st.integers(1, 9),
+                "augmentation": st.lists(st.sampled_from(sorted(AUGMENTATIONS)), unique=True),
+                "replay_public": st.floats(0, 1, exclude_max=True),
             },
+        )
+        | st.fixed_dictionaries(
+            {"clients": st.just(20), "optimizer": _setting(OPTIMIZERS)},
+            optional={"local_steps": st.integers(1, 99)},
         ),
         "defense": _setting(DEFENSES) | st.lists(_setting(DEFENSES, leave_out="none"), min_size=1, max_size=3),
         "audit": st.fixed_dictionaries(
@@ -92,6 +100,7 @@ def test_an_experiment_written_down_is_the_same_experiment(raw: dict[str, Any], 
     # Building it leaves nothing behind that a second build would see.
     assert experiment.build_defense() == check(written).build_defense()
     assert experiment.audit.build_attacks() == check(written).audit.build_attacks()
+    assert experiment.fl.build_optimizer() == check(written).fl.build_optimizer()
 
 
 def test_what_is_written_down_names_the_seed_or_the_seeds() -> None:
