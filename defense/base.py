@@ -56,7 +56,9 @@ class DefenseContext:
         model: the classifier that the federation trains.
         device: where to compute.
         seed: of the trial, or of the attacker that prepares the defence for itself.
-        cache: folder where what was trained on public images alone is kept for the next trial; None for no cache.
+        augmentation: how clients vary images when they train, see `fedveil.fl.augmentation`.
+        cache: folder where what was learnt is kept for the next trial: on public images, and by defences like `latent` the
+            images that clients train on instead of theirs, by the bytes of the shard. None for no cache.
     """
 
     public: Images
@@ -64,10 +66,24 @@ class DefenseContext:
     device: torch.device
     seed: int
     cache: Path | None = None
+    augmentation: tuple[str, ...] = ()
 
     def stream(self, *path: str | int) -> torch.Generator:
         """Return the random stream ``path`` of this context."""
         return torch_stream(self.seed, "prepare", *path)
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """What a defence whose images depend on each other made of a set of images, all at once.
+
+    Attributes:
+        kept: (m,) int64, which of the images would be trained on, ascending.
+        trained: the m images that would be trained on instead of those, in their order.
+    """
+
+    kept: Tensor
+    trained: Images
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,8 @@ class Surrogate:
         update: does to an update what the defence does, with the attacker's own stream; None where it is left alone.
         visible: given what was observed, by parameter name, returns masks in {0, 1} of the entries that tell anything;
             None where all do.
+        rehearse: applies a defence that makes one image of many to a set of the attacker's own images, as a client does to
+            its shard; such a defence has no law of single images, so that ``data`` is None.
         complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
             an audit says that it is incomplete.
     """
@@ -92,11 +110,12 @@ class Surrogate:
     data: Callable[[Tensor, Tensor | None, torch.Generator], Tensor] | None = None
     update: Callable[[ClientUpdate, torch.Generator], ClientUpdate] | None = None
     visible: Callable[[Gradients], dict[str, Tensor]] | None = None
+    rehearse: Callable[[Images, torch.Generator], Rehearsal] | None = None
     complete: bool = True
 
 
 class PreparedDefense(NoHooks):
-    """A defence at work with one client: the four hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
+    """A defence at work with one client: the five hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
 
     It is never changed once it is made, so it can be sent to many workers.
 
@@ -117,12 +136,13 @@ class PreparedDefense(NoHooks):
 
         Which prepared defence that is, the client's or one that the attacker prepared on its own images, the threat model
         says (`fedveil.attacks.adaptive.preparation`). Attacks do not model a changed loss, nor a changed update beyond what
-        a defence's own ``surrogate`` says of it, so by default such a defence is not complete.
+        a defence's own ``surrogate`` says of it, so by default such a defence is not complete; nor is one
+        that makes one image of many.
         """
         return Surrogate(
             data=self.data if self.changes("data") else None,
             update=self.update if self.changes("update") else None,
-            complete=not (self.changes("loss") or self.changes("update")),
+            complete=not any(self.changes(hook) for hook in ("images", "loss", "update")),
         )
 
     def diagnostics(self) -> dict[str, float]:
@@ -134,7 +154,7 @@ class PreparedDefense(NoHooks):
 class Defense(Generic[Public]):
     """A defence's settings, and nothing else: `repr` shows them as the configuration names them.
 
-    A defence without modules defines the hooks that it needs (``data``, ``loss``, ``update``, ``output``; see
+    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``update``, ``output``; see
     `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides `prepare`, and
     `pretrain` for what needs public images alone.
 
@@ -185,6 +205,11 @@ class Stateless(PreparedDefense):
 
     def _defines(self, hook: str) -> bool:
         return hasattr(self.settings, hook)
+
+    def images(self, shard: Images) -> Images:
+        """See `fedveil.fl.hooks.ClientHooks.images`."""
+        changed: Images = self._hooks.images(shard) if self._defines("images") else shard
+        return changed
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """See `fedveil.fl.hooks.ClientHooks.data`."""

@@ -8,8 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedveil.defense.base import Defense, DefenseContext, Gradients, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.base import (
+    Defense,
+    DefenseContext,
+    Gradients,
+    PreparedDefense,
+    Rehearsal,
+    Surrogate,
+    TrainedOn,
+)
 from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
 
 
@@ -37,9 +46,19 @@ class Stack(Defense[tuple[Any, ...]]):
     def prepare(
         self, private: Images, context: DefenseContext, public: tuple[Any, ...], *, client: int
     ) -> PreparedDefense:
-        """Prepare each part."""
+        """Prepare each part.
+
+        Raises:
+            FedveilError: several parts make one image of many; the second would meet images that it was not prepared with.
+        """
         pairs = zip(self.parts, public, strict=True)
-        return PreparedStack(tuple(part.prepare(private, context, own, client=client) for part, own in pairs))
+        prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
+        sharing = [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes("images")]
+        if len(sharing) > 1:
+            raise FedveilError(
+                f"defense: {', '.join(sharing)} each make one image of many; allowed: one such in a list"
+            )
+        return PreparedStack(prepared)
 
 
 class PreparedStack(PreparedDefense):
@@ -51,6 +70,16 @@ class PreparedStack(PreparedDefense):
 
     def __init__(self, parts: tuple[PreparedDefense, ...]) -> None:
         self.parts = parts
+
+    def changes(self, hook: str) -> bool:
+        """Whether a part overrides a hook."""
+        return any(part.changes(hook) for part in self.parts)
+
+    def images(self, shard: Images) -> Images:
+        """Pass the set of images through each part."""
+        for part in self.parts:
+            shard = part.images(shard)
+        return shard
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """Pass the images through each part."""
@@ -77,11 +106,16 @@ class PreparedStack(PreparedDefense):
         return logits
 
     def surrogate(self) -> Surrogate:
-        """Compose the parts' surrogates."""
+        """Compose the parts' surrogates.
+
+        As on a client, images are shared first and pass the parts' ``data`` then; what that makes of shared images is
+        rounded to grey values of 8 bits, as images are held.
+        """
         surrogates = [part.surrogate() for part in self.parts]
         data = [s.data for s in surrogates if s.data is not None]
         visible = [s.visible for s in surrogates if s.visible is not None]
         updates = [s.update for s in surrogates if s.update is not None]
+        rehearsals = [s.rehearse for s in surrogates if s.rehearse is not None]
 
         def through(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
             for step in data:
@@ -99,10 +133,19 @@ class PreparedStack(PreparedDefense):
                 masks = {name: masks[name] * mask for name, mask in step(observed).items()}
             return masks
 
+        def rehearsed(images: Images, stream: torch.Generator) -> Rehearsal:
+            kept = torch.arange(len(images))
+            for step in rehearsals:
+                found = step(images, stream)
+                kept, images = kept[found.kept], found.trained
+            x, y = through(images.floats(), images.labels, stream), images.labels
+            return Rehearsal(kept, Images((x.clamp(0, 1) * 255).round().to(torch.uint8), y))
+
         return Surrogate(
-            data=through if data else None,
+            data=through if data and not rehearsals else None,
             update=sent if updates else None,
             visible=seen if visible else None,
+            rehearse=rehearsed if rehearsals else None,
             complete=all(s.complete for s in surrogates),
         )
 

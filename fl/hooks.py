@@ -7,11 +7,18 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedveil.fl.data.images import Images
 from fedveil.fl.messages import ClientUpdate
 
 
 class ClientHooks(Protocol):
-    """The four places where a defence may act on a client. Each is the identity unless a defence says otherwise."""
+    """The five places where a defence may act on a client. Each is the identity unless a defence says otherwise."""
+
+    def images(self, shard: Images) -> Images:
+        """Return what the client trains on instead of its images ``shard``, the same at every call.
+
+        One image for each, in their order, with its label; images that are not trained on at all are left out.
+        """
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """Return what the client computes on instead of ``x``.
@@ -36,7 +43,11 @@ class ClientHooks(Protocol):
 
 
 class NoHooks:
-    """The identity in all four places."""
+    """The identity in all five places."""
+
+    def images(self, shard: Images) -> Images:
+        """See `ClientHooks.images`."""
+        return shard
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """See `ClientHooks.data`."""

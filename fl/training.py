@@ -142,13 +142,14 @@ def local_update(
     Args:
         model: on the device to compute on; its weights are overwritten.
         weights: as the server sent them (see `exchanged`).
-        shard: the client's images, at least one.
+        shard: the client's images, of which the defence has to leave at least one.
         hooks: the client's defence.
         spec: how to train.
         stream: the only source of randomness; order of batches, the defence's noise, views and dropout come from it.
         public: the images to replay; they belong to no client.
         on_batch: is shown each of the client's batches as the defence leaves it, before public images and random views,
-            (b, C, H, W), and its indices into the shard, (b,). Audits use it to know what a perfect inversion would find.
+            (b, C, H, W), and its indices into what the defence left of the shard, (b,). Audits use it to know what a
+            perfect inversion would find.
 
     Raises:
         FedveilError: the weights do not fit the model, the defence changes the images' shape, or there are no public images
@@ -157,6 +158,7 @@ def local_update(
     if spec.replay and not public:
         raise FedveilError(f"local training: replay is {spec.replay}, and there are no public images")
     device = next(model.parameters()).device
+    shard = hooks.images(shard)
     load_exchanged(model, weights)
     model.train(spec.mode == "train")
     # Frozen parameters stay as they are, and the update lacks them.

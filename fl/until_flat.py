@@ -177,19 +177,21 @@ def _until(looks: dict[int, float], step: float) -> float:
 
 
 def hold_out(images: Images, stream: torch.Generator) -> tuple[Images, Images]:
-    """Return (images to train on, images to measure on), a fifth and at most `MOST_HELD_OUT`, whole groups at a time.
+    """Return (images to train on, images to measure on), see `held_out`. With too few to spare any, both are all of them."""
+    held = held_out(images, stream)
+    if not bool(held.any()):
+        return images, images
+    return images.take((~held).nonzero()[:, 0]), images.take(held.nonzero()[:, 0])
 
-    With too few to spare any, both are all of them.
-    """
+
+def held_out(images: Images, stream: torch.Generator) -> Tensor:
+    """Return which images are held out, (n,) bool: a fifth and at most `MOST_HELD_OUT`, whole groups at a time."""
     wanted = min(MOST_HELD_OUT, int(HELD_OUT * len(images)))
     groups = torch.arange(len(images)) if images.groups is None else images.groups
     _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
     order = torch.randperm(len(sizes), generator=stream)
     chosen = order[sizes[order].cumsum(0) <= wanted]
-    held = torch.isin(group, chosen)
-    if not bool(held.any()):
-        return images, images
-    return images.take((~held).nonzero()[:, 0]), images.take(held.nonzero()[:, 0])
+    return torch.isin(group, chosen)
 
 
 def train_for(

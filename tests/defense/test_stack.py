@@ -15,6 +15,7 @@ from fedveil.defense import (
     NoDefense,
     PixelNoise,
     PreparedDefense,
+    Rehearsal,
     Stack,
     Surrogate,
     TopK,
@@ -22,6 +23,7 @@ from fedveil.defense import (
 )
 from fedveil.defense.stack import PreparedStack
 from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
 
 
@@ -188,3 +190,47 @@ def test_a_stack_reports_the_worst_of_a_shared_number(make: Make) -> None:
     expected = {"factor": 2, "offset 0": 0, "offset 3": 3}
     assert make(FIRST, SECOND).diagnostics() == expected
     assert make(SECOND, FIRST).diagnostics() == expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Defense[None]):
+    """Every second image is trained on, as the mean of itself and the one before."""
+
+    def images(self, shard: Images) -> Images:
+        kept = torch.arange(1, len(shard), 2)
+        pixels = (shard.pixels[kept].int() + shard.pixels[kept - 1].int()) // 2
+        return Images(pixels.to(torch.uint8), shard.labels[kept])
+
+    def surrogate(self) -> Surrogate:
+        def rehearse(images: Images, stream: torch.Generator) -> Rehearsal:
+            return Rehearsal(torch.arange(1, len(images), 2), self.images(images))
+
+        return Surrogate(rehearse=rehearse)
+
+
+def test_a_stack_rehearses_what_its_parts_make_of_many_images_and_then_of_each(make: Make) -> None:
+    stack = make(Affine(factor=0.5, offset=0), Pairs(), TopK(keep=0.5), Affine(factor=1, offset=0.2))
+    surrogate = stack.surrogate()
+    assert surrogate.data is None
+    assert surrogate.update is not None
+    assert surrogate.visible is not None
+    assert surrogate.rehearse is not None
+    pixels = torch.tensor([0, 100, 200, 220, 7], dtype=torch.uint8).view(5, 1, 1, 1)
+    own = Images(pixels, torch.tensor([0, 1, 2, 3, 4]))
+    found = surrogate.rehearse(own, torch.Generator())
+    assert found.kept.tolist() == [1, 3]
+    # Means of 50 and 210, halved, and a fifth of 255 added.
+    assert found.trained.pixels.flatten().tolist() == [25 + 51, 105 + 51]
+    assert found.trained.labels.tolist() == [1, 3]
+    # It is what a client trains on.
+    shared = stack.images(own)
+    trained = stack.data(shared.floats(), shared.labels, torch.Generator())
+    torch.testing.assert_close(trained, found.trained.floats(), atol=0.5 / 255, rtol=0)
+
+
+def test_only_one_part_may_make_one_image_of_many(make: Make) -> None:
+    make(Pairs(), Stack(parts=(PixelNoise(), NoDefense())), TopK())
+    with pytest.raises(FedveilError, match=r"^defense: Pairs, Pairs each make one image of many; allowed: one such"):
+        make(Pairs(), TopK(), Pairs())
+    with pytest.raises(FedveilError, match="Pairs, Stack"):
+        make(Pairs(), Stack(parts=(Pairs(), TopK())))
