@@ -1,6 +1,10 @@
 """Defences: what a client does to its data, its loss, its update or its output before anything leaves it."""
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.autoencoder import PublicReconstruction
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
+from fedveil.defense.block_average import BlockAverage
+from fedveil.defense.group_mean import GroupMean
+from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.stack import Stack
@@ -9,13 +13,18 @@ from fedveil.defense.update_noise import UpdateNoise
 
 __all__ = [
     "DEFENSES",
+    "BlockAverage",
     "Defense",
     "DefenseContext",
+    "GroupMean",
     "LatentAutoencoder",
     "LatentNoise",
+    "LatentPerturbation",
     "NoDefense",
     "PixelNoise",
     "PreparedDefense",
+    "PublicReconstruction",
+    "Rehearsal",
     "Stack",
     "Surrogate",
     "TopK",

@@ -13,28 +13,47 @@ from torch import Tensor
 import fedveil.defense as defense
 from fedveil.defense import (
     DEFENSES,
+    BlockAverage,
     Defense,
     DefenseContext,
+    GroupMean,
     LatentAutoencoder,
     LatentNoise,
+    LatentPerturbation,
     NoDefense,
     PixelNoise,
+    PublicReconstruction,
     Stack,
     Surrogate,
     TopK,
     TrainedOn,
     UpdateNoise,
 )
+from fedveil.defense.latent import pool
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
 
+LATENT: dict[str, object] = {
+    "k": 3,
+    "start": "mean",
+    "strength": 0.5,
+    "spread": 1.2,
+    "steps": 4,
+    "learning_rate": 0.1,
+    "random_networks": 2,
+    "trained_networks": 1,
+}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
     (LatentNoise(strength=2.5, public_steps=7), {"strength": 2.5, "public_steps": 7}),
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
+    (BlockAverage(size=7), {"size": 7}),
+    (PublicReconstruction(public_steps=7), {"public_steps": 7}),
+    (GroupMean(k=3), {"k": 3}),
+    (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
     (
         LatentAutoencoder(
             strength=0.5,
@@ -63,7 +82,18 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
 
 
 def test_the_registry_holds_each_defence_under_its_own_name() -> None:
-    assert list(DEFENSES) == ["latent_autoencoder", "latent_noise", "none", "pixel_noise", "top_k", "update_noise"]
+    assert list(DEFENSES) == [
+        "autoencoder",
+        "block_average",
+        "group_mean",
+        "latent",
+        "latent_autoencoder",
+        "latent_noise",
+        "none",
+        "pixel_noise",
+        "top_k",
+        "update_noise",
+    ]
     assert all(DEFENSES[name].name == name for name in DEFENSES)
     assert {type(d) for d, _ in OTHER_THAN_DEFAULT} == {DEFENSES[name] for name in DEFENSES}
 
@@ -91,6 +121,17 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: UpdateNoise(clip=0), "update_noise: clip is 0; it has to be above 0"),
     (lambda: UpdateNoise(clip=math.nan), "update_noise: clip"),
     (lambda: UpdateNoise(clip=math.inf), "update_noise: clip"),
+    (lambda: BlockAverage(size=0), "block_average: size is 0; it has to be at least 1"),
+    (lambda: PublicReconstruction(public_steps=0), "autoencoder: public_steps is 0"),
+    (lambda: GroupMean(k=1), "group_mean: k is 1; it has to be at least 2"),
+    (lambda: LatentPerturbation(k=1), "latent: k is 1; it has to be at least 2"),
+    (lambda: LatentPerturbation(strength=-1), "latent: strength"),
+    (lambda: LatentPerturbation(spread=-1), "latent: spread"),
+    (lambda: LatentPerturbation(start="x"), "latent: start is 'x'; allowed: public, mean"),  # type: ignore[arg-type]
+    (lambda: LatentPerturbation(steps=-1), "latent: steps"),
+    (lambda: LatentPerturbation(learning_rate=0), "latent: learning_rate is 0; it has to be above 0"),
+    (lambda: LatentPerturbation(random_networks=-1), "latent: random_networks"),
+    (lambda: LatentPerturbation(trained_networks=0), "latent: trained_networks is 0; it has to be at least 1"),
     (lambda: TopK(keep=0), "top_k: keep is 0; it has to be above 0 and at most 1"),
     (lambda: TopK(keep=1.01), "top_k: keep"),
     (lambda: TopK(keep=math.nan), "top_k: keep"),
@@ -120,6 +161,9 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         LatentNoise(strength=0),
         UpdateNoise(strength=0),
         TopK(keep=1),
+        BlockAverage(size=1),
+        GroupMean(k=2),
+        LatentPerturbation(k=2, strength=0, steps=0, random_networks=0, trained_networks=1),
         LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
     ],
     ids=repr,
@@ -135,8 +179,18 @@ QUICK: list[Defense[Any]] = [
     UpdateNoise(strength=0.5),
     TopK(keep=0.25),
     LatentAutoencoder(steps=1, client_steps=1, public_steps=2),
+    BlockAverage(size=2),
+    PublicReconstruction(public_steps=2),
+    GroupMean(k=5),
+    LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),
     Stack(parts=(LatentNoise(public_steps=2), TopK(keep=0.25))),
 ]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of a pool are trained for a moment."""
+    monkeypatch.setattr(pool, "LONGEST", 2)
 
 
 @pytest.mark.parametrize("settings", QUICK, ids=repr)
@@ -158,6 +212,7 @@ def test_a_prepared_defence_can_be_sent_to_another_process(
     x = private.floats()[:3]
     one, other = (d.data(x, None, torch.Generator().manual_seed(2)) for d in (prepared, sent))
     assert torch.equal(one, other)
+    assert torch.equal(prepared.images(private).pixels, sent.images(private).pixels)
     assert sent.diagnostics() == prepared.diagnostics()
 
 
@@ -171,6 +226,7 @@ def test_what_is_learnt_from_public_images_can_be_sent_too(
     x = private.floats()[:3]
     one, other = (d.data(x, None, torch.Generator().manual_seed(2)) for d in (here, there))
     assert torch.equal(one, other)
+    assert torch.equal(here.images(private).pixels, there.images(private).pixels)
 
 
 def test_no_defence_is_the_identity_and_gives_nothing_away(context: DefenseContext, private: Images) -> None:

@@ -1,0 +1,149 @@
+"""Learning the image that stands for a group: its features equal the group's mean features, in many networks.
+
+Distribution matching (Zhao and Bilen 2023, arXiv 2110.04181, eq. 5) for one group and one image: random networks alone say
+how images are told apart in general, networks trained on public images what matters for this task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedveil.defense.devices import on_device
+from fedveil.defense.latent.grouping import Grouping
+from fedveil.defense.latent.pool import Features, Pool, filled
+from fedveil.fl.data.images import Images
+
+TOGETHER = 32
+"""Groups whose images are learnt together: their features fit the caches, and few places are filled with repeats."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How an image is learnt.
+
+    Attributes:
+        steps: of Adam, each against one network of the pool, at least 0.
+        learning_rate: at the start, in grey values of 0 to 1; falls to 0 along half a cosine.
+        strength: how far the image may go from its start, root mean square, in units of that of the start.
+        spread: how far what is matched lies from its class's mean on public images, as a multiple of how far the group's
+            mean features lie. Means of groups scatter less than images do, and a classifier that is trained on them never
+            meets what lies between the classes; above 1 makes up for that. Of private images it takes no more than the mean.
+    """
+
+    steps: int
+    learning_rate: float
+    strength: float
+    spread: float = 1.0
+
+
+def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Features) -> Tensor:
+    """Return for each group the public image of its class that is most like it, (G, C, H, W) in [0, 1].
+
+    Begun there, the image shows of its group what is matched, and nothing else.
+
+    Args:
+        features: (G, D) the groups' mean features in the judge's deepest stage.
+        labels: (G,) their classes.
+        public: at least one image; of a class that it lacks, the image may be of any.
+        judge: reads features.
+    """
+    own = judge.of(public)[-1]
+    # Pair by pair: products of whole matrices would round each by what else is there.
+    distances = torch.cdist(features, own, compute_mode="donot_use_mm_for_euclid_dist")
+    alike = labels[:, None] == public.labels[None]
+    alike |= ~alike.any(1, keepdim=True)
+    return public.take(distances.masked_fill(~alike, torch.inf).argmin(1)).floats()
+
+
+def condense(
+    images: Images,
+    grouping: Grouping,
+    starts: Tensor,
+    pool: Pool,
+    how: Matching,
+    public: Images,
+    *,
+    device: torch.device,
+    stream: torch.Generator,
+) -> Tensor:
+    """Return the image of each group, (G, C, H, W) uint8.
+
+    Each is a function of its start, its group's images and the pool alone, to the last bit, and of the images only through
+    sums over the group.
+
+    Args:
+        images: n, in any order.
+        grouping: of these n.
+        starts: (G, C, H, W) in [0, 1].
+        pool: the networks.
+        how: how long, how far.
+        public: images that say where the classes are.
+        device: where.
+        stream: draws the order of the networks, the same for all groups.
+    """
+    if len(grouping) == 0 or how.steps == 0:
+        return to_bytes(starts)
+    order = torch.cat([torch.randperm(len(pool.networks), generator=stream) for _ in range(1 + how.steps)])
+    readers = [Features(on_device(network, device), images.shape) for network in pool.networks]
+    labels = grouping.labels(images.labels)
+    targets = [
+        [
+            spread_out(grouping.means(own), labels, known, public.labels, how.spread)
+            for own, known in zip(reader.of(images), reader.of(public), strict=True)
+        ]
+        for reader in readers
+    ]
+    learnt = []
+    for at in torch.arange(len(grouping)).split(TOGETHER):
+        # Always as many: how a sum is rounded may depend on the batch, and Adam makes much of a last bit.
+        full = filled(at, TOGETHER)
+        own = [[stage[full].to(device) for stage in stages] for stages in targets]
+        found = _match(starts[full].to(device), own, readers, pool, how, order[: how.steps].tolist())
+        learnt.append(found[: len(at)].cpu())
+    return to_bytes(torch.cat(learnt))
+
+
+def spread_out(means: Tensor, labels: Tensor, known: Tensor, classes: Tensor, spread: float) -> Tensor:
+    """Return groups' mean features moved away from, or nearer to, the mean of their class, (G, D).
+
+    Args:
+        means: (G, D).
+        labels: (G,) the groups' classes.
+        known: (m, D) features of public images.
+        classes: (m,) theirs. The mean of all stands in for a class without any.
+        spread: factor on the distance.
+    """
+    centres = means.clone()
+    for label in labels.unique():
+        alike = known[classes == label]
+        centres[labels == label] = (alike if len(alike) else known).mean(0)
+    return centres + spread * (means - centres)
+
+
+def _match(
+    starts: Tensor, targets: list[list[Tensor]], readers: list[Features], pool: Pool, how: Matching, order: list[int]
+) -> Tensor:
+    delta = torch.zeros_like(starts, requires_grad=True)
+    reach = how.strength * starts.square().mean((1, 2, 3), keepdim=True).sqrt()
+    adam = torch.optim.Adam([delta], lr=how.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, how.steps)
+    for at in order:
+        found = readers[at](starts + delta)
+        terms = zip(found, targets[at], pool.scales[at], strict=True)
+        mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
+        (delta.grad,) = torch.autograd.grad(mismatch, [delta])
+        adam.step()
+        schedule.step()
+        with torch.no_grad():
+            size = delta.square().mean((1, 2, 3), keepdim=True).sqrt()
+            delta *= (reach / size.clamp_min(1e-12)).clamp(max=1)
+            delta.copy_((starts + delta).clamp(0, 1) - starts)
+    return (starts + delta).detach()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """(n, C, H, W) in [0, 1] to the nearest of 256 grey values, uint8."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

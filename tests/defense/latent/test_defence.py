@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedveil as fv
+from fedveil.defense import DefenseContext, GroupMean, LatentPerturbation, Stack, TopK, TrainedOn
+from fedveil.defense.latent.shared import PreparedShared
+from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.models import ModelSpec
+
+QUICK = LatentPerturbation(k=5, steps=6, random_networks=2, trained_networks=1)
+
+
+def prepare(
+    settings: LatentPerturbation | GroupMean, images: Images, context: DefenseContext, client: int = 0
+) -> PreparedShared:
+    found = settings.prepare(images, context, settings.pretrain(context), client=client)
+    assert isinstance(found, PreparedShared)
+    return found
+
+
+@pytest.fixture(scope="module")
+def uneven(private: Images) -> Images:
+    """27 images of class 0 and four of class 1."""
+    return private.take(torch.cat([torch.arange(0, 54, 2), torch.arange(1, 9, 2)]))
+
+
+def trained(prepared: PreparedShared, images: Images) -> Tensor:
+    return prepared.images(images).pixels
+
+
+def test_a_client_trains_on_one_image_for_at_least_k_of_a_class(context: DefenseContext, uneven: Images) -> None:
+    prepared = prepare(QUICK, uneven, context)
+    found = prepared.images(uneven)
+    # The class of four is left out.
+    assert found.labels.tolist() == [0] * 27
+    numbers = found.pixels.flatten(1).unique(dim=0, return_counts=True)[1]
+    assert all(5 <= number <= 9 for number in numbers.tolist())
+    assert prepared.diagnostics() == {"k": float(numbers.min()), "left_out": pytest.approx(4 / 31)}
+    for group in range(len(prepared.shared.grouping)):
+        members = (prepared.shared.grouping.of == group).nonzero()[:, 0]
+        own = prepared.images(prepared.private.take(members)).pixels
+        assert torch.equal(own, prepared.shared.images[group].expand_as(own))
+
+
+def test_it_is_the_same_whenever_it_is_prepared_with_a_cache_and_without(
+    context: DefenseContext, uneven: Images, tmp_path: Path
+) -> None:
+    kept = replace(context, cache=tmp_path)
+    first = trained(prepare(QUICK, uneven, kept), uneven)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert torch.equal(trained(prepare(QUICK, uneven, kept), uneven), first)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+    assert torch.equal(trained(prepare(QUICK, uneven, replace(context, cache=None)), uneven), first)
+    # What decides otherwise is in the key.
+    for other in (
+        replace(QUICK, steps=7),
+        replace(QUICK, k=6),
+        replace(QUICK, strength=0.01),
+        replace(QUICK, start="mean"),
+    ):
+        assert not torch.equal(trained(prepare(other, uneven, kept), uneven), first)
+    assert not torch.equal(trained(prepare(QUICK, uneven, replace(kept, seed=1)), uneven), first)
+
+
+def test_who_else_holds_images_changes_nothing(context: DefenseContext, uneven: Images, private: Images) -> None:
+    """Of one class alone, the groups are those that they are beside other classes."""
+    own = uneven.take(torch.arange(27))
+    assert torch.equal(trained(prepare(QUICK, own, context), own), trained(prepare(QUICK, uneven, context), uneven))
+
+
+@pytest.mark.parametrize("nothing", [{"steps": 0}, {"strength": 0}], ids=str)
+def test_nothing_learnt_is_a_public_image_or_what_group_mean_does(
+    nothing: dict[str, int], context: DefenseContext, private: Images, public: Images
+) -> None:
+    means = prepare(GroupMean(k=5), private, context)
+    expected = trained(means, private)
+    from_mean = replace(QUICK, start="mean")
+    for networks in (1, 2):
+        still = replace(from_mean, trained_networks=networks, **nothing)  # type: ignore[arg-type]
+        assert torch.equal(trained(prepare(still, private, context), private), expected)
+    assert not torch.equal(trained(prepare(from_mean, private, context), private), expected)
+    known = {image.numpy().tobytes() for image in public.pixels}
+    begun = prepare(replace(QUICK, **nothing), private, context)  # type: ignore[arg-type]
+    assert {image.numpy().tobytes() for image in begun.shared.images} <= known
+    x, of = means.private.floats().double(), means.shared.grouping.of
+    for group, found in enumerate(means.shared.images):
+        mean = (x[of == group].mean(0) * 255).round()
+        assert float((found.double() - mean).abs().max()) <= 1, "halves are rounded either way"
+
+
+@pytest.mark.parametrize("settings", [QUICK, GroupMean(k=5)], ids=lambda settings: settings.name)
+def test_networks_are_public_and_an_attacker_rehearses_with_them(
+    settings: LatentPerturbation | GroupMean, context: DefenseContext, private: Images, public: Images
+) -> None:
+    assert settings.trained_on is TrainedOn.PUBLIC
+    surrogate = prepare(settings, private, context).surrogate()
+    assert surrogate.rehearse is not None
+    found = surrogate.rehearse(public, context.stream("condense", 7))
+    client = prepare(settings, public, context, client=7)
+    assert torch.equal(found.trained.pixels, trained(client, public.take(found.kept)))
+
+
+def enlarged(images: Images) -> Images:
+    """At 16 px a side, which a ResNet needs at least."""
+    at = torch.arange(16) * 12 // 16
+    return Images(images.pixels[:, :, at][:, :, :, at], images.labels)
+
+
+@pytest.mark.parametrize("name", ["convnet", "lenet", "mlp", "resnet20", "resnet18", "own"])
+def test_it_works_with_any_classifier(name: str, context: DefenseContext, private: Images, public: Images) -> None:
+    @fv.register_model("own")
+    class Own(nn.Module):
+        def __init__(self, *, image_shape: tuple[int, int, int], classes: int) -> None:
+            super().__init__()
+            self.enter = nn.Conv2d(image_shape[0], 4, 5, stride=2)
+            self.leave = nn.LazyLinear(classes)
+            self(torch.zeros(1, *image_shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.leave(self.enter(x).relu().flatten(1))
+            return logits
+
+    width = None if name == "own" else 4
+    some, held = (enlarged(images.take(torch.arange(20))) for images in (public, private))
+    own = DefenseContext(some, ModelSpec(name, some.shape, 2, width=width), context.device, 0)
+    found = prepare(replace(QUICK, steps=1, random_networks=1), held, own)
+    assert found.shared.images.shape[1:] == held.shape
+    assert found.diagnostics() == {"k": 5.0, "left_out": 0.0}
+
+
+def test_it_stacks_with_a_defence_of_the_update(context: DefenseContext, private: Images) -> None:
+    stack = Stack(parts=(QUICK, TopK(keep=0.5)))
+    prepared = stack.prepare(private, context, stack.pretrain(context), client=0)
+    assert torch.equal(prepared.images(private).pixels, trained(prepare(QUICK, private, context), private))
+    sent = prepared.update(ClientUpdate.gradient({"w": torch.tensor([3.0, -4.0])}), torch.Generator())
+    assert sent.tensors["w"].tolist() == [0, -4]
+    surrogate = prepared.surrogate()
+    assert (surrogate.data, surrogate.complete) == (None, True)
+    assert surrogate.rehearse is not None
+    assert surrogate.update is not None
+    assert stack.trained_on is TrainedOn.PUBLIC
+
+
+def test_a_client_without_enough_images_is_refused(context: DefenseContext, private: Images) -> None:
+    with pytest.raises(FedveilError, match=r"^latent: client 2 has no class with k = 5 different images"):
+        prepare(QUICK, private.take(torch.arange(8)), context, client=2)
