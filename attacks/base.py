@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedveil.attacks.inverse.learnt import LearntInverse
 from fedveil.attacks.inverse.reader import Reader
+from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
@@ -68,11 +69,13 @@ class AttackerPreparation:
         surrogate: what the defence had to hand over.
         inverse: from trained-on images to originals, on the CPU; None where the defence leaves images alone.
         reader: the attacker's own classifier of trained-on images, on the CPU; None if it has none.
+        law: how likely an image had a part in what was trained on, for a defence that makes one image of many; else None.
     """
 
     surrogate: Surrogate
     inverse: LearntInverse | None
     reader: Reader | None = None
+    law: SharedLaw | None = None
 
     @property
     def draws(self) -> int:

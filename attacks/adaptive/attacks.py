@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -81,7 +82,7 @@ class Adaptive(Attack):
             else:
                 flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
                 inverted = [[next(flat) for _ in draws] for draws in seen]
-            likenesses = self._likenesses(own, inverted, preparation.surrogate, knowledge)
+            likenesses = self._likenesses(own, inverted, preparation, knowledge)
             for at, found, likeness in zip(group, inverted, likenesses, strict=True):
                 results[at] = replace(undo(found, preparation, knowledge), likeness=likeness)
         return [results[at] for at in range(len(observations))]
@@ -90,10 +91,16 @@ class Adaptive(Attack):
         self,
         observations: Sequence[Observation],
         inverted: Sequence[Sequence[Reconstruction]],
-        surrogate: Surrogate,
+        preparation: AttackerPreparation,
         knowledge: Knowledge,
     ) -> Sequence[Likeness | None]:
-        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images."""
+        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images.
+
+        Where a defence makes one image of many, by the inverted images in any case.
+        """
+        surrogate = preparation.surrogate
+        if preparation.law is not None:
+            return [partial(preparation.law, _draws(found).mean(0)) for found in inverted]
         if observations[0].batch_size == 1:
             return from_updates(observations, surrogate, knowledge)
         if surrogate.data is None:
@@ -165,7 +172,11 @@ class TrainedImages(Attack):
             group = [at for at, own in enumerate(preparations) if own is preparation]
             draws = [torch.stack([_granted(one.trained_images) for one in observations[at].series]) for at in group]
             labels = [labels_of(observations[at], knowledge) for at in group]
-            likenesses = from_images(draws, labels, preparation.surrogate, knowledge, exact=True)
+            likenesses: Sequence[Likeness]
+            if preparation.law is not None:
+                likenesses = [partial(preparation.law, own.mean(0)) for own in draws]
+            else:
+                likenesses = from_images(draws, labels, preparation.surrogate, knowledge, exact=True)
             for at, seen, own, likeness in zip(group, draws, labels, likenesses, strict=True):
                 found = undo([Reconstruction(images, own, 0.0) for images in seen], preparation, knowledge)
                 results[at] = replace(found, likeness=likeness)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.base import Attack, AttackerPreparation
-from fedveil.attacks.inverse.learnt import Draws, InverseTraining, draws_of, train_inverse
+from fedveil.attacks.inverse.learnt import InverseTraining, train_inverse
+from fedveil.attacks.inverse.lessons import DefendedLessons, Draws, Lessons, RehearsedLessons, draws_of
 from fedveil.attacks.inverse.reader import train_reader
-from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, TrainedOn
+from fedveil.attacks.inverse.shared_law import SharedLaw
+from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
 from fedveil.fl.data.images import Images
 
 
@@ -82,23 +84,40 @@ def prepare_attacker(
     surrogate = prepared.surrogate()
     if key.training is None:
         return AttackerPreparation(surrogate, None)
+    lessons = _lessons(surrogate, auxiliary, key, key.training.artefacts, device=device, stream=stream)
     inverse = None
-    draws = Draws(_untouched, 1, 1, key.training.artefacts)
+    if surrogate.data is not None or surrogate.rehearse is not None:
+        inverse = train_inverse(lessons, key.training, classes=classes, device=device, stream=stream)
+    reader = None
+    if len(auxiliary.labels.unique()) > 1:
+        reader = train_reader(lessons, inverse, key.training, classes=classes, device=device, stream=stream)
+    law = SharedLaw.of(lessons) if isinstance(lessons, RehearsedLessons) else None
+    return AttackerPreparation(surrogate, inverse, reader, law)
+
+
+def _lessons(
+    surrogate: Surrogate,
+    auxiliary: Images,
+    key: PreparationKey,
+    artefacts: float,
+    *,
+    device: torch.device,
+    stream: torch.Generator,
+) -> Lessons:
+    if surrogate.rehearse is not None:
+        return RehearsedLessons(auxiliary, surrogate.rehearse, artefacts=artefacts, device=device, stream=stream)
+    draws = Draws(_untouched, 1, 1, artefacts)
     if surrogate.data is not None:
         draws = draws_of(
             surrogate.data,
             auxiliary,
-            key.training,
+            artefacts=artefacts,
             observations=key.observations,
             local_steps=key.local_steps,
             device=device,
             stream=stream,
         )
-        inverse = train_inverse(auxiliary, draws, key.training, classes=classes, device=device, stream=stream)
-    reader = None
-    if len(auxiliary.labels.unique()) > 1:
-        reader = train_reader(auxiliary, draws, inverse, key.training, classes=classes, device=device, stream=stream)
-    return AttackerPreparation(surrogate, inverse, reader)
+    return DefendedLessons(auxiliary, draws, device=device, stream=stream)
 
 
 def _untouched(x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:

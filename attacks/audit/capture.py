@@ -71,6 +71,11 @@ def capture(
     return observation, replace(batch, draws=(torch.stack(seen).mean(dim=0),))
 
 
+def trains_on(hooks: ClientHooks, batch: VictimBatch) -> bool:
+    """Return whether a client trains on all images of a batch; of what a defence leaves out nothing tells."""
+    return len(hooks.images(batch.images)) == len(batch)
+
+
 def together(captured: Sequence[tuple[Observation, VictimBatch]]) -> tuple[Observation, VictimBatch]:
     """Return what was captured of one batch several times as one observation with repeats, and one truth with each draw."""
     (first, truth), *again = captured

@@ -7,31 +7,23 @@ which `LearntInverse.curve` tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedveil.attacks.inverse.lessons import CHUNK, Lessons, gathered
 from fedveil.attacks.inverse.muon import Muon
 from fedveil.attacks.inverse.network import UNTOLD, InverseNetwork
-from fedveil.attacks.inverse.variation import mirrors, varied
+from fedveil.attacks.inverse.variation import mirrors
 from fedveil.defense.base import above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.defense.seeded import seeded
-from fedveil.fl.data.images import Images
-from fedveil.fl.until_flat import Curve, hold_out, train_until_flat
-
-Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-"""What a defence makes of images (n, C, H, W) with labels (n,), with noise from the stream."""
+from fedveil.fl.until_flat import Curve, train_until_flat
 
 BLIND = 0.3
 """In this part of the training the label is kept back, so that the inverse works without as well."""
-MEASURED = 256
-"""Defended draws of held-out images that the error is measured on, at least."""
-CHUNK = 256
-"""Images that pass the network together."""
 
 
 @dataclass(frozen=True)
@@ -69,54 +61,6 @@ class InverseTraining:
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """How an attacker comes by defended images to learn from: as many draws of an image as it will hold of a victim.
-
-    Attributes:
-        defend: the defence as it knows it.
-        observations: R, draws of one image; 1 where the defence draws nothing, since all are the same then.
-        local_steps: each draw is the mean of so many, since an update of several local steps shows their mean.
-        artefacts: see `InverseTraining`.
-    """
-
-    defend: Defend
-    observations: int
-    local_steps: int
-    artefacts: float
-
-    def __call__(self, x: Tensor, y: Tensor, stream: torch.Generator, *, clean: bool = False) -> Tensor:
-        """Return (R, n, C, H, W) draws of images (n, C, H, W) with labels (n,); ``clean`` ones carry no artefacts."""
-        count = self.observations * self.local_steps
-        with torch.no_grad():
-            many = self.defend(x.repeat(count, 1, 1, 1), y.repeat(count), stream)
-        draws = many.view(self.observations, self.local_steps, *x.shape).mean(dim=1)
-        if clean or not self.artefacts:
-            return draws
-        level = self.artefacts * torch.rand((len(x), 1, 1, 1), generator=stream)
-        level[::2] = 0
-        return (draws + (level * torch.randn(draws.shape, generator=stream)).to(draws.device)).clamp(0, 1)
-
-
-def draws_of(
-    defend: Defend,
-    auxiliary: Images,
-    training: InverseTraining,
-    *,
-    observations: int,
-    local_steps: int,
-    device: torch.device,
-    stream: torch.Generator,
-) -> Draws:
-    """Return how defended images are drawn; a defence that makes the same of an image twice is drawn from once."""
-    x, y = auxiliary.batch(torch.arange(min(8, len(auxiliary))))
-    with torch.no_grad():
-        first, second = (defend(x.to(device), y.to(device), stream) for _ in range(2))
-    if torch.equal(first, second):
-        observations = local_steps = 1
-    return Draws(defend, observations, local_steps, training.artefacts)
-
-
-@dataclass(frozen=True, eq=False)
 class LearntInverse:
     """From what was seen of images to estimates of them.
 
@@ -148,52 +92,31 @@ class LearntInverse:
         return torch.cat([network(some, known) for some, known in parts]).clamp(0, 1)
 
 
-def gathered(draws: Tensor, observations: int) -> Tensor:
-    """Return ``observations`` draws, (R, n, C, H, W): all that there are, or their mean where one is asked for.
-
-    Raises:
-        ValueError: another number is asked for than there are.
-    """
-    if observations == 1:
-        return draws.mean(dim=0, keepdim=True)
-    if len(draws) != observations:
-        raise ValueError(f"trained for {observations} draws of an image, got {len(draws)}")
-    return draws
-
-
 def train_inverse(
-    auxiliary: Images,
-    draws: Draws,
-    training: InverseTraining,
-    *,
-    classes: int,
-    device: torch.device,
-    stream: torch.Generator,
+    lessons: Lessons, training: InverseTraining, *, classes: int, device: torch.device, stream: torch.Generator
 ) -> LearntInverse:
-    """Train A to minimise MSE(A(x'), x) over auxiliary x and fresh draws of x', until that is flat on held-out ones.
-
-    Images are varied before they are defended, so that few of them tell much.
+    """Train A to minimise MSE(A(x'), x) over auxiliary x and what becomes of them, until that is flat on held-out ones.
 
     Args:
-        auxiliary: the attacker's images, a part of which is held out.
-        draws: of defended images.
+        lessons: the attacker's images, and what the defence makes of them.
         training: see `InverseTraining`.
         classes: k.
         device: where to train.
         stream: the only source of randomness.
     """
-    train, held_out = hold_out(auxiliary, stream)
-    mirrored = mirrors(train)
-    originals, labels, shown = measured_on(held_out, draws, device, stream)
+    mirrored = mirrors(lessons.train)
+    originals, labels, shown = lessons.measured
 
     def build() -> InverseNetwork:
-        return InverseNetwork(auxiliary.shape, classes=classes, width=training.width, several=draws.observations > 1)
+        return InverseNetwork(
+            lessons.train.shape, classes=classes, width=training.width, several=lessons.observations > 1
+        )
 
     def loss(network: InverseNetwork) -> Tensor:
-        x, y = train.batch(torch.randint(len(train), (training.batch_size,), generator=stream))
-        x, y = varied(x, stream, mirrored=mirrored).to(device), y.to(device)
+        at = torch.randint(len(lessons.train), (training.batch_size,), generator=stream)
+        x, y, seen = lessons.batch(at, stream, mirrored=mirrored)
         told = torch.rand(len(x), generator=stream).to(device) >= BLIND
-        return F.mse_loss(network(draws(x, y, stream), torch.where(told, y, UNTOLD)), x)
+        return F.mse_loss(network(seen, torch.where(told, y, UNTOLD)), x)
 
     def error(network: InverseNetwork) -> float:
         parts = zip(shown.split(CHUNK, dim=1), labels.split(CHUNK), originals.split(CHUNK), strict=True)
@@ -209,16 +132,4 @@ def train_inverse(
         learning_rate=training.learning_rate,
         optimizer=Muon,
     )
-    return LearntInverse(trained.module.cpu(), draws.observations, auxiliary.labels.unique(), trained.curve)
-
-
-def measured_on(
-    held_out: Images, draws: Draws, device: torch.device, stream: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return held-out images (m, C, H, W), labels (m,) and draws (R, m, C, H, W) on the device: each image often enough."""
-    times = -(-MEASURED // len(held_out))
-    originals, labels = held_out.floats().repeat(times, 1, 1, 1), held_out.labels.repeat(times)
-    originals, labels = originals.to(device), labels.to(device)
-    chunks = zip(originals.split(CHUNK), labels.split(CHUNK), strict=True)
-    shown = [draws(x, y, stream, clean=True) for x, y in chunks]
-    return originals, labels, torch.cat(shown, dim=1)
+    return LearntInverse(trained.module.cpu(), lessons.observations, lessons.train.labels.unique(), trained.curve)

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.attacks.inverse.learnt import CHUNK, Draws, InverseTraining, LearntInverse, gathered, measured_on
+from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse
+from fedveil.attacks.inverse.lessons import CHUNK, Lessons, gathered
 from fedveil.attacks.inverse.muon import Muon
-from fedveil.attacks.inverse.variation import varied
 from fedveil.attacks.scoring.augment import class_keeping_mirrors
 from fedveil.defense.devices import on_device
-from fedveil.fl.data.images import Images
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import derive_seed
-from fedveil.fl.until_flat import Curve, hold_out, train_until_flat
+from fedveil.fl.until_flat import Curve, train_until_flat
 
 SIDE = 32
 """Images are shrunk to this side: classes are read from shapes, and time does not grow with the images."""
@@ -65,8 +64,7 @@ class Reader:
 
 
 def train_reader(
-    auxiliary: Images,
-    draws: Draws,
+    lessons: Lessons,
     inverse: LearntInverse | None,
     training: InverseTraining,
     *,
@@ -77,33 +75,32 @@ def train_reader(
     """Train on auxiliary images, defended, varied and all classes equally often, until that is flat on held-out ones.
 
     Args:
-        auxiliary: the attacker's images, of two classes at least.
-        draws: of defended images.
+        lessons: the attacker's images, of two classes at least, and what the defence makes of them.
         inverse: of the defence; None where it leaves images alone.
         training: bounds the steps; see `InverseTraining`.
         classes: k.
         device: where to train.
         stream: the only source of randomness.
     """
-    train, held_out = hold_out(auxiliary, stream)
-    mirrored = class_keeping_mirrors(train, held_out)
-    _, labels, seen = measured_on(held_out, draws, device, stream)
-    looked_at = torch.cat([_shown(some, inverse, draws.observations) for some in seen.split(CHUNK, dim=1)])
+    train, observations = lessons.train, lessons.observations
+    mirrored = class_keeping_mirrors(train, lessons.held_out)
+    _, labels, seen = lessons.measured
+    looked_at = torch.cat([_shown(some, inverse, observations) for some in seen.split(CHUNK, dim=1)])
     shares = (1.0 / train.labels.bincount().clamp(min=1))[train.labels]
     counts = labels.bincount(minlength=classes)
     weights = 1.0 / counts.clamp(min=1)
 
     def loss(network: nn.Module) -> Tensor:
-        x, y = train.batch(torch.multinomial(shares, training.batch_size, replacement=True, generator=stream))
-        x, y = varied(x, stream, mirrored=mirrored).to(device), y.to(device)
-        logits: Tensor = network(_shown(draws(x, y, stream), inverse, draws.observations))
+        at = torch.multinomial(shares, training.batch_size, replacement=True, generator=stream)
+        _, y, drawn = lessons.batch(at, stream, mirrored=mirrored)
+        logits: Tensor = network(_shown(drawn, inverse, observations))
         return F.cross_entropy(logits, y)
 
     def error(network: nn.Module) -> float:
         return float(F.cross_entropy(torch.cat([network(some) for some in looked_at.split(CHUNK)]), labels, weights))
 
     channels = looked_at.shape[1]
-    shape = (channels, *auxiliary.shape[1:])
+    shape = (channels, *train.shape[1:])
     seed = derive_seed(int(torch.randint(2**31, (1,), generator=stream)), "reader")
     trained = train_until_flat(
         _Network(shape, classes, seed).to(device),
@@ -114,12 +111,12 @@ def train_reader(
         learning_rate=training.learning_rate,
         optimizer=Muon,
     )
-    reader = Reader(trained.module.cpu(), inverse, draws.observations, 0.0, trained.curve)
+    reader = Reader(trained.module.cpu(), inverse, observations, 0.0, trained.curve)
     right = (reader(seen) == labels.cpu()).float()
     per_class = (
         torch.zeros(classes).index_add(0, labels.cpu(), right)[counts.cpu() > 0] / counts.cpu()[counts.cpu() > 0]
     )
-    return Reader(reader.network, inverse, draws.observations, float(per_class.mean()), trained.curve)
+    return Reader(reader.network, inverse, observations, float(per_class.mean()), trained.curve)
 
 
 @torch.no_grad()

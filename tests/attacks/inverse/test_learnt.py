@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.learnt import Draws, InverseTraining, LearntInverse, draws_of, gathered, train_inverse
+from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse, train_inverse
+from fedveil.attacks.inverse.lessons import DefendedLessons, Draws, draws_of, gathered
 from fedveil.defense import PixelNoise
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -25,9 +26,16 @@ def trained(
 ) -> LearntInverse:
     stream = torch_stream(seed, "inverse")
     draws = draws_of(
-        defense.data, auxiliary, training, observations=observations, local_steps=1, device=CPU, stream=stream
+        defense.data,
+        auxiliary,
+        artefacts=training.artefacts,
+        observations=observations,
+        local_steps=1,
+        device=CPU,
+        stream=stream,
     )
-    return train_inverse(auxiliary, draws, training, classes=2, device=CPU, stream=stream)
+    lessons = DefendedLessons(auxiliary, draws, device=CPU, stream=stream)
+    return train_inverse(lessons, training, classes=2, device=CPU, stream=stream)
 
 
 def mse(found: Tensor, x: Tensor) -> float:
@@ -74,7 +82,8 @@ def test_it_sees_fresh_noise_with_every_batch_and_measures_on_images_that_it_nev
         return x
 
     stream = torch_stream(1, "inverse")
-    inverse = train_inverse(auxiliary, Draws(defend, 2, 3, 0.0), TINY, classes=2, device=CPU, stream=stream)
+    lessons = DefendedLessons(auxiliary, Draws(defend, 2, 3, 0.0), device=CPU, stream=stream)
+    inverse = train_inverse(lessons, TINY, classes=2, device=CPU, stream=stream)
     # One for the held-out images, one for each step.
     assert len(batches) == 1 + TINY.steps
     assert len({str(noise.tolist()) for noise in batches}) == len(batches)
@@ -103,7 +112,13 @@ def test_a_draw_is_the_mean_over_local_steps_and_half_of_a_batch_carries_artefac
 def test_of_a_defence_that_draws_nothing_one_draw_tells_all(blobs: Blobs) -> None:
     def drawn(defend: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]) -> tuple[int, int]:
         draws = draws_of(
-            defend, blobs(8, 2), TINY, observations=5, local_steps=2, device=CPU, stream=torch_stream(1, "inverse")
+            defend,
+            blobs(8, 2),
+            artefacts=0.0,
+            observations=5,
+            local_steps=2,
+            device=CPU,
+            stream=torch_stream(1, "inverse"),
         )
         return draws.observations, draws.local_steps
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.learnt import Draws, InverseTraining, train_inverse
+from fedveil.attacks.inverse.learnt import InverseTraining, train_inverse
+from fedveil.attacks.inverse.lessons import DefendedLessons, Draws
 from fedveil.attacks.inverse.reader import train_reader
 from fedveil.defense import PixelNoise
 from fedveil.fl.data.images import Images
@@ -21,7 +22,8 @@ def test_it_reads_classes_from_several_draws_and_what_the_inverse_makes_of_them(
     auxiliary, victims, noise = blobs(80, 2, side=16), blobs(40, 9, side=16), PixelNoise(strength=0.3)
     stream = torch_stream(1, "reader")
     draws = Draws(noise.data, 2, 1, 0.0)
-    inverse = train_inverse(auxiliary, draws, QUICK, classes=2, device=CPU, stream=stream)
+    lessons = DefendedLessons(auxiliary, draws, device=CPU, stream=stream)
+    inverse = train_inverse(lessons, QUICK, classes=2, device=CPU, stream=stream)
     told: list[Tensor | None] = []
 
     def watched(seen: Tensor, labels: Tensor | None) -> Tensor:
@@ -29,7 +31,7 @@ def test_it_reads_classes_from_several_draws_and_what_the_inverse_makes_of_them(
         return inverse(seen, labels)
 
     watched.observations = 2  # type: ignore[attr-defined]
-    reader = train_reader(auxiliary, draws, watched, QUICK, classes=2, device=CPU, stream=stream)  # type: ignore[arg-type]
+    reader = train_reader(lessons, watched, QUICK, classes=2, device=CPU, stream=stream)  # type: ignore[arg-type]
     x, y = victims.floats(), victims.labels
     seen = draws(x, y, torch_stream(3, "client"), clean=True)
     read = reader(seen)
@@ -47,7 +49,8 @@ def test_rare_classes_count_alike(blobs: Blobs) -> None:
     draws = Draws(lambda x, y, stream: torch.full_like(x, 0.5), 1, 1, 0.0)
     stream = torch_stream(1, "reader")
     quick = InverseTraining(steps=2, batch_size=8, width=4)
-    reader = train_reader(many.take(kept), draws, None, quick, classes=3, device=CPU, stream=stream)
+    lessons = DefendedLessons(many.take(kept), draws, device=CPU, stream=stream)
+    reader = train_reader(lessons, None, quick, classes=3, device=CPU, stream=stream)
     # Nothing can be read from grey: whichever class it answers is one of the two that there are.
     assert reader.accuracy == 0.5
     assert reader(torch.full((1, 2, 1, 16, 16), 0.5)).shape == (2,)
