@@ -143,6 +143,26 @@ FINAL: tuple[Metric, ...] = (
     Metric("cost/attack_seconds", "time of the audits", "min", _SECONDS, objective=True),
     Metric("cost/update_bytes", "that a round's clients send", "min", _SECONDS, objective=True),
     Metric("swept/<key>", "a swept number again, since MLflow keeps params as text"),
+    Metric("privacy/k", "images that share one, in the smallest group of all clients", "max", "{:.0f}".format),
+    Metric(
+        "privacy/membership_auc",
+        "how often an attacker that holds all that a client trained on ranks a member above an outsider; 0.5 is chance",
+        "min",
+        objective=True,
+    ),
+    Metric("privacy/membership_auc_low", "lower end of its 95 % interval over members and outsiders", "min"),
+    Metric("privacy/membership_auc_high", "upper end of it", "min"),
+    Metric(
+        "privacy/membership_tpr",
+        "share of the members that it finds at a false-alarm rate of at most 1 %; 0.01 is chance",
+        "min",
+        objective=True,
+    ),
+    Metric("privacy/membership_tpr_low", "lower end of its 95 % interval over members and outsiders", "min"),
+    Metric("privacy/membership_tpr_high", "upper end of it", "min"),
+    Metric(
+        "privacy/left_out_victims", "victims that the defence leaves out of training; nothing of them is sent or scored"
+    ),
     Metric("defense/<diagnostic>", "what the defence says of its own training, mean over clients"),
 )
 CURVES: tuple[Metric, ...] = (

@@ -176,6 +176,8 @@ class AuditSection(Section):
             always. Of two with one name the second is called ``NAME_2``.
         balanced: victims are drawn evenly over the classes.
         gallery: images among which a victim has to be found; never fewer than the victims.
+        membership: at the end an attacker that holds all that a client trained on tells the client's images from others
+            (`privacy/membership_auc`), for the first two audited clients.
     """
 
     rounds: list[Round] | None = Field(default=None, min_length=1)
@@ -188,6 +190,7 @@ class AuditSection(Section):
     attacks: list[Named] = Field(default=[{"name": "strongest"}, {"name": "adaptive"}])
     balanced: bool = True
     gallery: Count = 1000
+    membership: bool = False
 
     def build_attacks(self) -> list[Attack]:
         """Make the attacks, the baseline first."""

@@ -17,7 +17,7 @@ from fedveil.attacks.adaptive.preparation import (
     prepare_attacker,
     shadow_defense,
 )
-from fedveil.attacks.audit.capture import capture, together
+from fedveil.attacks.audit.capture import capture, together, trains_on
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.audit.updates import Attacker, audit_updates
 from fedveil.attacks.base import AttackerPreparation
@@ -26,6 +26,7 @@ from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import target_model
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.models import build_model
@@ -41,7 +42,7 @@ class Auditor:
 
     Args:
         experiment: says how.
-        victims: the victim batches.
+        victims: the victim batches, of which those are audited that clients train on behind their defence.
         federation: the run.
         attacker: ready.
         scorer: judges what it makes.
@@ -60,6 +61,11 @@ class Auditor:
         *,
         pictures: int,
     ) -> None:
+        everyone = len(victims)
+        victims = [batch for batch in victims if trains_on(federation.clients[batch.client].hooks.get(), batch)]
+        if not victims:
+            raise FedveilError("audit: the defence leaves all victims out of training, so there is nothing to attack")
+        self._left_out = everyone - len(victims)
         chunk = -(-len(victims) // experiment.resources.workers)
         self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
@@ -70,6 +76,9 @@ class Auditor:
         self._judge = scorer.judge_quality
         self._adaptive = attacker.adaptive
         self._training = attacker.training
+        laws = [own.law for own in attacker.preparations.values() if own.law is not None]
+        self.law = laws[0] if laws else None
+        """How images share, as the attacker has learnt it; None where the defence makes no one image of many."""
 
     def audit(self, state: ServerState, sent: Sequence[Weights] = ()) -> AuditReport:
         """Audit the round that comes after ``state``.
@@ -86,7 +95,8 @@ class Auditor:
         """Return the privacy scalars of all audits so far; none before the first."""
         if not records:
             return {}
-        return summarise(records, adaptive=self._adaptive, judge=self._judge, training=self._training)
+        scores = summarise(records, adaptive=self._adaptive, judge=self._judge, training=self._training)
+        return scores | ({"privacy/left_out_victims": float(self._left_out)} if self._left_out else {})
 
 
 def prepare_audits(

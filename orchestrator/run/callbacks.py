@@ -21,6 +21,7 @@ class Phase(Enum):
     DEFENSE = "the defence is prepared"
     ATTACKER = "the attacker prepares"
     AUDIT = "a round's updates are attacked"
+    MEMBERSHIP = "clients' images are told from others"
     ROUND = "a round is trained"
     REFERENCES = "what does without the federation is trained"
 
@@ -72,6 +73,7 @@ PAID = {
     Phase.ROUND: "cost/train_seconds",
     Phase.ATTACKER: "cost/attack_seconds",
     Phase.AUDIT: "cost/attack_seconds",
+    Phase.MEMBERSHIP: "cost/attack_seconds",
 }
 """Where the time of a phase is counted."""
 
@@ -132,6 +134,8 @@ class Speech(TrialCallback):
             + ", ".join(experiment.audit.attack_labels()),
             Phase.AUDIT: "audit of round {number}: " + f"{experiment.audit.victims} victims",
         }
+        if experiment.audit.membership:
+            self._lines[Phase.MEMBERSHIP] = "telling clients' images from others by all that a client trained on"
         if experiment.references.measure:
             clients = min(experiment.references.clients, len(setup.shards))
             self._lines[Phase.REFERENCES] = (

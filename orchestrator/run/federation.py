@@ -34,7 +34,7 @@ def build_federation(
         executor: where to prepare.
 
     Returns:
-        The federation, and the clients' mean diagnostics, ``defense/<name>`` each.
+        The federation, and the clients' mean diagnostics, ``defense/<name>`` each; of ``k``, also the least: ``privacy/k``.
     """
     fl = experiment.fl
     shards = [executor.broadcast(shard) for shard in setup.shards]
@@ -65,7 +65,10 @@ def build_federation(
         public=executor.broadcast(setup.public) if fl.replay_public else None,
     )
     numbers = [one.diagnostics() for one in prepared]
-    return federation, {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}
+    means = {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}
+    if "defense/k" in means:
+        means["privacy/k"] = min(n["k"] for n in numbers)
+    return federation, means
 
 
 def first_state(

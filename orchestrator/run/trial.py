@@ -16,6 +16,7 @@ from fedveil.orchestrator.run.audit import prepare_audits
 from fedveil.orchestrator.run.callbacks import Phase, TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Progress
 from fedveil.orchestrator.run.federation import build_federation, first_state, pretrain
+from fedveil.orchestrator.run.membership import measure_membership
 from fedveil.orchestrator.run.references import measure_references
 from fedveil.orchestrator.run.setup import Setup
 
@@ -53,7 +54,14 @@ class Trial:
         """Run to the end; from ``resumed`` on, the end is the same, bit for bit."""
         experiment, setup, executor = self.experiment, self.setup, self.executor
         with self._during(Phase.DEFENSE):
-            context = DefenseContext(setup.public, setup.model, torch.device("cpu"), experiment.seed, self.cache)
+            context = DefenseContext(
+                setup.public,
+                setup.model,
+                torch.device("cpu"),
+                experiment.seed,
+                self.cache,
+                tuple(experiment.fl.augmentation),
+            )
             public = pretrain(experiment.build_defense(), context, executor)
             federation, diagnostics = build_federation(experiment, setup, context, public, executor)
             state = resumed.state if resumed else first_state(experiment, setup, federation, executor, cache=self.cache)
@@ -84,6 +92,10 @@ class Trial:
             for callback in self.callbacks:
                 callback.on_round(progress, trained, running)
 
+        if experiment.audit.membership:
+            with self._during(Phase.MEMBERSHIP):
+                told = measure_membership(experiment, setup, federation, context, auditor.law, executor)
+            privacy = {**privacy, **told}
         with self._during(Phase.REFERENCES):
             references = measure_references(experiment, setup, federation, executor, cache=self.cache)
         metrics = {**self._utility(simulation), **references, **privacy, **diagnostics}

@@ -19,6 +19,7 @@ def test_no_name_stands_twice_and_each_has_a_meaning() -> None:
         ("privacy/ssim", "min", "0.01"),
         ("attack/adaptive_2/psnr", "min", "0.0"),
         ("attack/trained_images/mse", "max", "0.0123"),
+        ("privacy/membership_auc", "min", "0.012"),
         ("cost/train_seconds", "min", "0"),
         ("fl/loss", "min", "0.012"),
         ("defense/collapsed", None, "0.012"),

@@ -19,16 +19,19 @@ AFTER_ONE = Progress(ServerState(round=1, weights={}))
 
 
 def test_the_time_of_a_phase_goes_to_training_or_to_attacking() -> None:
-    times = iter([0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 1000.0, 1008.0, 5000.0, 5900.0])  # the last: shared by trials
+    times = iter(
+        [0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 200.0, 216.0, 1000.0, 1008.0, 5000.0, 5900.0]
+    )  # the last: shared by trials
     costs = Costs(2, {"cost/train_seconds": 0.5, "cost/update_bytes": 30.0}, clock=lambda: next(times))
     for phase in Phase:
         costs.on_begin(phase, 0)
         costs.on_end(phase)
     costs.on_round(AFTER_ONE, RoundReport(loss=1.0, failed_clients=0, update_bytes=50.0), {})
-    # Two preparations, one audit and one round take 1, 2, 4 and 8 seconds; 30 bytes are half of the first round's 60.
+    # Two preparations, one audit, membership and one round take 1, 2, 4, 16 and 8 seconds; 30 bytes are half of the first
+    # round's 60.
     assert costs.scores() == {
         "cost/train_seconds": 0.5 + 1 + 8,
-        "cost/attack_seconds": 2.0 + 4,
+        "cost/attack_seconds": 2.0 + 4 + 16,
         "cost/update_bytes": 30.0 + 25,
     }
 
