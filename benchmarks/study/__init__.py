@@ -1,0 +1,1 @@
+"""The published study: what each defence leaves an attacker, and what it costs, on four data sets."""

@@ -1,0 +1,115 @@
+"""Write docs/results.md from the study's records: no number on the page is written by hand.
+
+python -m benchmarks.study.render
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.study.protocols import FAMILIES, PROTOCOLS, SEEDS
+from benchmarks.tables import RESULTS, machine, table
+
+PAGE = Path("docs/results.md")
+T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Student's t for a 95 % interval, by the number of seeds."""
+
+Row = Mapping[str, Any]
+
+_ABOUT = """# What each defence leaves an attacker, and what it costs
+
+Made by `python -m benchmarks.study.render` of the records that `python -m benchmarks.study` writes; the protocols are in
+[benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images. MSE is that of the
+attacker that is handed what the client trained on (`trained_images`), told the label, with its inverse trained until flat on
+2,000 images of its own; *guess* is the error of its images' class means. *Found* is how often the victim is found among
+1,000 images, by the better of two ways. *Class* is what the attacker's own classifier reads, not told the label. Intervals
+over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a bound.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    arguments.page.write_text(page(arguments.results))
+
+
+def page(results: Path) -> str:
+    """Return the page."""
+    parts = [_ABOUT]
+    for data in PROTOCOLS:
+        path = results / f"study-{data}.json"
+        record = json.loads(path.read_text()) if path.exists() else None
+        parts.append(f"## {data}\n\n" + ("Not measured yet.\n" if record is None else section(record)))
+    return "\n".join(parts)
+
+
+def section(record: Mapping[str, Any]) -> str:
+    """Return a data set's table, and what is missing of it."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in record["rows"]:
+        groups[title(row)].append(row)
+    base = {row["seed"]: row["utility"]["accuracy"] for row in record["rows"] if row["defense"] == "none"}
+    head = ("defence", "seeds", "accuracy", "under none", "AUC", "MSE", "guess", "SSIM", "found", "class", "victims")
+    lines = [line(name, rows, base) for name, rows in groups.items()]
+    missing = [
+        f"{family} {', '.join(f'{k}={v}' for k, v in settings.items())}".strip()
+        for family, options in FAMILIES.items()
+        for settings in options
+        if len([r for r in record["rows"] if r["defense"] == family and r["settings"] == settings]) < len(SEEDS)
+    ]
+    notes = [machine(record)]
+    if missing:
+        notes.append(f"Not yet with all {len(SEEDS)} seeds: {'; '.join(missing)}.")
+    return table(head, lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def title(row: Row) -> str:
+    """Return a defence with its settings."""
+    settings = ", ".join(f"{key} {value:g}" for key, value in row["settings"].items())
+    return f"`{row['defense']}` {settings}".strip()
+
+
+def line(name: str, rows: Sequence[Row], base: Mapping[int, float]) -> Sequence[str]:
+    """Return a line of the table."""
+    tiers = [row["privacy"].get("trained_images") or row["privacy"].get("algorithm", {}) for row in rows]
+    worst = [row["privacy"].get("worst", {}) for row in rows]
+    below = [base[row["seed"]] - row["utility"]["accuracy"] for row in rows if row["seed"] in base]
+    return (
+        name,
+        str(len(rows)),
+        interval([row["utility"]["accuracy"] for row in rows], "{:.3f}"),
+        interval(below, "{:+.3f}"),
+        interval([row["utility"]["auc"] for row in rows if "auc" in row["utility"]], "{:.3f}"),
+        interval(_all(tiers, "mse"), "{:.4f}"),
+        interval(_all(worst, "baseline_mse"), "{:.4f}"),
+        interval(_all(tiers, "ssim"), "{:.2f}"),
+        interval(_all(tiers, "identification_rate"), "{:.2f}"),
+        interval(_all(tiers, "adaptive_attacker_accuracy"), "{:.2f}"),
+        str(min(int(row["victims"]) for row in rows)),
+    )
+
+
+def interval(values: Sequence[float], form: str) -> str:
+    """Return the mean of some seeds' values, with its interval from two on; a dash where there is none."""
+    if not values:
+        return "-"
+    if len(values) < 2:
+        return form.format(values[0])
+    half = T_975.get(len(values), 2.57) * stdev(values) / len(values) ** 0.5
+    return f"{form.format(fmean(values))} ± {form.format(half).lstrip('+')}"
+
+
+def _all(parts: Sequence[Mapping[str, float]], key: str) -> list[float]:
+    return [part[key] for part in parts if key in part]
+
+
+if __name__ == "__main__":
+    main()
