@@ -32,6 +32,13 @@ attacker that is handed what the client trained on (`trained_images`), told the 
 over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a bound.
 """
 
+_QUICK = """## Settings, without a federation
+
+Made by `python -m benchmarks.shared_images`, one seed: the learnt images of all clients are trained on in one place, twice.
+The attacker holds the learnt images. Found is the better of two ways, among 1,000 images: whole groups, or one member of each
+group and strangers.
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +55,28 @@ def page(results: Path) -> str:
         path = results / f"study-{data}.json"
         record = json.loads(path.read_text()) if path.exists() else None
         parts.append(f"## {data}\n\n" + ("Not measured yet.\n" if record is None else section(record)))
+    looked = results / "shared_images.json"
+    if looked.exists():
+        parts.append(quick_look(json.loads(looked.read_text())))
     return "\n".join(parts)
+
+
+def quick_look(record: Mapping[str, Any]) -> str:
+    """Return the table of settings of `latent` and its like that were looked at without a federation."""
+    head = ("data", "defence", "seed", "accuracy", "MSE", "guess", "found among whole groups", "found, one of each")
+    lines = [
+        (
+            row["data"],
+            title(row),
+            str(row["seed"]),
+            f"{fmean(row['accuracy']):.3f}",
+            f"{row['mse']:.4f} ± {1.96 * row['mse_deviation']:.4f}",
+            f"{row['guess_mse']:.4f}",
+            *(f"{max(row[key].values()):.2f}" for key in ("found_whole_groups", "found_one_of_each")),
+        )
+        for row in record["rows"]
+    ]
+    return _QUICK + "\n" + table(head, lines) + "\n\n" + machine(record) + "\n"
 
 
 def section(record: Mapping[str, Any]) -> str:
@@ -73,7 +101,7 @@ def section(record: Mapping[str, Any]) -> str:
 
 def title(row: Row) -> str:
     """Return a defence with its settings."""
-    settings = ", ".join(f"{key} {value:g}" for key, value in row["settings"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
     return f"`{row['defense']}` {settings}".strip()
 
 

@@ -67,7 +67,7 @@ def test_messages_are_frozen(kind: type) -> None:
 
 
 def test_a_reconstruction_holds_no_score_against_the_truth() -> None:
-    fields = ["images", "labels", "loss", "blind", "classes", "likeness"]
+    fields = ["images", "labels", "loss", "blind", "classes", "likeness", "scale_guessed"]
     assert [f.name for f in dataclasses.fields(Reconstruction)] == fields
 
 
