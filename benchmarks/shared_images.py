@@ -3,8 +3,8 @@
     FEDVEIL_DATA=... python -m benchmarks.shared_images --data blood --settings '{"k": 10}' '{"k": 10, "spread": 1.0}'
 
 For each setting, all clients' learnt images and the public ones are trained on in one place, and the attacker that is handed
-the learnt images (tier ``trained_images``) is trained until flat on rehearsals with the auxiliary images. Found: how often, of
-1,000 images, the member is named, with whole groups in the gallery, and with one member of each group among strangers; by
+the learnt images (tier ``trained_images``) is trained until flat on rehearsals with the auxiliary images. Found: how often,
+of 1,000 images, the member is named, with whole groups in the gallery, and with one member of each group among strangers; by
 the image nearest to the reconstruction, and by forward matching. A setting that the record holds is not measured again.
 """
 
@@ -96,7 +96,7 @@ def measured(data: str, name: str, settings: dict[str, Any], seed: int, inverse_
     pretrained = time.process_time()
     prepared = [defense.prepare(shard, context, public, client=at) for at, shard in enumerate(setup.shards)]
     learnt = time.process_time()
-    groups = Groups(prepared)
+    groups = Groups([one for one in prepared if isinstance(one, PreparedShared)])
     stream = torch_stream(seed, "shared images")
     rehearse = prepared[0].surrogate().rehearse
     assert rehearse is not None

@@ -35,8 +35,8 @@ over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, 
 _QUICK = """## Settings, without a federation
 
 Made by `python -m benchmarks.shared_images`, one seed: the learnt images of all clients are trained on in one place, twice.
-The attacker holds the learnt images. Found is the better of two ways, among 1,000 images: whole groups, or one member of each
-group and strangers.
+The attacker holds the learnt images. Found is the better of two ways, among 1,000 images: whole groups, or one member of
+each group and strangers.
 """
 
 
