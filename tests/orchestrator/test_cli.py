@@ -161,7 +161,10 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
     [
         ([], ["run", "sweep", "report", "list", "data", "doctor", "ui"]),
         (["run"], ["--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"]),
-        (["list"], ["--plugin MODULE", "defenses, attacks, models, data, strategies, optimizers, partitions", "NAME"]),
+        (
+            ["list"],
+            ["--plugin MODULE", "defenses, attacks, models, data, strategies, optimizers,", "partitions", "NAME"],
+        ),
         (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
         (["report"], ["--uri", "--json FILE", "experiment"]),
         (["data"], ["list", "get"]),

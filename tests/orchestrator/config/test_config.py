@@ -27,12 +27,15 @@ search:
   objectives: {utility/accuracy: max, privacy/mse: max}
 resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
 """
-SECTIONS = "audit, data, defense, experiment, fl, model, plugins, resources, search, seed, seeds, tracking"
+SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
 FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 LATENT_KEYS = (
     "adversary_steps, client_steps, error_cap, privacy_weight, public_steps, scope, steps, strength, utility_weight"
 )
-DEFENSE_NAMES = "latent_autoencoder, latent_noise, none, pixel_noise, top_k, update_noise"
+DEFENSE_NAMES = (
+    "autoencoder, block_average, group_mean, latent, latent_autoencoder, latent_noise, none, pixel_noise, top_k,"
+    " update_noise"
+)
 NAME_RULE = "allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first"
 DEFENSE_RULE = "allowed: a name, {name: NAME, option: value}, or a list of these"
 

@@ -13,7 +13,7 @@ from fedveil.orchestrator.config.load import set_key
 from fedveil.orchestrator.config.schema import FLSection
 from fedveil.orchestrator.config.yaml import parse
 
-SECTIONS = "audit, data, defense, experiment, fl, model, plugins, resources, search, seed, seeds, tracking"
+SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
 FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 
 
