@@ -62,7 +62,9 @@ class Auditor:
         pictures: int,
     ) -> None:
         everyone = len(victims)
-        victims = [batch for batch in victims if trains_on(federation.clients[batch.client].hooks.get(), batch)]
+        # Once for each client: a handle may have to fetch them.
+        hooks = {number: federation.clients[number].hooks.get() for number in {batch.client for batch in victims}}
+        victims = [batch for batch in victims if trains_on(hooks[batch.client], batch)]
         if not victims:
             raise FedveilError("audit: the defence leaves all victims out of training, so there is nothing to attack")
         self._left_out = everyone - len(victims)
