@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ CHUNK = 128
 """Images whose features are read together."""
 
 _Hook = Callable[[nn.Module, Any, Any], None]
+Read = Callable[[Images], Tensor]
+"""Reads features (n, D) of n images, in which likeness is Euclidean distance."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,14 @@ class Pool:
     def reader(self, image_shape: tuple[int, int, int], device: torch.device) -> Features:
         """Return the judge's features, by whose distance images are similar, on a device."""
         return Features(on_device(self.judge, device), image_shape, deepest=1)
+
+    def similar(self, device: torch.device) -> Read:
+        """Return what reads the judge's features, (n, D) on the CPU, of n images, on a device."""
+        return partial(_judged, self, device)
+
+
+def _judged(pool: Pool, device: torch.device, images: Images) -> Tensor:
+    return pool.reader(images.shape, device).of(images)[0]
 
 
 def make_pool(context: DefenseContext, *, random: int, trained: int) -> Pool:
