@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from fedveil.defense.latent import condense as module
 from fedveil.defense.latent.condense import Matching, condense, public_starts, spread_out, to_bytes
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.pool import Features, Pool
+from fedveil.fl import progress
 from fedveil.fl.data.images import Images
 
 CPU = torch.device("cpu")
@@ -48,6 +52,21 @@ def test_a_learnt_image_depends_on_its_group_and_the_pool_alone_to_the_last_bit(
     changed = learnt(Images(others, private.labels), grouping, pool)
     assert torch.equal(changed[:3], whole[:3])
     assert not torch.equal(changed[3:], whole[3:])
+
+
+def test_learning_says_how_many_images_are_done(
+    private: Images, grouping: Grouping, pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second a step: of forty images 32 are learnt together, which counts as four fifths."""
+    ticks = itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(progress, "EVERY", 9.0)
+    caplog.set_level(logging.INFO)
+    learnt(private, grouping, pool)
+    assert caplog.messages == [
+        "learnt 0 of 40 group images, about 6 s left",
+        "learnt 32 of 40 group images, about 2 s left",
+    ]
 
 
 def test_of_an_image_only_its_part_in_the_groups_sums_is_used(private: Images, pool: Pool) -> None:
