@@ -13,6 +13,7 @@ from fedveil.attacks.inverse.variation import varied
 from fedveil.defense.base import Rehearsal
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.progress import doing
 from fedveil.fl.until_flat import held_out, hold_out
 
 Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
@@ -192,9 +193,10 @@ class RehearsedLessons:
         self.held_out = auxiliary.take(held.nonzero()[:, 0])
         originals: list[Tensor] = []
         became: list[Tensor] = []
-        for _ in range(REHEARSALS):
+        for number in range(REHEARSALS):
             some = torch.randperm(len(auxiliary), generator=stream)[: max(1, round(SHARE * len(auxiliary)))]
-            found = rehearse(auxiliary.take(some), stream)
+            with doing(f"rehearsal {number + 1} of {REHEARSALS}"):
+                found = rehearse(auxiliary.take(some), stream)
             originals.append(some[found.kept])
             became.append(found.trained.pixels)
         rows, pixels = torch.cat(originals), torch.cat(became)

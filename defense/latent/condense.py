@@ -6,6 +6,7 @@ how images are told apart in general, networks trained on public images what mat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from fedveil.defense.latent.grouping import Grouping
 from fedveil.defense.latent.pool import Features, Pool, filled
 from fedveil.defense.latent.space import Space
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import Pace
 
 TOGETHER = 32
 """Groups whose images are learnt together: their features fit the caches, and few places are filled with repeats."""
@@ -100,12 +102,19 @@ def condense(
         ]
         for reader in readers
     ]
-    learnt = []
+    learnt: list[Tensor] = []
+    pace = Pace()
+
+    def stepped(step: int) -> None:
+        done = TOGETHER * len(learnt)
+        share = (done + step / how.steps * min(TOGETHER, len(grouping) - done)) / len(grouping)
+        pace.say(share, f"learnt {done} of {len(grouping)} group images")
+
     for at in torch.arange(len(grouping)).split(TOGETHER):
         # Always as many: how a sum is rounded may depend on the batch, and Adam makes much of a last bit.
         full = filled(at, TOGETHER)
         own = [[stage[full].to(device) for stage in stages] for stages in targets]
-        found = _match(starts[full].to(device), own, readers, pool, how, space, order[: how.steps].tolist())
+        found = _match(starts[full].to(device), own, readers, pool, how, space, order[: how.steps].tolist(), stepped)
         learnt.append(found[: len(at)].cpu())
     return to_bytes(torch.cat(learnt))
 
@@ -135,13 +144,14 @@ def _match(
     how: Matching,
     space: Space,
     order: list[int],
+    stepped: Callable[[int], None],
 ) -> Tensor:
     unit = space.unit(starts)
     delta = torch.zeros_like(starts, requires_grad=True)
     reach = how.strength * _size(starts) / unit
     adam = torch.optim.Adam([delta], lr=how.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, how.steps))
-    for at in order:
+    for step, at in enumerate(order):
         found = readers[at](space.shown(starts + unit * delta))
         terms = zip(found, targets[at], pool.scales[at], strict=True)
         mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
@@ -151,6 +161,7 @@ def _match(
         with torch.no_grad():
             delta *= (reach / _size(delta).clamp_min(1e-12)).clamp(max=1)
             delta.copy_((space.kept(starts + unit * delta) - starts) / unit)
+        stepped(step + 1)
     return space.shown(starts + unit * delta).detach()
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.pool import Features, Pool
 from fedveil.defense.latent.space import LatentOf, Pixels, Space
 from fedveil.defense.public_models import PublicModels
+from fedveil.fl import progress
 from fedveil.fl.data.images import Images
 
 CPU = torch.device("cpu")
@@ -77,6 +81,21 @@ def test_whoever_else_is_there_and_in_any_order_a_groups_image_is_the_same(
     own = own[torch.randperm(len(own), generator=draw)]
     (alone,) = learnt(some.take(own), Grouping(torch.zeros_like(own), k), pool, how, space)
     assert torch.equal(alone, whole[group])
+
+
+def test_learning_says_how_many_images_are_done(
+    private: Images, grouping: Grouping, pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second a step: of forty images 32 are learnt together, which counts as four fifths."""
+    ticks = itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(progress, "EVERY", 9.0)
+    caplog.set_level(logging.INFO)
+    learnt(private, grouping, pool)
+    assert caplog.messages == [
+        "learnt 0 of 40 group images, about 6 s left",
+        "learnt 32 of 40 group images, about 2 s left",
+    ]
 
 
 def test_of_an_image_only_its_part_in_the_groups_sums_is_used(private: Images, pool: Pool) -> None:
