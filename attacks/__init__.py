@@ -6,12 +6,12 @@ from fedveil.attacks.adaptive.attacks import Adaptive, AdaptiveModules, TrainedI
 from fedveil.attacks.analytic.attack import Analytic
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation, attack_labels
 from fedveil.attacks.baseline import Baseline
-from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.attacks.learned.learning_to_invert import LearningToInvert
 from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.presets.deep_leakage import DeepLeakage
 from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 from fedveil.attacks.strongest import Strongest
+from fedveil.defense.inverse.learnt import InverseTraining
 
 # PyTorch compiles parts of its own forward mode by what it has since deprecated.
 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)

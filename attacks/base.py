@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.learnt import LearntInverse
 from fedveil.attacks.inverse.reader import Reader
 from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import Surrogate
+from fedveil.defense.inverse.learnt import LearntInverse
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction, ThreatModel

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker
-from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.defense import DEFENSES, Defense, DefenseContext
+from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.defense.minimax import class_mean_error
 from fedveil.fl.seeding import torch_stream
 from fedveil.orchestrator.config import load_experiment

@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.machine import about
 from benchmarks.study.cell import experiment
 from benchmarks.study.protocols import PROTOCOLS
-from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse, train_inverse
-from fedveil.attacks.inverse.lessons import RehearsedLessons
 from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.defense import DEFENSES, DefenseContext
+from fedveil.defense.inverse.learnt import InverseTraining, LearntInverse, train_inverse
+from fedveil.defense.inverse.lessons import rehearsed_lessons
 from fedveil.defense.latent.shared import PreparedShared
 from fedveil.defense.minimax import class_mean_error
 from fedveil.fl.central import CentralTraining, train_classifier
@@ -100,7 +100,7 @@ def measured(data: str, name: str, settings: dict[str, Any], seed: int, inverse_
     stream = torch_stream(seed, "shared images")
     rehearse = prepared[0].surrogate().rehearse
     assert rehearse is not None
-    lessons = RehearsedLessons(setup.auxiliary, rehearse, artefacts=0.0, device=CPU, stream=stream)
+    lessons = rehearsed_lessons(setup.auxiliary, rehearse, artefacts=0.0, device=CPU, stream=stream)
     training = InverseTraining(steps=inverse_steps, artefacts=0.0)
     classes = len(setup.data.classes)
     inverse = train_inverse(lessons, training, classes=classes, device=CPU, stream=stream)

@@ -103,6 +103,8 @@ class Surrogate:
             None where all do.
         rehearse: applies a defence that makes one image of many to a set of the attacker's own images, as a client does to
             its shard; such a defence has no law of single images, so that ``data`` is None.
+        similar: reads the features (n, D) by which a defence that makes one image of many finds n images alike; None for
+            others.
         complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
             an audit says that it is incomplete.
     """
@@ -111,6 +113,7 @@ class Surrogate:
     update: Callable[[ClientUpdate, torch.Generator], ClientUpdate] | None = None
     visible: Callable[[Gradients], dict[str, Tensor]] | None = None
     rehearse: Callable[[Images, torch.Generator], Rehearsal] | None = None
+    similar: Callable[[Images], Tensor] | None = None
     complete: bool = True
 
 

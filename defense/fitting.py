@@ -29,6 +29,7 @@ def fit(
     stream: torch.Generator,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
+    after_step: Callable[[], None] | None = None,
 ) -> Module:
     """Build a module and minimise ``loss(module, x, y)`` over batches that are drawn with replacement.
 
@@ -41,6 +42,7 @@ def fit(
         stream: the only source of randomness.
         batch_size: images per step.
         learning_rate: at the start; it falls to 0 along half a cosine.
+        after_step: is called after each.
 
     Returns:
         The module on the CPU, frozen.
@@ -54,4 +56,6 @@ def fit(
         loss(module, x.to(device), y.to(device)).backward()
         optimizer.step()
         schedule.step()
+        if after_step is not None:
+            after_step()
     return frozen(module.cpu())

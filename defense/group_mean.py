@@ -54,7 +54,8 @@ class GroupMean(Defense[Pool]):
         share = partial(self.share, pool=public, device=context.device)
         private = distinct(private)
         shared = share(private, context.stream("group_mean", client))
-        return prepare_shared(self.name, private, shared, share, client=client)
+        similar = public.similar(context.device)
+        return prepare_shared(self.name, private, shared, share, similar=similar, client=client)
 
     def share(self, images: Images, stream: torch.Generator, *, pool: Pool, device: torch.device) -> Shared:
         """Group any images.

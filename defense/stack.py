@@ -146,6 +146,7 @@ class PreparedStack(PreparedDefense):
             update=sent if updates else None,
             visible=seen if visible else None,
             rehearse=rehearsed if rehearsals else None,
+            similar=next((s.similar for s in surrogates if s.similar is not None), None),
             complete=all(s.complete for s in surrogates),
         )
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
-    from fedveil.attacks.inverse.learnt import InverseTraining as InverseTraining
     from fedveil.attacks.learned.learning_to_invert import LearningToInvert as LearningToInvert
     from fedveil.attacks.presets.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.presets.denoised import Denoised as Denoised
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from fedveil.defense.base import PreparedDefense as PreparedDefense
     from fedveil.defense.base import Surrogate as Surrogate
     from fedveil.defense.base import TrainedOn as TrainedOn
+    from fedveil.defense.inverse.learnt import InverseTraining as InverseTraining
     from fedveil.fl.data import load_data as load_data
     from fedveil.fl.data.images import Images as Images
     from fedveil.fl.data.source import Source as Source
@@ -120,7 +120,7 @@ _MODULES = {
     "DeepLeakage": "attacks.presets.deep_leakage",
     "Defense": "defense.base",
     "FedveilError": "fl.errors",
-    "InverseTraining": "attacks.inverse.learnt",
+    "InverseTraining": "defense.inverse.learnt",
     "InvertingGradients": "attacks.presets.inverting_gradients",
     "DLG": "attacks.presets.dlg",
     "Denoised": "attacks.presets.denoised",

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from fedveil.attacks import ATTACKS
 from fedveil.defense import DEFENSES
+from fedveil.fl.data.images import Images
 from fedveil.fl.data.source import named
 from fedveil.fl.models import MODELS
 from fedveil.fl.partition import PARTITIONS
+from fedveil.fl.seeding import torch_stream
 from fedveil.fl.strategies import STRATEGIES
 from fedveil.orchestrator.cluster.connection import connect, offline_environment
 from fedveil.orchestrator.config import plugins
+
+Blobs = Callable[..., Images]
 
 # Ray reads some of these when it is imported, which the first test module that needs it does.
 offline_environment()
@@ -23,6 +28,24 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process with two declared cores, one for all tests: it takes seconds to start."""
     with connect("local", cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Blobs:
+    """A bright blob anywhere in the upper (class 0) or lower (class 1) half, on a ramp: structure, and much variety."""
+
+    def make(count: int, seed: int, *, side: int = 16, channels: int = 1) -> Images:
+        stream = torch_stream(seed, "blobs")
+        labels = torch.arange(count) % 2
+        grid = torch.arange(side) / side
+        row, column, ramp = torch.rand((3, count, 1, 1), generator=stream)
+        row = (labels.view(-1, 1, 1) + row) / 2
+        distance = (grid.view(1, -1, 1) - row).square() + (grid.view(1, 1, -1) - column).square()
+        image = 0.6 * (-distance / 0.05).exp() + 0.4 * ramp * grid.view(1, 1, -1)
+        pixels = (255 * image).round().to(torch.uint8)
+        return Images(pixels[:, None].repeat(1, channels, 1, 1), labels)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
 from fedveil.attacks.adaptive.tuning import Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
-from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.scoring import match
 from fedveil.attacks.strongest import Strongest
 from fedveil.defense.base import Surrogate
+from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel
 

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.base import Attack, AttackerPreparation
-from fedveil.attacks.inverse.learnt import InverseTraining, train_inverse
-from fedveil.attacks.inverse.lessons import DefendedLessons, Draws, Lessons, RehearsedLessons, draws_of
 from fedveil.attacks.inverse.reader import train_reader
 from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.inverse.learnt import InverseTraining, train_inverse
+from fedveil.defense.inverse.lessons import (
+    DefendedLessons,
+    Draws,
+    Lessons,
+    RehearsedLessons,
+    draws_of,
+    rehearsed_lessons,
+)
 from fedveil.fl.data.images import Images
 
 
@@ -105,7 +112,7 @@ def _lessons(
     stream: torch.Generator,
 ) -> Lessons:
     if surrogate.rehearse is not None:
-        return RehearsedLessons(auxiliary, surrogate.rehearse, artefacts=artefacts, device=device, stream=stream)
+        return rehearsed_lessons(auxiliary, surrogate.rehearse, artefacts=artefacts, device=device, stream=stream)
     draws = Draws(_untouched, 1, 1, artefacts)
     if surrogate.data is not None:
         draws = draws_of(

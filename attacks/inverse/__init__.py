@@ -1,1 +1,1 @@
-"""What an attacker trains on its auxiliary images: an inverse of a data defence, and a classifier of what is left."""
+"""What an attacker learns beside the inverse: to read classes, and who had a part in an image."""

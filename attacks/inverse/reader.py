@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse
-from fedveil.attacks.inverse.lessons import CHUNK, Lessons, gathered
-from fedveil.attacks.inverse.muon import Muon
 from fedveil.attacks.scoring.augment import class_keeping_mirrors
 from fedveil.defense.devices import on_device
+from fedveil.defense.inverse.learnt import InverseTraining, LearntInverse
+from fedveil.defense.inverse.lessons import CHUNK, Lessons, gathered
+from fedveil.defense.inverse.muon import Muon
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import derive_seed
 from fedveil.fl.until_flat import Curve, train_until_flat

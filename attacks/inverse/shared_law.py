@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.lessons import RehearsedLessons
+from fedveil.defense.inverse.lessons import RehearsedLessons
 
 COMPONENTS = (32, 96, 256)
 RIDGES = (0.01, 0.1, 1.0)

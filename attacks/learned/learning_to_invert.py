@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observation
-from fedveil.attacks.inverse.variation import mirrors, varied
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.labels.pairing import paired
 from fedveil.attacks.learned.own_updates import OwnClients
@@ -18,6 +17,7 @@ from fedveil.attacks.learned.update_features import UpdateFeatures, entries
 from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.yardstick import misfit
 from fedveil.defense.base import above_zero, whole
+from fedveil.defense.inverse.variation import mirrors, varied
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel

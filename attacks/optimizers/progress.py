@@ -1,18 +1,13 @@
-"""A line in the log about a long attack: how far it is, and how long it will take. Fast ones say nothing."""
+"""How far a long attack is; the lines are those of `fedveil.fl.progress`."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-EVERY = 10.0
-"""Seconds between two lines, and before the first."""
-
-_log = logging.getLogger(__name__)
+from fedveil.fl.progress import Pace
 
 
 @dataclass
@@ -34,8 +29,7 @@ class Progress:
     done: int = 0
     together: int = 0
     step: int = 0
-    _began: float = field(default_factory=lambda: time.monotonic())
-    _last: float = field(default_factory=lambda: time.monotonic())
+    _pace: Pace = field(default_factory=Pace)
 
     def share(self) -> float:
         """Return the part of the work that is done, between 0 and 1."""
@@ -44,16 +38,11 @@ class Progress:
 
     def report(self) -> None:
         """Write a line, unless the last one was written a moment ago."""
-        now = time.monotonic()
-        share = self.share()
-        if now - self._last < EVERY or not 0 < share < 1:
-            return
-        self._last = now
-        left = (now - self._began) * (1 - share) / share
-        _log.info(
-            "%s: %d of %d victims done, step %d of %d for the next %d, about %.0f s left",
-            self.attack, self.done, self.victims, self.step, self.steps, self.together, left,
-        )  # fmt: skip
+        self._pace.say(
+            self.share(),
+            f"{self.attack}: {self.done} of {self.victims} victims done, step {self.step} of {self.steps}"
+            f" for the next {self.together}",
+        )
 
 
 _RUNNING: ContextVar[Progress | None] = ContextVar("progress", default=None)

@@ -6,6 +6,7 @@ how images are told apart in general, networks trained on public images what mat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from fedveil.defense.devices import on_device
 from fedveil.defense.latent.grouping import Grouping
 from fedveil.defense.latent.pool import Features, Pool, filled
+from fedveil.defense.latent.space import Space
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import Pace
 
 TOGETHER = 32
 """Groups whose images are learnt together: their features fit the caches, and few places are filled with repeats."""
@@ -26,8 +29,9 @@ class Matching:
 
     Attributes:
         steps: of Adam, each against one network of the pool, at least 0.
-        learning_rate: at the start, in grey values of 0 to 1; falls to 0 along half a cosine.
-        strength: how far the image may go from its start, root mean square, in units of that of the start.
+        learning_rate: at the start, in units of the space (`fedveil.defense.latent.space.Space.unit`); falls to 0 along
+            half a cosine.
+        strength: how far it may go from its start in that space, root mean square, in units of that of the start.
         spread: how far what is matched lies from its class's mean on public images, as a multiple of how far the group's
             mean features lie. Means of groups scatter less than images do, and a classifier that is trained on them never
             meets what lies between the classes; above 1 makes up for that. Of private images it takes no more than the mean.
@@ -39,8 +43,8 @@ class Matching:
     spread: float = 1.0
 
 
-def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Features) -> Tensor:
-    """Return for each group the public image of its class that is most like it, (G, C, H, W) in [0, 1].
+def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Features) -> Images:
+    """Return for each of G groups the public image of its class that is most like it.
 
     Begun there, the image shows of its group what is matched, and nothing else.
 
@@ -55,7 +59,7 @@ def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Featu
     distances = torch.cdist(features, own, compute_mode="donot_use_mm_for_euclid_dist")
     alike = labels[:, None] == public.labels[None]
     alike |= ~alike.any(1, keepdim=True)
-    return public.take(distances.masked_fill(~alike, torch.inf).argmin(1)).floats()
+    return public.take(distances.masked_fill(~alike, torch.inf).argmin(1))
 
 
 def condense(
@@ -66,6 +70,7 @@ def condense(
     how: Matching,
     public: Images,
     *,
+    space: Space,
     device: torch.device,
     stream: torch.Generator,
 ) -> Tensor:
@@ -77,15 +82,16 @@ def condense(
     Args:
         images: n, in any order.
         grouping: of these n.
-        starts: (G, C, H, W) in [0, 1].
+        starts: (G, ...) places in the space.
         pool: the networks.
         how: how long, how far.
         public: images that say where the classes are.
+        space: where images are learnt.
         device: where.
         stream: draws the order of the networks, the same for all groups.
     """
-    if len(grouping) == 0 or how.steps == 0:
-        return to_bytes(starts)
+    if len(grouping) == 0:
+        return torch.zeros(0, *images.shape, dtype=torch.uint8)
     order = torch.cat([torch.randperm(len(pool.networks), generator=stream) for _ in range(1 + how.steps)])
     readers = [Features(on_device(network, device), images.shape) for network in pool.networks]
     labels = grouping.labels(images.labels)
@@ -96,12 +102,19 @@ def condense(
         ]
         for reader in readers
     ]
-    learnt = []
+    learnt: list[Tensor] = []
+    pace = Pace()
+
+    def stepped(step: int) -> None:
+        done = TOGETHER * len(learnt)
+        share = (done + step / how.steps * min(TOGETHER, len(grouping) - done)) / len(grouping)
+        pace.say(share, f"learnt {done} of {len(grouping)} group images")
+
     for at in torch.arange(len(grouping)).split(TOGETHER):
         # Always as many: how a sum is rounded may depend on the batch, and Adam makes much of a last bit.
         full = filled(at, TOGETHER)
         own = [[stage[full].to(device) for stage in stages] for stages in targets]
-        found = _match(starts[full].to(device), own, readers, pool, how, order[: how.steps].tolist())
+        found = _match(starts[full].to(device), own, readers, pool, how, space, order[: how.steps].tolist(), stepped)
         learnt.append(found[: len(at)].cpu())
     return to_bytes(torch.cat(learnt))
 
@@ -124,24 +137,36 @@ def spread_out(means: Tensor, labels: Tensor, known: Tensor, classes: Tensor, sp
 
 
 def _match(
-    starts: Tensor, targets: list[list[Tensor]], readers: list[Features], pool: Pool, how: Matching, order: list[int]
+    starts: Tensor,
+    targets: list[list[Tensor]],
+    readers: list[Features],
+    pool: Pool,
+    how: Matching,
+    space: Space,
+    order: list[int],
+    stepped: Callable[[int], None],
 ) -> Tensor:
+    unit = space.unit(starts)
     delta = torch.zeros_like(starts, requires_grad=True)
-    reach = how.strength * starts.square().mean((1, 2, 3), keepdim=True).sqrt()
+    reach = how.strength * _size(starts) / unit
     adam = torch.optim.Adam([delta], lr=how.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, how.steps)
-    for at in order:
-        found = readers[at](starts + delta)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, how.steps))
+    for step, at in enumerate(order):
+        found = readers[at](space.shown(starts + unit * delta))
         terms = zip(found, targets[at], pool.scales[at], strict=True)
         mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
         (delta.grad,) = torch.autograd.grad(mismatch, [delta])
         adam.step()
         schedule.step()
         with torch.no_grad():
-            size = delta.square().mean((1, 2, 3), keepdim=True).sqrt()
-            delta *= (reach / size.clamp_min(1e-12)).clamp(max=1)
-            delta.copy_((starts + delta).clamp(0, 1) - starts)
-    return (starts + delta).detach()
+            delta *= (reach / _size(delta).clamp_min(1e-12)).clamp(max=1)
+            delta.copy_((space.kept(starts + unit * delta) - starts) / unit)
+        stepped(step + 1)
+    return space.shown(starts + unit * delta).detach()
+
+
+def _size(places: Tensor) -> Tensor:
+    return places.square().mean(tuple(range(1, places.ndim)), keepdim=True).sqrt()
 
 
 def to_bytes(images: Tensor) -> Tensor:

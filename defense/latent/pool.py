@@ -6,9 +6,10 @@ Any classifier will do: its stages are found by watching one image pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import build_model
+from fedveil.fl.progress import Pace
 from fedveil.fl.seeding import derive_seed, torch_stream
 
 DEEPEST = 2
@@ -33,6 +35,8 @@ CHUNK = 128
 """Images whose features are read together."""
 
 _Hook = Callable[[nn.Module, Any, Any], None]
+Read = Callable[[Images], Tensor]
+"""Reads features (n, D) of n images, in which likeness is Euclidean distance."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,14 @@ class Pool:
         """Return the judge's features, by whose distance images are similar, on a device."""
         return Features(on_device(self.judge, device), image_shape, deepest=1)
 
+    def similar(self, device: torch.device) -> Read:
+        """Return what reads the judge's features, (n, D) on the CPU, of n images, on a device."""
+        return partial(_judged, self, device)
+
+
+def _judged(pool: Pool, device: torch.device, images: Images) -> Tensor:
+    return pool.reader(images.shape, device).of(images)[0]
+
 
 def make_pool(context: DefenseContext, *, random: int, trained: int) -> Pool:
     """Make a pool of networks of the federated architecture, or take the trained ones from the context's cache.
@@ -178,14 +190,43 @@ def make_pool(context: DefenseContext, *, random: int, trained: int) -> Pool:
     if trained == 1:
         lengths = [LONGEST]
     # Numbered from the longest-trained one: the judge is the same in a pool of any size.
+    training = _Training(lengths)
     networks += [
-        _trained(context, derive_seed(seed, "trained", trained - 1 - at), steps) for at, steps in enumerate(lengths)
+        _trained(context, derive_seed(seed, "trained", trained - 1 - at), steps, training.of(at))
+        for at, steps in enumerate(lengths)
     ]
     frozen_networks = tuple(frozen(network) for network in networks)
     return Pool(frozen_networks, tuple(_scales(network, context.public) for network in frozen_networks))
 
 
-def _trained(context: DefenseContext, seed: int, steps: int) -> nn.Module:
+class _Training:
+    """How far the training of a pool is.
+
+    Args:
+        lengths: steps of each network.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+        self._pace = Pace()
+        self._done = 0
+
+    def of(self, at: int) -> Callable[[], None]:
+        """Return what is to be called after each step of the network numbered ``at``, the next one.
+
+        Steps before it that were not taken are in the cache, and take no time.
+        """
+        total, steps, before = self._done + sum(self._lengths[at:]), self._lengths[at], self._done
+
+        def stepped() -> None:
+            self._done += 1
+            text = f"pool: network {at + 1} of {len(self._lengths)}, step {self._done - before} of {steps}"
+            self._pace.say(self._done / total, text)
+
+        return stepped
+
+
+def _trained(context: DefenseContext, seed: int, steps: int, stepped: Callable[[], None]) -> nn.Module:
     spec = context.model
 
     def train() -> State:
@@ -195,7 +236,13 @@ def _trained(context: DefenseContext, seed: int, steps: int) -> nn.Module:
             return F.cross_entropy(module(augment(x.cpu(), context.augmentation, stream).to(x.device)), y)
 
         return fit(
-            lambda: build_model(spec, seed), context.public, loss, steps=steps, device=context.device, stream=stream
+            lambda: build_model(spec, seed),
+            context.public,
+            loss,
+            steps=steps,
+            device=context.device,
+            stream=stream,
+            after_step=stepped,
         ).state_dict()
 
     network = build_model(spec, seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedveil.defense.base import PreparedDefense, Rehearsal, Surrogate
 from fedveil.defense.latent.grouping import Grouping, digests
+from fedveil.defense.latent.pool import Read
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 
@@ -41,6 +42,7 @@ class PreparedShared(PreparedDefense):
         shared: what became of them.
         waiting: images of which there are too few of their class so far to make a group; nothing is trained on them.
         share: how more groups are formed, and how an attacker rehearses.
+        similar: reads the features by which images are alike.
     """
 
     name: str
@@ -48,6 +50,7 @@ class PreparedShared(PreparedDefense):
     shared: Shared = field(repr=False)
     waiting: Images = field(repr=False)
     share: Share = field(repr=False)
+    similar: Read = field(repr=False)
 
     def images(self, shard: Images) -> Images:
         """Return for each image of ``shard`` that is in a group the image of its group, in their order.
@@ -92,7 +95,7 @@ class PreparedShared(PreparedDefense):
 
     def surrogate(self) -> Surrogate:
         """What is known of it: the algorithm and the networks. The groups and their images are not given away."""
-        return Surrogate(rehearse=self._rehearse)
+        return Surrogate(rehearse=self._rehearse, similar=self.similar)
 
     def _rehearse(self, images: Images, stream: torch.Generator) -> Rehearsal:
         firsts = _firsts(images)
@@ -112,7 +115,9 @@ class PreparedShared(PreparedDefense):
         return waiting | {digest: row for row, digest in enumerate(_digests(self.private))}
 
 
-def prepare_shared(name: str, private: Images, shared: Shared, share: Share, *, client: int) -> PreparedShared:
+def prepare_shared(
+    name: str, private: Images, shared: Shared, share: Share, *, similar: Read, client: int
+) -> PreparedShared:
     """Return a sharing defence at work with one client.
 
     Args:
@@ -120,6 +125,7 @@ def prepare_shared(name: str, private: Images, shared: Shared, share: Share, *, 
         private: the client's images, `distinct`.
         shared: what became of them.
         share: how that was made.
+        similar: reads the features by which images are alike.
         client: its number, for the error.
 
     Raises:
@@ -132,7 +138,7 @@ def prepare_shared(name: str, private: Images, shared: Shared, share: Share, *, 
         )
     inside, outside = _inside(shared.grouping)
     kept = Shared(Grouping(shared.grouping.of[inside], shared.grouping.k), shared.images)
-    return PreparedShared(name, private.take(inside), kept, private.take(outside), share)
+    return PreparedShared(name, private.take(inside), kept, private.take(outside), share, similar)
 
 
 def distinct(images: Images) -> Images:

@@ -25,6 +25,7 @@ from ray.exceptions import (
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, Slot
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, first_line
+from fedveil.orchestrator.cluster.progress import Say, log_to
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.config.plugins import Plugin
@@ -84,10 +85,13 @@ class SlotActor:
     def ready(self) -> None:
         """Return once the actor is there."""
 
-    def run(self, task: Callable[..., Result], item: Item, shared: Handle[tuple[object, ...]]) -> Result:
+    def run(
+        self, task: Callable[..., Result], item: Item, shared: Handle[tuple[object, ...]], say: Say | None
+    ) -> Result:
         """Run the task on this slot, with the values behind ``shared`` and behind the handles among them."""
         values = [value.get() if isinstance(value, Handle) else value for value in shared.get()]
-        return task(self._slot, item, *values)
+        with log_to(say):
+            return task(self._slot, item, *values)
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,9 @@ class RayExecutor:
         max_retries: how often an item is run again after its worker died under it.
         plugins: installed in each slot's process before it sees any task.
 
+    Attributes:
+        say: is told, in the slots' processes, what tasks have to say of long work; None keeps them quiet.
+
     Raises:
         FedveilError: the workers do not fit (said at once), or do not start in time.
     """
@@ -169,6 +176,7 @@ class RayExecutor:
     ) -> None:
         self.start_timeout = start_timeout
         self.max_retries = max_retries
+        self.say: Say | None = None
         self._places = check_fit(workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
         # Ray must not restart an actor by itself: we would not learn which item was lost.
         self._remote = ray.remote(
@@ -216,7 +224,7 @@ class RayExecutor:
             while work.waiting and free:
                 index = work.waiting.popleft()
                 try:
-                    ref = self._actors[free[0]].run.remote(sent_task, items[index], sent)
+                    ref = self._actors[free[0]].run.remote(sent_task, items[index], sent, self.say)
                 except Exception as error:  # the item cannot be pickled
                     work.fail(error)
                 else:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from rich.console import Console
 from rich.markup import escape
+
+Say = Callable[[str], None]
+"""Is told a line."""
 
 
 class _Board:
@@ -43,6 +47,32 @@ class Speaker:
         """Post a line."""
         if self._board is not None:
             self._board.post.remote(self._who, text)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, say: Say) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
+
+
+@contextmanager
+def log_to(say: Say | None) -> Iterator[None]:
+    """Hand what is logged inside, about how far long work is and upwards, to ``say``; None changes nothing."""
+    if say is None:
+        yield
+        return
+    log, handler = logging.getLogger("fedveil"), _Lines(say)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
 
 
 @contextmanager

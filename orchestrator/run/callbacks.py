@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fedveil.fl.rounds import RoundReport
+from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.checkpoint import Progress
 from fedveil.orchestrator.run.setup import Setup
-
-Say = Callable[[str], None]
 
 
 class Phase(Enum):

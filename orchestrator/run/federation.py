@@ -9,6 +9,7 @@ from typing import Any
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
 from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Client, Federation, ServerState
 from fedveil.fl.training import LocalTraining
 from fedveil.orchestrator.config import Experiment
@@ -96,4 +97,5 @@ def _prepare(
     slot: Slot, client: tuple[int, Handle[Images]], defense: Defense[Any], context: DefenseContext, public: Any
 ) -> PreparedDefense:
     number, shard = client
-    return defense.prepare(shard.get(), replace(context, device=slot.device), public, client=number)
+    with doing(f"client {number}"):
+        return defense.prepare(shard.get(), replace(context, device=slot.device), public, client=number)

@@ -40,7 +40,8 @@ def measure_membership(
         experiment: what is run.
         setup: its images.
         federation: with the clients' prepared defences.
-        context: of the defence. The attacker's features are those by which a sharing defence groups, from public images.
+        context: of the defence. The attacker's features are those by which a sharing defence groups, or those of a network
+            trained on public images.
         law: from the attacker's preparation.
         executor: where to measure.
     """
@@ -69,7 +70,10 @@ def _measure(
     hooks, shard = client.hooks.get(), client.shard.get()
     assert isinstance(hooks, PreparedDefense)  # `build_federation` has put it there
     here = replace(context, device=slot.device)
-    reader = make_pool(here, random=0, trained=1).reader(shard.shape, slot.device)
+    surrogate = hooks.surrogate()
+    features = surrogate.similar
+    if features is None:
+        features = make_pool(here, random=0, trained=1).similar(slot.device)
     own = [VictimBatch(at, client.number, (at,), shard.take(torch.tensor([at]))) for at in range(len(shard))]
     kept = torch.tensor([at for at, one in enumerate(own) if trains_on(hooks, one)])
     members, seen = shard.take(kept), hooks.images(shard)
@@ -82,9 +86,9 @@ def _measure(
         as_images(torch.cat(parts), seen.labels),
         members,
         outsiders,
-        hooks.surrogate(),
+        surrogate,
         auxiliary,
-        features=lambda images: reader.of(images)[0],
+        features=features,
         law=law,
         seed=derive_seed(seed, client.number),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 
-from fedveil.fl.executor import Executor
 from fedveil.orchestrator.cluster.executor import RayExecutor
+from fedveil.orchestrator.cluster.progress import Speaker, progress_on
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
@@ -43,15 +45,18 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
     replay(tracking.spool_folder)
     rows = []
     try:
-        with RayExecutor(
-            resources.workers,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            plugins=loaded(),
-        ) as executor:
+        with (
+            progress_on(console) as board,
+            RayExecutor(
+                resources.workers,
+                cpus_per_worker=resources.cpus_per_worker,
+                gpus_per_worker=resources.gpus_per_worker,
+                plugins=loaded(),
+            ) as executor,
+        ):
             for number, one in enumerate(one_per_seed(experiment)):
                 own = setup if number == 0 else make_setup(one)
-                rows.append(_run_seed(one, own, executor, paths, tracking, console))
+                rows.append(_run_seed(one, own, executor, paths, tracking, board))
     finally:
         waiting = replay(tracking.spool_folder).waiting
         if waiting:
@@ -66,17 +71,14 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
 def _run_seed(
     experiment: Experiment,
     setup: Setup,
-    executor: Executor,
+    executor: RayExecutor,
     paths: ExperimentPaths,
     tracking: TrackingSettings,
-    console: Console,
+    board: Any,
 ) -> TrialRow:
     params = params_of(experiment)
     name, own = paths.new_trial(f"{params['defense.name']}-seed{experiment.seed}")
-
-    def say(text: str) -> None:
-        console.print(f"[bold]{escape(name)}[/bold]  {escape(text)}", soft_wrap=True)
-
+    executor.say = say = Speaker(board, name)
     with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
         callbacks = [
             Costs(experiment.fl.rounds),

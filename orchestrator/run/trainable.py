@@ -141,14 +141,17 @@ def _run_seed(
         swept=list(plain),
         run_id=saved.run_id or PENDING + uuid.uuid5(uuid.NAMESPACE_OID, own_run).hex,
     ) as tracker:
+        say = Speaker(job.board, name)
         callbacks = [
             costs,
-            Speech(Speaker(job.board, name), experiment, setup),
+            Speech(say, experiment, setup),
             Files(paths, experiment, setup),
             Tracking(tracker, paths, experiment),
             _Reports(job, saved.finished, tracker, costs),
         ]
-        trial = Trial(experiment, setup, _slots(experiment, job.plugins), cache=paths.cache, callbacks=callbacks)
+        slots = _slots(experiment, job.plugins)
+        slots.say = say
+        trial = Trial(experiment, setup, slots, cache=paths.cache, callbacks=callbacks)
         return trial.run(saved.progress).metrics
 
 

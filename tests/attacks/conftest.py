@@ -16,7 +16,6 @@ from fedveil.fl.optimizers import PLAIN_SGD, LocalOptimizer
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, local_update
 
-Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]
 TargetOf = Callable[[ModelSpec], TargetModel]
 
@@ -27,24 +26,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def blobs() -> Blobs:
-    """A bright blob anywhere in the upper (class 0) or lower (class 1) half, on a ramp: structure, and much variety."""
-
-    def make(count: int, seed: int, *, side: int = 16, channels: int = 1) -> Images:
-        stream = torch_stream(seed, "blobs")
-        labels = torch.arange(count) % 2
-        grid = torch.arange(side) / side
-        row, column, ramp = torch.rand((3, count, 1, 1), generator=stream)
-        row = (labels.view(-1, 1, 1) + row) / 2
-        distance = (grid.view(1, -1, 1) - row).square() + (grid.view(1, 1, -1) - column).square()
-        image = 0.6 * (-distance / 0.05).exp() + 0.4 * ramp * grid.view(1, 1, -1)
-        pixels = (255 * image).round().to(torch.uint8)
-        return Images(pixels[:, None].repeat(1, channels, 1, 1), labels)
-
-    return make
 
 
 @pytest.fixture(scope="session")

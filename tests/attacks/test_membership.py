@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.lessons import RehearsedLessons
 from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.attacks.membership import MembershipScore, membership, scored
 from fedveil.defense import PixelNoise
 from fedveil.defense.base import Rehearsal, Surrogate
+from fedveil.defense.inverse.lessons import rehearsed_lessons
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import torch_stream
@@ -64,7 +64,7 @@ def tried(surrogate: Surrogate, *, law: bool = False, seed: int = 0) -> Membersh
         assert surrogate.rehearse is not None
         stream = torch_stream(5, "law")
         own = SharedLaw.of(
-            RehearsedLessons(auxiliary, surrogate.rehearse, artefacts=0, device=torch.device("cpu"), stream=stream)
+            rehearsed_lessons(auxiliary, surrogate.rehearse, artefacts=0, device=torch.device("cpu"), stream=stream)
         )
     return membership(trained, members, others, surrogate, auxiliary, features=features, law=own, seed=seed)
 

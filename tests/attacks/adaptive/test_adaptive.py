@@ -21,13 +21,13 @@ from fedveil.attacks import (
 from fedveil.attacks.adaptive.attacks import undo
 from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker, shadow_defense
 from fedveil.attacks.base import Attack, AttackerPreparation
-from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse
-from fedveil.attacks.inverse.network import UNTOLD
 from fedveil.attacks.inverse.reader import Reader
 from fedveil.attacks.strongest import Strongest
 from fedveil.attacks.target.model import target_model
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
 from fedveil.defense.base import Defense, PreparedDefense, Stateless, Surrogate, TrainedOn
+from fedveil.defense.inverse.learnt import InverseTraining, LearntInverse
+from fedveil.defense.inverse.network import UNTOLD
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel

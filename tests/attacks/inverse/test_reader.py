@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.learnt import InverseTraining, train_inverse
-from fedveil.attacks.inverse.lessons import DefendedLessons, Draws
 from fedveil.attacks.inverse.reader import train_reader
 from fedveil.defense import PixelNoise
+from fedveil.defense.inverse.learnt import InverseTraining, train_inverse
+from fedveil.defense.inverse.lessons import DefendedLessons, Draws
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.lessons import RehearsedLessons
 from fedveil.attacks.inverse.shared_law import SharedLaw
 from fedveil.defense.base import Rehearsal
+from fedveil.defense.inverse.lessons import rehearsed_lessons
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
 
@@ -42,7 +42,7 @@ class Mixed:
 
 def law(rehearse: Mixed) -> SharedLaw:
     auxiliary = textures(240, seed=1)
-    lessons = RehearsedLessons(auxiliary, rehearse, artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
+    lessons = rehearsed_lessons(auxiliary, rehearse, artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
     return SharedLaw.of(lessons)
 
 
@@ -86,6 +86,6 @@ def test_scores_are_a_likelihood_of_what_remains() -> None:
 
 def test_few_images_still_give_a_law() -> None:
     auxiliary = textures(9, seed=1)
-    lessons = RehearsedLessons(auxiliary, Mixed(2), artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
+    lessons = rehearsed_lessons(auxiliary, Mixed(2), artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
     scores = SharedLaw.of(lessons)(auxiliary.floats()[:2], auxiliary.floats())
     assert bool(scores.isfinite().all())

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-import fedveil.attacks.optimizers.progress as module
 from fedveil.attacks.optimizers.progress import begin, evaluated, progress
+from fedveil.fl import progress as module
 
 
 class Clock:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.attacks.adaptive.preparation import shadow_defense
 from fedveil.defense import DefenseContext, GroupMean, LatentPerturbation, Stack, TopK, TrainedOn
 from fedveil.defense.latent.shared import PreparedShared
+from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate
@@ -65,6 +67,9 @@ def test_it_is_the_same_whenever_it_is_prepared_with_a_cache_and_without(
         replace(QUICK, k=6),
         replace(QUICK, strength=0.01),
         replace(QUICK, start="mean"),
+        replace(QUICK, space="latent", public_steps=3),
+        replace(QUICK, space="latent", public_steps=4),
+        replace(QUICK, scope="client"),
     ):
         assert not torch.equal(trained(prepare(other, uneven, kept), uneven), first)
     assert not torch.equal(trained(prepare(QUICK, uneven, replace(kept, seed=1)), uneven), first)
@@ -106,6 +111,55 @@ def test_networks_are_public_and_an_attacker_rehearses_with_them(
     found = surrogate.rehearse(public, context.stream("condense", 7))
     client = prepare(settings, public, context, client=7)
     assert torch.equal(found.trained.pixels, trained(client, public.take(found.kept)))
+
+
+def test_in_the_latent_nothing_learnt_is_what_the_autoencoder_makes_of_the_start(
+    context: DefenseContext, private: Images, public: Images
+) -> None:
+    still = replace(QUICK, space="latent", public_steps=60, steps=0)
+    autoencoder = public_autoencoder(context, steps=60)
+    (begun, mean) = (prepare(replace(still, start=start), private, context) for start in ("public", "mean"))
+    known = autoencoder(public.floats()).clamp(0, 1)
+    for image in begun.shared.images.float() / 255:
+        assert float((known - image).abs().amax((1, 2, 3)).min()) < 1 / 255
+    of = mean.shared.grouping.of
+    latents = autoencoder.encode(mean.private.floats())
+    for group, image in enumerate(mean.shared.images.float() / 255):
+        expected = autoencoder.decode(latents[of == group].mean(0, keepdim=True)).clamp(0, 1)[0]
+        torch.testing.assert_close(image, expected, rtol=0, atol=1 / 255)
+
+
+def test_with_a_secret_of_its_own_a_client_has_networks_that_an_attacker_has_to_steal(
+    context: DefenseContext, private: Images, public: Images
+) -> None:
+    own = replace(QUICK, scope="client", space="latent", public_steps=3)
+    assert own.trained_on is TrainedOn.CLIENT
+    assert own.pretrain(context) is None
+    first, second = prepare(own, private, context), prepare(own, private, context, client=1)
+    shared = prepare(replace(own, scope="shared"), private, context)
+    pictures = [one.shared.images for one in (first, second, shared)]
+    assert not torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
+    assert torch.equal(prepare(own, private, context).shared.images, pictures[0])
+    # At the algorithm tier the attacker draws networks itself; stolen ones do what the client's do.
+    drawn = shadow_defense(own, public, replace(context, seed=99), own.pretrain(context)).surrogate()
+    stolen = first.surrogate()
+    for surrogate, equal in ((stolen, True), (drawn, False)):
+        assert surrogate.rehearse is not None
+        assert surrogate.similar is not None
+        assert torch.equal(surrogate.similar(private), first.similar(private)) is equal
+        found = surrogate.rehearse(private, context.stream("condense", 0))
+        assert torch.equal(found.trained.pixels, trained(first, private.take(found.kept))) is equal
+    assert not torch.equal(second.similar(private), first.similar(private))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [("space", "voxels", "pixels, latent"), ("scope", "public", "shared, client"), ("start", "zero", "public, mean")],
+)
+def test_a_choice_that_there_is_not_is_refused(key: str, value: str, allowed: str) -> None:
+    with pytest.raises(FedveilError, match=f"^latent: {key} is '{value}'; allowed: {allowed}$"):
+        LatentPerturbation(**{key: value})  # type: ignore[arg-type]
 
 
 def enlarged(images: Images) -> Images:

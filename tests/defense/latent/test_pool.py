@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.defense import DefenseContext
 from fedveil.defense.fitting import frozen
+from fedveil.defense.latent import pool as pool_module
 from fedveil.defense.latent.pool import Features, Pool, filled, make_pool, stages_of
+from fedveil.fl import progress
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
@@ -137,3 +141,27 @@ def test_scales_are_the_scatter_of_public_images(pool: Pool, context: DefenseCon
     for network, scales in zip(found.networks, found.scales, strict=True):
         for features, scale in zip(Features(network, public.shape).of(public), scales, strict=True):
             assert scale == pytest.approx(float(features.var(0, correction=0).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("cached", [0, 1])
+def test_training_says_which_network_it_is_at_and_what_the_cache_holds_takes_no_time(
+    cached: int, context: DefenseContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 2, 3 and 6 steps, of a second each."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(progress, "EVERY", 4.0)
+    caplog.set_level(logging.INFO)
+    training = pool_module._Training((2, 3, 6))
+    for at, steps in enumerate((2, 3, 6)):
+        stepped = training.of(at)
+        for _ in range(steps if at >= cached else 0):
+            stepped()
+    assert caplog.messages == (
+        ["pool: network 3 of 3, step 1 of 6, about 5 s left", "pool: network 3 of 3, step 5 of 6, about 1 s left"]
+        if cached
+        else [
+            "pool: network 2 of 3, step 2 of 3, about 7 s left",
+            "pool: network 3 of 3, step 3 of 6, about 3 s left",
+        ]
+    )

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.shared import PreparedShared, Shared, distinct, prepare_shared
@@ -23,15 +24,19 @@ def both(one: Images, other: Images) -> Images:
     return Images(torch.cat([one.pixels, other.pixels]), torch.cat([one.labels, other.labels]))
 
 
+def bright(images: Images) -> Tensor:
+    return images.floats().flatten(1)
+
+
 def share(images: Images, stream: torch.Generator) -> Shared:
     """Similar is who is about as bright; a group's image is its mean."""
-    grouping = group_by_class(images.floats().flatten(1), images.labels, K)
+    grouping = group_by_class(bright(images), images.labels, K)
     return Shared(grouping, (grouping.means(images.floats()) * 255).round().to(torch.uint8))
 
 
 def prepare(private: Images) -> PreparedShared:
     private = distinct(private)
-    return prepare_shared("shares", private, share(private, stream()), share, client=3)
+    return prepare_shared("shares", private, share(private, stream()), share, similar=bright, client=3)
 
 
 def stream() -> torch.Generator:
@@ -110,6 +115,7 @@ def test_an_attacker_rehearses_on_its_own_images_what_a_client_does_with_its() -
     surrogate = prepare(PRIVATE).surrogate()
     assert surrogate.data is None
     assert surrogate.complete
+    assert surrogate.similar is bright
     assert surrogate.rehearse is not None
     own = both(flat(30, label=1), flat(5, 7, 5, 200, 202))
     found = surrogate.rehearse(own, stream())
@@ -132,4 +138,4 @@ def test_its_repr_shows_no_image() -> None:
 def test_a_grouping_with_no_group_left_says_so() -> None:
     nobody = Shared(Grouping(torch.full((5,), -1), K), torch.zeros(0, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(FedveilError, match="fewer clients"):
-        prepare_shared("shares", PRIVATE, nobody, share, client=0)
+        prepare_shared("shares", PRIVATE, nobody, share, similar=bright, client=0)

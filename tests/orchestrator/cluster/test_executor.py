@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -54,6 +55,23 @@ def meet(slot: Slot, place: tuple[Path, int]) -> int:
 def pids_of_both(pool: RayExecutor, folder: Path) -> set[int]:
     folder.mkdir()
     return set(pool.map(meet, [(folder, 0), (folder, 1)]))
+
+
+def log(slot: Slot, item: int) -> None:
+    logging.getLogger("fedveil.fl.progress").info("item %d", item)
+    logging.getLogger("fedveil.fl.progress").debug("nobody asked")
+
+
+def test_what_tasks_log_of_long_work_is_told(pool: RayExecutor, tmp_path: Path) -> None:
+    def say(text: str) -> None:
+        with (tmp_path / "said").open("a") as said:
+            said.write(f"{text}\n")
+
+    pool.say = say
+    pool.map(log, range(5))
+    pool.say = None
+    pool.map(log, [5])
+    assert sorted((tmp_path / "said").read_text().splitlines()) == [f"item {at}" for at in range(5)]
 
 
 def test_results_keep_the_items_order(pool: RayExecutor) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mistakes import lines_of
 
-from fedveil.attacks.inverse.learnt import InverseTraining
+from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.optimizers import SGD, Adam
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
 from fedveil.orchestrator.config.options import options_of

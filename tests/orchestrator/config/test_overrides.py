@@ -7,7 +7,7 @@ import pytest
 from mistakes import lines_of
 
 from fedveil.attacks import Adaptive, DeepLeakage
-from fedveil.attacks.inverse.learnt import InverseTraining
+from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
 from fedveil.orchestrator.config.load import set_key
 from fedveil.orchestrator.config.schema import FLSection

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.attacks import ATTACKS, Adaptive, DeepLeakage
-from fedveil.attacks.inverse.learnt import InverseTraining
 from fedveil.defense import DEFENSES
+from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.augmentation import AUGMENTATIONS
 from fedveil.fl.models import MODELS
 from fedveil.fl.optimizers import OPTIMIZERS

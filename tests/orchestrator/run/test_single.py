@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ class _Idle:
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(single, "RayExecutor", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(single, "RayExecutor", lambda *arguments, **options: nullcontext(SimpleNamespace()))
+    monkeypatch.setattr(single, "progress_on", lambda console: nullcontext())
     monkeypatch.setattr(single, "Trial", _Idle)
     return tiny_experiment(write_bars(tmp_path / "bars.npz"))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.learnt import InverseTraining, LearntInverse, train_inverse
-from fedveil.attacks.inverse.lessons import DefendedLessons, Draws, draws_of, gathered
 from fedveil.defense import PixelNoise
+from fedveil.defense.inverse.learnt import InverseTraining, LearntInverse, train_inverse
+from fedveil.defense.inverse.lessons import DefendedLessons, Draws, draws_of, gathered
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import torch_stream

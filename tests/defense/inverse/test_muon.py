@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedveil.attacks.inverse.muon import Muon, orthogonal
+from fedveil.defense.inverse.muon import Muon, orthogonal
 from fedveil.fl.seeding import torch_stream
 
 

@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.variation import varied
 from fedveil.defense.base import Rehearsal
+from fedveil.defense.inverse.variation import varied
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.progress import doing
 from fedveil.fl.until_flat import held_out, hold_out
 
 Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
@@ -52,7 +53,7 @@ class Lessons(Protocol):
         Args:
             at: (b,) int64.
             stream: the only source of randomness.
-            mirrored: axes along which images may be mirrored, see `fedveil.attacks.inverse.variation.varied`.
+            mirrored: axes along which images may be mirrored, see `fedveil.defense.inverse.variation.varied`.
         """
 
 
@@ -64,7 +65,7 @@ class Draws:
         defend: the defence as it knows it.
         observations: R, draws of one image; 1 where the defence draws nothing, since all are the same then.
         local_steps: each draw is the mean of so many, since an update of several local steps shows their mean.
-        artefacts: see `fedveil.attacks.inverse.learnt.InverseTraining`.
+        artefacts: see `fedveil.defense.inverse.learnt.InverseTraining`.
     """
 
     defend: Defend
@@ -159,57 +160,41 @@ class DefendedLessons:
 
 
 class RehearsedLessons:
-    """Of a defence that makes one image of many: it is rehearsed on sets of the attacker's images.
+    """Of a defence that makes one image of many: originals, and what became of them together with others.
 
     An original and what became of it are varied alike, afterwards: a defence that is learnt anew for each variation would
-    cost too much. Held-out originals are in the rehearsals, so that groups are as dense as a client's, but nothing is
-    learnt of what became of them.
+    cost too much.
 
     Args:
-        auxiliary: the attacker's images, a part of which is held out.
-        rehearse: see `fedveil.defense.base.Surrogate.rehearse`.
-        artefacts: see `fedveil.attacks.inverse.learnt.InverseTraining`.
+        originals: n.
+        became: (n, C, H, W) uint8, what became of each.
+        seen: (n,) bool, of which nothing is learnt; where that leaves nothing to learn or to measure, all are both.
+        held_out: originals that are among those.
+        artefacts: see `fedveil.defense.inverse.learnt.InverseTraining`.
         device: where.
-        stream: the only source of randomness.
-
-    Raises:
-        FedveilError: the defence keeps none of the images.
     """
 
     def __init__(
         self,
-        auxiliary: Images,
-        rehearse: Callable[[Images, torch.Generator], Rehearsal],
+        originals: Images,
+        became: Tensor,
+        seen: Tensor,
         *,
+        held_out: Images,
         artefacts: float,
         device: torch.device,
-        stream: torch.Generator,
     ) -> None:
         self.observations = 1
-        held = held_out(auxiliary, stream)
-        if not bool(held.any()):
-            held = torch.ones_like(held)  # too few to spare any: they are learnt from and measured on
-        self.held_out = auxiliary.take(held.nonzero()[:, 0])
-        originals: list[Tensor] = []
-        became: list[Tensor] = []
-        for _ in range(REHEARSALS):
-            some = torch.randperm(len(auxiliary), generator=stream)[: max(1, round(SHARE * len(auxiliary)))]
-            found = rehearse(auxiliary.take(some), stream)
-            originals.append(some[found.kept])
-            became.append(found.trained.pixels)
-        rows, pixels = torch.cat(originals), torch.cat(became)
-        if len(rows) == 0:
-            raise FedveilError("the attacker's images are too few for this defence: it keeps none of them")
-        seen = held[rows]
+        self.held_out = held_out
         learnt = ~seen
         if not (bool(seen.any()) and bool(learnt.any())):
-            seen = learnt = torch.ones_like(seen)  # no group has any of the one or of the other sort
-        self.train, self._became = auxiliary.take(rows[learnt]), pixels[learnt].float() / 255
-        measured = auxiliary.take(rows[seen])
+            seen = learnt = torch.ones_like(seen)
+        self.train, self._became = originals.take(learnt.nonzero()[:, 0]), became[learnt].float() / 255
+        measured = originals.take(seen.nonzero()[:, 0])
         self.measured = (
             measured.floats().to(device),
             measured.labels.to(device),
-            (pixels[seen].float() / 255).to(device)[None],
+            (became[seen].float() / 255).to(device)[None],
         )
         self._artefacts = artefacts
         self._device = device
@@ -225,3 +210,50 @@ class RehearsedLessons:
         both = varied(torch.cat([x, self._became[at]], dim=1), stream, mirrored=mirrored)
         seen = with_artefacts(both[None, :, channels:], self._artefacts, stream)
         return both[:, :channels].to(self._device), y.to(self._device), seen.to(self._device)
+
+
+def rehearsed_lessons(
+    auxiliary: Images,
+    rehearse: Callable[[Images, torch.Generator], Rehearsal],
+    *,
+    artefacts: float,
+    device: torch.device,
+    stream: torch.Generator,
+) -> RehearsedLessons:
+    """Rehearse a defence that makes one image of many on sets of the attacker's images.
+
+    Held-out originals are in the rehearsals, so that groups are as dense as a client's, but nothing is learnt of what became
+    of them.
+
+    Args:
+        auxiliary: the attacker's images, a part of which is held out.
+        rehearse: see `fedveil.defense.base.Surrogate.rehearse`.
+        artefacts: see `fedveil.defense.inverse.learnt.InverseTraining`.
+        device: where.
+        stream: the only source of randomness.
+
+    Raises:
+        FedveilError: the defence keeps none of the images.
+    """
+    held = held_out(auxiliary, stream)
+    if not bool(held.any()):
+        held = torch.ones_like(held)  # too few to spare any: they are learnt from and measured on
+    originals: list[Tensor] = []
+    became: list[Tensor] = []
+    for number in range(REHEARSALS):
+        some = torch.randperm(len(auxiliary), generator=stream)[: max(1, round(SHARE * len(auxiliary)))]
+        with doing(f"rehearsal {number + 1} of {REHEARSALS}"):
+            found = rehearse(auxiliary.take(some), stream)
+        originals.append(some[found.kept])
+        became.append(found.trained.pixels)
+    rows, pixels = torch.cat(originals), torch.cat(became)
+    if len(rows) == 0:
+        raise FedveilError("the attacker's images are too few for this defence: it keeps none of them")
+    return RehearsedLessons(
+        auxiliary.take(rows),
+        pixels,
+        held[rows],
+        held_out=auxiliary.take(held.nonzero()[:, 0]),
+        artefacts=artefacts,
+        device=device,
+    )

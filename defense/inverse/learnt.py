@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedveil.attacks.inverse.lessons import CHUNK, Lessons, gathered
-from fedveil.attacks.inverse.muon import Muon
-from fedveil.attacks.inverse.network import UNTOLD, InverseNetwork
-from fedveil.attacks.inverse.variation import mirrors
 from fedveil.defense.base import above_zero, at_least, whole
 from fedveil.defense.devices import on_device
+from fedveil.defense.inverse.lessons import CHUNK, Lessons, gathered
+from fedveil.defense.inverse.muon import Muon
+from fedveil.defense.inverse.network import UNTOLD, InverseNetwork
+from fedveil.defense.inverse.variation import mirrors
 from fedveil.defense.seeded import seeded
 from fedveil.fl.until_flat import Curve, train_until_flat
 
@@ -40,8 +40,8 @@ class InverseTraining:
         tolerance: flat is an error that the last doubling of the steps brought down by less than this, relative; at
             least 0.
         batch_size: auxiliary images per step, at least 1.
-        learning_rate: of `fedveil.attacks.inverse.muon.Muon`, above 0.
-        width: of both networks, at least 1 (see `fedveil.attacks.inverse.network.InverseNetwork`).
+        learning_rate: of `fedveil.defense.inverse.muon.Muon`, above 0.
+        width: of both networks, at least 1 (see `fedveil.defense.inverse.network.InverseNetwork`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
             inverse is applied to imperfect gradient inversions as well as to perfect ones. More of it costs accuracy on the
             latter.

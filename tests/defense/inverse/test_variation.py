@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fedveil.attacks.inverse.variation import mirrors, varied
+from fedveil.defense.inverse.variation import mirrors, varied
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
 

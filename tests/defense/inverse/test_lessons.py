@@ -5,8 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fedveil.attacks.inverse.lessons import REHEARSALS, SHARE, DefendedLessons, Draws, RehearsedLessons
 from fedveil.defense.base import Rehearsal
+from fedveil.defense.inverse.lessons import (
+    REHEARSALS,
+    SHARE,
+    DefendedLessons,
+    Draws,
+    RehearsedLessons,
+    rehearsed_lessons,
+)
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import torch_stream
@@ -39,7 +46,7 @@ class Watched:
 
 
 def lessons(auxiliary: Images, rehearse: Rehearse, *, artefacts: float = 0.0, seed: int = 1) -> RehearsedLessons:
-    return RehearsedLessons(auxiliary, rehearse, artefacts=artefacts, device=CPU, stream=torch_stream(seed, "lessons"))
+    return rehearsed_lessons(auxiliary, rehearse, artefacts=artefacts, device=CPU, stream=torch_stream(seed, "lessons"))
 
 
 def test_each_rehearsal_is_of_another_part_of_the_images() -> None:
