@@ -6,13 +6,13 @@ observed of them play no part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedveil.attacks.adaptive.common_noise import CommonNoise
+from fedveil.attacks.adaptive.passes import Passes
 from fedveil.attacks.adaptive.whitening import Whitening
 from fedveil.attacks.base import Knowledge
 from fedveil.fl.seeding import torch_stream
@@ -26,8 +26,6 @@ _ENTRIES = 2**25
 
 Features = Callable[[Tensor], Tensor]
 """Images (n, C, H, W), on the device, to vectors (n, D)."""
-Defend = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
-"""See `Surrogate.data`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class DataLaw:
         cls,
         features: Features,
         label: int | None,
-        defend: Defend,
+        passes: Passes,
         knowledge: Knowledge,
         *,
         effort: Effort,
@@ -86,7 +84,7 @@ class DataLaw:
         Args:
             features: of images that passed the defence.
             label: of all images; None for a defence that does not look at it.
-            defend: the defence as the attacker knows it.
+            passes: through the defence as the attacker knows it.
             knowledge: with auxiliary images.
             effort: how much to draw.
             round: the metric is the plain one. Otherwise that is chosen by which most of those auxiliary images are told
@@ -97,13 +95,13 @@ class DataLaw:
         order = torch.randperm(len(known), generator=torch_stream(seed, "forward", "auxiliary"))
         images = known.take(order[: 2 * effort.images]).floats().to(device)
 
-        means = mean_features(features, label, defend, seed, draws=effort.draws)
+        means = mean_features(features, label, passes, draws=effort.draws)
         width = features(images[:1]).shape[1]
         rows = max(1, min(effort.images, _ENTRIES // (SCATTER_DRAWS * width), len(images) // 2))
         around, others = images[:rows], images[rows:] if len(images) > rows else images
         scattered = torch.cat(
             [
-                torch.stack([features(x) for x in _drawn(chunk, label, defend, seed, f"own {at}", SCATTER_DRAWS)])
+                torch.stack([features(x) for x in passes.own(chunk, label, f"scatter {at}", SCATTER_DRAWS)])
                 for at, chunk in enumerate(around.split(_CHUNK))
             ],
             dim=1,
@@ -117,7 +115,7 @@ class DataLaw:
             [
                 features(x)
                 for at, chunk in enumerate(others.split(_CHUNK))
-                for x in _drawn(chunk, label, defend, seed, f"seen {at}", 1)
+                for x in passes.own(chunk, label, f"seen {at}", 1)
             ]
         )
         metrics = [Whitening.of(residuals, shrinkage=shrinkage) for shrinkage in SHRINKAGES]
@@ -132,25 +130,13 @@ class DataLaw:
         return metric.distances(observed - self.observed_centre, shown - self.candidate_centre)
 
 
-def mean_features(features: Features, label: int | None, defend: Defend, seed: int, *, draws: int) -> Features:
+def mean_features(features: Features, label: int | None, passes: Passes, *, draws: int) -> Features:
     """Return the mean features of what a defence makes of images, over ``draws`` whose noise all images share."""
 
     def means(images: Tensor) -> Tensor:
-        drawn = [features(x) for x in _drawn(images, label, defend, seed, "common", draws)]
-        return torch.stack(drawn).mean(0)
+        return torch.stack([features(x) for x in passes.common(images, label, draws)]).mean(0)
 
     return means
-
-
-def _drawn(images: Tensor, label: int | None, defend: Defend, seed: int, what: str, times: int) -> Iterator[Tensor]:
-    labels = None if label is None else torch.full((len(images),), label, device=images.device)
-    for number in range(times):
-        stream = torch_stream(seed, "forward", what, number)
-        if what == "common":
-            with CommonNoise(len(images)):
-                yield defend(images, labels, stream)
-        else:
-            yield defend(images, labels, stream)
 
 
 def _mean_log_rank(distances: Tensor) -> float:

@@ -20,6 +20,7 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from fedveil.attacks.adaptive.defence_law import CHEAP, DEAR, DataLaw, Features, mean_features
+from fedveil.attacks.adaptive.passes import Passes
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.engine import paths
 from fedveil.attacks.labels import labels_of
@@ -28,7 +29,6 @@ from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import Surrogate
 from fedveil.defense.devices import on_device
 from fedveil.fl.messages import Likeness
-from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import Weights
 
 _CHUNK = 64
@@ -76,10 +76,11 @@ def from_images(
     observed = torch.cat([own.mean(0) for own in draws]).to(knowledge.device)
     told = torch.cat(list(labels))
     found: dict[int, Likeness] = {}
-    for label in told.unique().tolist() if _reads_labels(surrogate, observed, knowledge) else [None]:
+    passes = None if surrogate.data is None else Passes(surrogate.data, knowledge.seed)
+    for label in told.unique().tolist() if passes is not None and passes.reads_labels(observed) else [None]:
         rows = torch.arange(len(told)) if label is None else (told == label).nonzero().flatten()
         own = observed[rows.to(observed.device)]
-        prepare = partial(_images_score, own, label, surrogate, knowledge, exact=exact)
+        prepare = partial(_images_score, own, label, passes, knowledge, exact=exact)
         matching = _Matching(prepare, knowledge.device)
         found |= {row: partial(matching, row=at) for at, row in enumerate(rows.tolist())}
     ends = torch.tensor([len(own) for own in labels]).cumsum(0).tolist()
@@ -87,14 +88,14 @@ def from_images(
 
 
 def _images_score(
-    observed: Tensor, label: int | None, surrogate: Surrogate, knowledge: Knowledge, *, exact: bool
+    observed: Tensor, label: int | None, passes: Passes | None, knowledge: Knowledge, *, exact: bool
 ) -> Score:
     def features(images: Tensor) -> Tensor:
         return images.flatten(1)
 
-    if surrogate.data is None:
+    if passes is None:
         return lambda candidates: -torch.cdist(features(observed), features(candidates))
-    law = DataLaw.of(features, label, surrogate.data, knowledge, effort=CHEAP, round=not exact)
+    law = DataLaw.of(features, label, passes, knowledge, effort=CHEAP, round=not exact)
     return lambda candidates: -law.distances(features(observed), candidates)
 
 
@@ -115,29 +116,37 @@ def from_updates(observations: Sequence[Observation], surrogate: Surrogate, know
         key = (int(labels_of(one, knowledge)), *(id(seen.weights) for seen in one.series))
         groups.setdefault(key, []).append(at)
     found: dict[int, Likeness] = {}
+    passes = None if surrogate.data is None else Passes(surrogate.data, knowledge.seed)
     for (label, *_), members in groups.items():
-        prepare = partial(_updates_score, [observations[at] for at in members], label, surrogate, knowledge)
+        own = [observations[at] for at in members]
+        prepare = partial(_updates_score, own, label, passes, surrogate, knowledge)
         matching = _Matching(prepare, knowledge.device)
         found |= {at: partial(matching, row=row) for row, at in enumerate(members)}
     return [found[at] for at in range(len(observations))]
 
 
 def _updates_score(
-    observations: Sequence[Observation], label: int, surrogate: Surrogate, knowledge: Knowledge
+    observations: Sequence[Observation], label: int, passes: Passes | None, surrogate: Surrogate, knowledge: Knowledge
 ) -> Score:
     """What all rounds say together; of rounds with the same weights the mean is taken first."""
     times: dict[int, list[int]] = {}
     for number, one in enumerate(observations[0].series):
         times.setdefault(id(one.weights), []).append(number)
     scores = [
-        _round_score([[one.series[number] for number in numbers] for one in observations], label, surrogate, knowledge)
+        _round_score(
+            [[one.series[number] for number in numbers] for one in observations], label, passes, surrogate, knowledge
+        )
         for numbers in times.values()
     ]
     return lambda candidates: torch.stack([score(candidates) for score in scores]).sum(0)
 
 
 def _round_score(
-    seen: Sequence[Sequence[Observation]], label: int, surrogate: Surrogate, knowledge: Knowledge
+    seen: Sequence[Sequence[Observation]],
+    label: int,
+    passes: Passes | None,
+    surrogate: Surrogate,
+    knowledge: Knowledge,
 ) -> Score:
     """By the updates that each of V clients sent from the same weights, one or several times."""
     device, like = knowledge.device, seen[0][0]
@@ -146,12 +155,12 @@ def _round_score(
     gradients = _Gradients(model, weights, tuple(like.update.tensors), label)
     sent = [[target_gradient(one.update) for one in own] for own in seen]
     observed = torch.stack([_unit(torch.stack([_flat(one) for one in own])).mean(0) for own in sent]).to(device)
-    if surrogate.data is not None and surrogate.update is None:
-        law = DataLaw.of(gradients, label, surrogate.data, knowledge, effort=DEAR)
+    if passes is not None and surrogate.update is None:
+        law = DataLaw.of(gradients, label, passes, knowledge, effort=DEAR)
         return lambda candidates: -law.distances(observed, candidates)
     shown: Features = gradients
-    if surrogate.data is not None:
-        shown = mean_features(gradients, label, surrogate.data, knowledge.seed, draws=DEAR.draws)
+    if passes is not None:
+        shown = mean_features(gradients, label, passes, draws=DEAR.draws)
     visible = surrogate.visible
     masks = None
     if visible is not None:
@@ -204,17 +213,6 @@ class _Gradients:
         with torch.enable_grad():
             found = vmap(grad(loss), in_dims=(None, 0, 0))(trained, images, labels)
         return (_unit(torch.cat([found[name].flatten(1) for name in self.trained], dim=1)),)
-
-
-def _reads_labels(surrogate: Surrogate, images: Tensor, knowledge: Knowledge) -> bool:
-    """Whether the defence does something else to an image of another class."""
-    if surrogate.data is None:
-        return False
-    zero, one = (
-        surrogate.data(images[:1], torch.tensor([label], device=images.device), torch_stream(knowledge.seed, "forward"))
-        for label in (0, 1)
-    )
-    return not torch.equal(zero, one)
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:

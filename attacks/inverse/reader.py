@@ -24,12 +24,12 @@ SIDE = 32
 class _Network(nn.Module):
     """A small ConvNet over everything that the attacker has to look at, as channels."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int, seed: int) -> None:
         super().__init__()
         channels, height, width = shape
         size = (min(height, SIDE), min(width, SIDE))
         self.shrink = nn.AdaptiveAvgPool2d(size)
-        self.network = build_model(ModelSpec("convnet", (channels, *size), classes, norm="batch"), seed)
+        self.network = build_model(ModelSpec("convnet", (channels, *size), classes, norm="batch", width=width), seed)
 
     def forward(self, shown: Tensor) -> Tensor:
         """Return (n, classes) logits."""
@@ -77,7 +77,7 @@ def train_reader(
     Args:
         lessons: the attacker's images, of two classes at least, and what the defence makes of them.
         inverse: of the defence; None where it leaves images alone.
-        training: bounds the steps; see `InverseTraining`.
+        training: bounds the steps and gives the width; see `InverseTraining`.
         classes: k.
         device: where to train.
         stream: the only source of randomness.
@@ -103,7 +103,7 @@ def train_reader(
     shape = (channels, *train.shape[1:])
     seed = derive_seed(int(torch.randint(2**31, (1,), generator=stream)), "reader")
     trained = train_until_flat(
-        _Network(shape, classes, seed).to(device),
+        _Network(shape, classes, training.width, seed).to(device),
         loss,
         error,
         steps=training.steps,

@@ -42,7 +42,7 @@ class InverseTraining:
             least 0.
         batch_size: auxiliary images per step, at least 1.
         learning_rate: of `fedveil.defense.inverse.muon.Muon`, above 0.
-        width: of the network, at least 1 (see `fedveil.defense.inverse.network.InverseNetwork`).
+        width: of both networks, at least 1 (see `fedveil.defense.inverse.network.InverseNetwork`).
         artefacts: half of each batch carries white noise up to this standard deviation on the defended image, since the
             inverse is applied to imperfect gradient inversions as well as to perfect ones. More of it costs accuracy on the
             latter.
