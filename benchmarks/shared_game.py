@@ -4,8 +4,8 @@
 
 Two clients hold 300 images of blood cells each, and there are 60 public ones. The attacker is handed the learnt images (tier
 ``trained_images``) and trains until flat on rehearsals with 1,000 images of its own. Mismatch is what is minimised beside
-the game: squared distance of the learnt image's features to the target in units of the public images' scatter, over both stages,
-mean over networks. A weight that the record holds is not measured again.
+the game: squared distance of the learnt image's features to the target in units of the public images' scatter, over both
+stages, mean over networks. A weight that the record holds is not measured again.
 """
 
 from __future__ import annotations
