@@ -20,10 +20,11 @@ from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
 from fedveil.fl.seeding import derive_seed
+from fedveil.fl.sent_once import SentOnce
 
 
 @dataclass(frozen=True, eq=False)
-class Networks:
+class Networks(SentOnce):
     """What a shared image is learnt with. No private image has touched it.
 
     Attributes:
