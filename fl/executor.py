@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -35,7 +35,13 @@ class Slot:
 
 
 class Handle(Generic[T_co]):
-    """A value that all slots can reach; cheap to send, however large the value. The base class holds it in this process."""
+    """A value that all slots can reach; cheap to send, however large the value. The base class holds it in this process.
+
+    Attributes:
+        travels: whether another process can reach the value by it.
+    """
+
+    travels: ClassVar[bool] = False
 
     def __init__(self, value: T_co) -> None:
         self._value = value

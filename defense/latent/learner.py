@@ -15,10 +15,11 @@ from fedveil.defense.latent.space import LatentOf, Pixels, Space
 from fedveil.defense.latent.targets import group_means
 from fedveil.defense.modules import Autoencoder
 from fedveil.fl.data.images import Images
+from fedveil.fl.sent_once import SentOnce
 
 
 @dataclass(frozen=True, eq=False)
-class Networks:
+class Networks(SentOnce):
     """What a shared image is learnt with. No private image has touched it.
 
     Attributes:

@@ -26,6 +26,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import build_model
 from fedveil.fl.progress import Pace
 from fedveil.fl.seeding import derive_seed, torch_stream
+from fedveil.fl.sent_once import SentOnce
 
 DEEPEST = 2
 """So many stages are matched, the deepest ones."""
@@ -146,7 +147,7 @@ def filled(at: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Pool(SentOnce):
     """Networks that know nothing of private images: random ones, and ones trained on public images for a while.
 
     Attributes:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.sent_once import SentOnce
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(SentOnce):
     """Labelled images.
 
     >>> import torch, fedveil as fv

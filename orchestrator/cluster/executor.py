@@ -50,6 +50,8 @@ class RayHandle(Handle[T]):
         ref: Ray's reference to it.
     """
 
+    travels = True
+
     def __init__(self, ref: Any) -> None:
         self._ref = ref
 

@@ -11,6 +11,7 @@ from fedveil.fl.data import Images
 from fedveil.fl.executor import Executor, Handle, Slot
 from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Client, Federation, ServerState
+from fedveil.fl.sent_once import sent_once
 from fedveil.fl.training import LocalTraining
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.references import public_weights
@@ -18,8 +19,11 @@ from fedveil.orchestrator.run.setup import Setup
 
 
 def pretrain(defense: Defense[Any], context: DefenseContext, executor: Executor) -> Any:
-    """Let the defence learn on a slot what needs public images alone; see `Defense.pretrain`."""
-    return executor.map(_pretrain, [defense], shared=(context,))[0]
+    """Let the defence learn on a slot what needs public images alone; see `Defense.pretrain`.
+
+    What it returns is held by each client's defence, and by attackers': workers get it once.
+    """
+    return sent_once(executor.map(_pretrain, [defense], shared=(context,))[0], executor)
 
 
 def build_federation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from fedveil.defense.base import DefenseContext
 from fedveil.fl.executor import Executor
 from fedveil.fl.rounds import Simulation
+from fedveil.fl.sent_once import sent_once
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.audit import prepare_audits
 from fedveil.orchestrator.run.callbacks import Phase, TrialCallback, TrialResult
@@ -55,7 +57,7 @@ class Trial:
         experiment, setup, executor = self.experiment, self.setup, self.executor
         with self._during(Phase.DEFENSE):
             context = DefenseContext(
-                setup.public,
+                sent_once(replace(setup.public), executor),  # defences may hold it, and the setup outlives the workers
                 setup.model,
                 torch.device("cpu"),
                 experiment.seed,
