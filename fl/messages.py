@@ -229,9 +229,10 @@ class PrivacyRecord:
         identified_forward: the original is the image of the gallery that explains best what was observed, passed through
             the known defence; None where the attack can't tell.
         adaptive_label: the class that the attacker's own classifier reads, not told the label; None without one.
-        misfit: how far what the client would send, had it trained on the batch's reconstruction, is from what it sent, as a
-            cosine distance: the attacker's own measure, which needs no truth. None for attacks that look for other images
-            than those that were trained on, and where the defence changes updates, so that no image explains them.
+        misfit: how far what the client would send, had it trained on the batch's reconstruction, is from what it sent (a
+            cosine distance), as a share of how far it would be with grey images: the attacker's own measure, which needs no
+            truth. None for attacks that look for other images than those that were trained on, and where the defence
+            changes updates, so that no image explains them.
     """
 
     attack: str

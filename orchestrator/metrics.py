@@ -79,7 +79,7 @@ _SCORES: Mapping[str, tuple[Callable[[float], str], str, str]] = {
     "misfit": (
         "{:.3f}".format,
         "",
-        "share of the update that the images leave unexplained, by the attack's own measure",
+        "what the images leave unexplained of the update, as a share of what grey ones leave: the attack's own measure",
     ),
     "label_recovery": (_SHARE, "", "share of the true labels, order in a batch aside, that the attack used"),
 }

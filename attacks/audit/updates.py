@@ -21,6 +21,9 @@ from fedveil.defense.base import TrainedOn
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
 
+_LEAST = 1e-12
+"""A grey image that explains an update exactly, to rounding, is as good as any."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
@@ -90,11 +93,18 @@ class Attacker:
         found: Sequence[Reconstruction],
         device: torch.device,
     ) -> Sequence[float | None]:
-        """How much of each update an attack leaves unexplained; None where that says nothing about it."""
+        """How much of each update an attack leaves unexplained, as a share; None where that says nothing about it.
+
+        All of it is what a grey image with the same labels leaves: with another network the same image leaves a thousandth
+        of that.
+        """
         changed = any(own.surrogate.update is not None for own in self.preparations.values())
         if changed or not attack.explains_update:
             return [None] * len(observations)
-        return misfit(observations, found, self.knowledge(attack, [o.client for o in observations], device))
+        knowledge = self.knowledge(attack, [o.client for o in observations], device)
+        grey = [replace(one, images=torch.full_like(one.images, 0.5)) for one in found]
+        left, whole = (misfit(observations, images, knowledge) for images in (found, grey))
+        return [own / max(all_of_it, _LEAST) for own, all_of_it in zip(left, whole, strict=True)]
 
     def knowledge(self, attack: Attack, clients: Sequence[int], device: torch.device) -> Knowledge:
         """What one attack is handed against some clients: what its threat model grants, and no more."""
