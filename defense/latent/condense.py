@@ -6,7 +6,7 @@ how images are told apart in general, networks trained on public images what mat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedveil.defense.latent.game import Stake
-from fedveil.defense.latent.pool import Features, Pool, filled
+from fedveil.defense.latent.pool import Features, filled
 from fedveil.defense.latent.space import Space
 from fedveil.defense.latent.targets import Means
 from fedveil.fl.data.images import Images
@@ -76,12 +76,11 @@ def public_starts(
 
 
 def condense(
-    means: Means,
-    labels: Tensor,
+    targets: Means,
     starts: Tensor,
-    pool: Pool,
+    readers: Sequence[Features],
+    scales: Sequence[Sequence[float]],
     how: Matching,
-    public: Images,
     *,
     space: Space,
     stake: Stake | None,
@@ -90,77 +89,52 @@ def condense(
 ) -> Tensor:
     """Return the image of each group, (G, C, H, W) uint8.
 
-    Each is a function of its start, its group's means, its stake and the pool alone, to the last bit.
+    Each is a function of its start, its target, its stake and the networks alone, to the last bit.
 
     Args:
-        means: the groups' mean features.
-        labels: (G,) the groups' classes.
+        targets: what each network should see, at each of its stages that is matched.
         starts: (G, ...) places in the space.
-        pool: the networks.
+        readers: of each network.
+        scales: of each network and stage, the unit of the mismatch.
         how: how long, how far.
-        public: images that say where the classes are.
         space: where images are learnt.
         stake: the groups' part in the game; None for no game.
         device: where.
         stream: draws the order of the networks, the same for all groups.
     """
-    if len(labels) == 0:
-        return torch.zeros(0, *public.shape, dtype=torch.uint8)
-    order = torch.cat([torch.randperm(len(pool.networks), generator=stream) for _ in range(1 + how.steps)])
-    readers = pool.readers(public.shape, device)
-    targets = [
-        [
-            spread_out(own, labels, known, public.labels, how.spread)
-            for own, known in zip(stages, reader.of(public), strict=True)
-        ]
-        for stages, reader in zip(means, readers, strict=True)
-    ]
+    count = len(starts)
+    if count == 0:
+        return to_bytes(space.shown(starts))
+    order = torch.cat([torch.randperm(len(readers), generator=stream) for _ in range(1 + how.steps)])
     learnt: list[Tensor] = []
     pace = Pace()
 
     def stepped(step: int) -> None:
         done = TOGETHER * len(learnt)
-        share = (done + step / how.steps * min(TOGETHER, len(labels) - done)) / len(labels)
-        pace.say(share, f"learnt {done} of {len(labels)} group images")
+        share = (done + step / how.steps * min(TOGETHER, count - done)) / count
+        pace.say(share, f"learnt {done} of {count} group images")
 
-    for at in torch.arange(len(labels)).split(TOGETHER):
+    for at in torch.arange(count).split(TOGETHER):
         # Always as many: how a sum is rounded may depend on the batch, and Adam makes much of a last bit.
         full = filled(at, TOGETHER)
         own = [[stage[full].to(device) for stage in stages] for stages in targets]
-        loss = partial(_loss, own, readers, pool, how, None if stake is None else partial(stake, at=full))
+        loss = partial(_loss, own, readers, scales, how, None if stake is None else partial(stake, at=full))
         found = _match(starts[full].to(device), loss, how, space, order[: how.steps].tolist(), stepped)
         learnt.append(found[: len(at)].cpu())
     return to_bytes(torch.cat(learnt))
 
 
-def spread_out(means: Tensor, labels: Tensor, known: Tensor, classes: Tensor, spread: float) -> Tensor:
-    """Return groups' mean features moved away from, or nearer to, the mean of their class, (G, D).
-
-    Args:
-        means: (G, D).
-        labels: (G,) the groups' classes.
-        known: (m, D) features of public images.
-        classes: (m,) theirs. The mean of all stands in for a class without any.
-        spread: factor on the distance.
-    """
-    centres = means.clone()
-    for label in labels.unique():
-        alike = known[classes == label]
-        centres[labels == label] = (alike if len(alike) else known).mean(0)
-    return centres + spread * (means - centres)
-
-
 def _loss(
     targets: Means,
-    readers: list[Features],
-    pool: Pool,
+    readers: Sequence[Features],
+    scales: Sequence[Sequence[float]],
     how: Matching,
     wrong: Callable[[Tensor], Tensor] | None,
     shown: Tensor,
     at: int,
 ) -> Tensor:
-    """The sum over images (b, C, H, W) in the pool's network number ``at``: no image has a part in another's term."""
-    terms = zip(readers[at](shown), targets[at], pool.scales[at], strict=True)
+    """The sum over images (b, C, H, W) in the network number ``at``: no image has a part in another's term."""
+    terms = zip(readers[at](shown), targets[at], scales[at], strict=True)
     mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
     if wrong is None:
         return how.utility_weight * mismatch

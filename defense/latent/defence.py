@@ -10,6 +10,7 @@ import torch
 
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, above_zero, at_least
 from fedveil.defense.latent.anchors import group_by_anchor
+from fedveil.defense.latent.code import Code
 from fedveil.defense.latent.condense import Matching
 from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
@@ -47,6 +48,8 @@ class LatentPerturbation(Defense[Networks | None]):
             start (of its latent); at least 0.
         spread: how far apart the images of a class are made, as a multiple of how far apart the groups' mean features are;
             at least 0. See `fedveil.defense.latent.condense.Matching`.
+        dimensions: numbers that an image shows of its group, at least 1; None for all features of the networks. See
+            `fedveil.defense.latent.code`.
         steps: of Adam, at least 0.
         learning_rate: of Adam, in grey values from 0 to 1, or in units of the latent's root mean square; above 0.
         utility_weight: weight of the mismatch between the image's features and its group's, above 0.
@@ -68,6 +71,7 @@ class LatentPerturbation(Defense[Networks | None]):
     start: Literal["public", "mean"] = "public"
     strength: float = 1.0
     spread: float = 1.6
+    dimensions: int | None = None
     steps: int = 200
     learning_rate: float = 0.03
     utility_weight: float = 1.0
@@ -90,7 +94,15 @@ class LatentPerturbation(Defense[Networks | None]):
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise SettingError("latent", key, repr(getattr(self, key)), f"allowed: {', '.join(allowed)}")
-
+        if self.dimensions is not None:
+            at_least("latent", dimensions=(self.dimensions, 1))
+            if self.start != "public":
+                raise SettingError(
+                    "latent",
+                    "start",
+                    repr(self.start),
+                    "with dimensions only public is allowed: the mean shows all pixels",
+                )
         if self.delta >= 1:
             raise SettingError("latent", "delta", self.delta, "it has to be below 1")
         if self.epsilon is not None:
@@ -141,9 +153,9 @@ class LatentPerturbation(Defense[Networks | None]):
         similar = public.pool.similar(context.device)
         numbers = {} if public.adversary is None else public.adversary.diagnostics()
         if self.release is not None and len(shared.grouping):
-            readers = public.pool.readers(private.shape, context.device)
+            shown = public.shown(private.shape, context.device)
             least = int(shared.grouping.sizes.min())
-            numbers |= {"epsilon": self.release.epsilon, "noise": self.release.noise(readers, context.public, least)}
+            numbers |= {"epsilon": self.release.epsilon, "noise": self.release.noise(shown, context.public, least)}
         return prepare_shared(self.name, private, shared, share, similar=similar, numbers=numbers, client=client)
 
     def share(
@@ -183,13 +195,25 @@ class LatentPerturbation(Defense[Networks | None]):
     def _networks(self, context: DefenseContext) -> Networks:
         pool = make_pool(context, random=self.random_networks, trained=self.trained_networks)
         autoencoder = public_autoencoder(context, steps=self.public_steps) if self.space == "latent" else None
-        networks = Networks(pool, autoencoder)
+        code = None if self.dimensions is None else self._code(pool, context)
+        networks = Networks(pool, autoencoder, code)
         if self.privacy_weight == 0:
             return networks
         learner = Learner(self.matching, networks, context.public, context.device)
         group = partial(self._grouped, pool, context.public, context.device)
         adversary = play(context, self, group, learner.learn, k=self.k)
         return replace(networks, adversary=adversary)
+
+    def _code(self, pool: Pool, context: DefenseContext) -> Code:
+        assert self.dimensions is not None
+        return Code.fitted(
+            pool,
+            context.public,
+            context.augmentation,
+            dimensions=self.dimensions,
+            device=context.device,
+            stream=context.stream("code"),
+        )
 
     def _grouped(self, pool: Pool, public: Images, device: torch.device, images: Images) -> Grouping:
         similar = pool.similar(device)

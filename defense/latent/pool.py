@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,13 @@ def _size(result: Tensor) -> tuple[int, ...]:
     return tuple(result.shape[2:]) if result.ndim == 4 else tuple(result.shape[1:])
 
 
+class Reads(Protocol):
+    """What is matched of images: one or several vectors each."""
+
+    def of(self, images: Images) -> list[Tensor]:
+        """Return (n, D) per vector, on the CPU, of n images; those of one depend in no bit on the others."""
+
+
 class Features:
     """Reads a network's features at its deepest stages.
 
@@ -164,9 +171,11 @@ class Pool(SentOnce):
         """The network that says which images are similar: the one trained longest."""
         return self.networks[-1]
 
-    def readers(self, image_shape: tuple[int, int, int], device: torch.device) -> list[Features]:
-        """Return all networks' features, on a device."""
-        return [Features(on_device(network, device), image_shape) for network in self.networks]
+    def readers(
+        self, image_shape: tuple[int, int, int], device: torch.device, deepest: int = DEEPEST
+    ) -> list[Features]:
+        """Return all networks' features at so many of their deepest stages, on a device."""
+        return [Features(on_device(network, device), image_shape, deepest) for network in self.networks]
 
     def reader(self, image_shape: tuple[int, int, int], device: torch.device) -> Features:
         """Return the judge's features, by whose distance images are similar, on a device."""

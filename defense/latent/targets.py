@@ -6,6 +6,7 @@ Of a client's images nothing else reaches the learning of an image that starts a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from fedveil.defense.gaussian_mechanism import gaussian_sigma
 from fedveil.defense.latent.grouping import Grouping
-from fedveil.defense.latent.pool import Features
+from fedveil.defense.latent.pool import Reads
 from fedveil.fl.data.images import Images
 
 Means = list[list[Tensor]]
 """For each network of the pool and each of its stages, the groups' mean features, (G, D)."""
 
 
-def group_means(images: Images, grouping: Grouping, readers: list[Features]) -> Means:
+def group_means(images: Images, grouping: Grouping, readers: Sequence[Reads]) -> Means:
     """Return the groups' mean features; those of one depend in no bit on others, nor on the order of its images.
 
     Args:
@@ -54,7 +55,7 @@ class Release:
         """Return the noise of each coordinate of a group's mean: of ``size`` images one may be replaced by any other."""
         return gaussian_sigma(epsilon=self.epsilon, delta=self.delta, sensitivity=2 * self.radius(stages) / size)
 
-    def noise(self, readers: list[Features], public: Images, size: int) -> float:
+    def noise(self, readers: Sequence[Reads], public: Images, size: int) -> float:
         """Return the expected length of the noise of a group of ``size`` as a multiple of the longest vector.
 
         Args:
@@ -70,7 +71,7 @@ class Release:
 def released_means(
     images: Images,
     grouping: Grouping,
-    readers: list[Features],
+    readers: Sequence[Reads],
     scales: tuple[tuple[float, ...], ...],
     public: Images,
     how: Release,
@@ -114,3 +115,20 @@ def _centres(known: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
         if bool((classes == label).any()):
             found[labels == label] = known[classes == label].mean(0)
     return found
+
+
+def spread_out(means: Tensor, labels: Tensor, known: Tensor, classes: Tensor, spread: float) -> Tensor:
+    """Return groups' mean features moved away from, or nearer to, the mean of their class, (G, D).
+
+    Args:
+        means: (G, D).
+        labels: (G,) the groups' classes.
+        known: (m, D) features of public images.
+        classes: (m,) theirs. The mean of all stands in for a class without any.
+        spread: factor on the distance.
+    """
+    centres = means.clone()
+    for label in labels.unique():
+        alike = known[classes == label]
+        centres[labels == label] = (alike if len(alike) else known).mean(0)
+    return centres + spread * (means - centres)

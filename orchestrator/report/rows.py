@@ -12,7 +12,7 @@ from fedveil.orchestrator.metrics import fits, metric
 FINISHED = "FINISHED"
 """The status that MLflow gives to a run that ended well."""
 _UNEXPLAINED = 0.05
-"""A share of what a grey image leaves of the update, above which an attack has not worked (``benchmarks/unexplained.py``)."""
+"""Share of what a grey image leaves of the update, above which no attack has worked (``benchmarks/unexplained.py``)."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedveil.defense.latent import condense as module
-from fedveil.defense.latent.condense import Matching, condense, public_starts, spread_out, to_bytes
+from fedveil.defense.latent.condense import Matching, condense, public_starts, to_bytes
 from fedveil.defense.latent.game import Adversary, Stake
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.pool import Features, Pool
 from fedveil.defense.latent.space import LatentOf, Pixels, Space
-from fedveil.defense.latent.targets import group_means
+from fedveil.defense.latent.targets import group_means, spread_out
 from fedveil.defense.public_models import PublicModels
 from fedveil.fl import progress
 from fedveil.fl.data.images import Images
@@ -39,9 +39,16 @@ def learnt(
     public = Images(grey, torch.arange(20) % 2)
     starts = grouping.means(space.of(images))
     stream = torch.Generator().manual_seed(3)
-    means, labels = group_means(images, grouping, pool.readers(images.shape, CPU)), grouping.labels(images.labels)
+    readers, labels = pool.readers(images.shape, CPU), grouping.labels(images.labels)
+    targets = [
+        [
+            spread_out(mean, labels, known, public.labels, how.spread)
+            for mean, known in zip(own, reader.of(public), strict=True)
+        ]
+        for own, reader in zip(group_means(images, grouping, readers), readers, strict=True)
+    ]
     stake = None if adversary is None else Stake.of(images, grouping, adversary)
-    return condense(means, labels, starts, pool, how, public, space=space, stake=stake, device=CPU, stream=stream)
+    return condense(targets, starts, readers, pool.scales, how, space=space, stake=stake, device=CPU, stream=stream)
 
 
 @pytest.fixture(scope="module", params=["pixels", "latent"])
