@@ -12,7 +12,7 @@ from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefe
 from fedveil.defense.latent.condense import Matching, condense, public_starts
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.pool import Pool, make_pool
-from fedveil.defense.latent.shared import Shared, distinct, prepare_shared
+from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
 from fedveil.defense.latent.space import LatentOf, Pixels, Space
 from fedveil.defense.modules import Autoencoder
 from fedveil.defense.public_models import public_autoencoder
@@ -108,8 +108,7 @@ class LatentPerturbation(Defense[Networks | None]):
             FedveilError: no class has k images.
         """
         private = distinct(private)
-        if public is None:
-            public = self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
+        public = public or self._own_networks(context, client)
         share = partial(self.share, networks=public, public=context.public, device=context.device)
 
         def learn() -> State:
@@ -121,6 +120,12 @@ class LatentPerturbation(Defense[Networks | None]):
         shared = Shared(Grouping(found["of"], self.k), found["images"])
         similar = public.pool.similar(context.device)
         return prepare_shared(self.name, private, shared, share, similar=similar, client=client)
+
+    def shadow(self, auxiliary: Images, context: DefenseContext, public: Networks | None) -> PreparedDefense:
+        """Make networks as a client does, if they are secret; no groups, since the surrogate tells of none."""
+        networks = public or self._own_networks(context, -1)
+        share = partial(self.share, networks=networks, public=context.public, device=context.device)
+        return Rehearser(share, networks.pool.similar(context.device))
 
     def share(
         self, images: Images, stream: torch.Generator, *, networks: Networks, public: Images, device: torch.device
@@ -146,6 +151,9 @@ class LatentPerturbation(Defense[Networks | None]):
             images, grouping, starts, networks.pool, how, public, space=space, device=device, stream=stream
         )
         return Shared(grouping, learnt)
+
+    def _own_networks(self, context: DefenseContext, client: int) -> Networks:
+        return self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
 
     def _networks(self, context: DefenseContext) -> Networks:
         pool = make_pool(context, random=self.random_networks, trained=self.trained_networks)
