@@ -7,6 +7,7 @@ which `LearntInverse.curve` tells.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +94,13 @@ class LearntInverse:
 
 
 def train_inverse(
-    lessons: Lessons, training: InverseTraining, *, classes: int, device: torch.device, stream: torch.Generator
+    lessons: Lessons,
+    training: InverseTraining,
+    *,
+    classes: int,
+    device: torch.device,
+    stream: torch.Generator,
+    begin: InverseNetwork | None = None,
 ) -> LearntInverse:
     """Train A to minimise MSE(A(x'), x) over auxiliary x and what becomes of them, until that is flat on held-out ones.
 
@@ -103,6 +110,7 @@ def train_inverse(
         classes: k.
         device: where to train.
         stream: the only source of randomness.
+        begin: a network to go on from, which stays as it is; None for new weights.
     """
     mirrored = mirrors(lessons.train)
     originals, labels, shown = lessons.measured
@@ -124,7 +132,7 @@ def train_inverse(
         return wrong / originals.numel()
 
     trained = train_until_flat(
-        seeded(build, stream).to(device),
+        (copy.deepcopy(begin).train().requires_grad_(True) if begin is not None else seeded(build, stream)).to(device),
         loss,
         error,
         steps=training.steps,

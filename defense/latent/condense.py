@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedveil.defense.devices import on_device
-from fedveil.defense.latent.grouping import Grouping
+from fedveil.defense.latent.game import Stake
 from fedveil.defense.latent.pool import Features, Pool, filled
 from fedveil.defense.latent.space import Space
+from fedveil.defense.latent.targets import Means
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import Pace
 
@@ -32,6 +34,9 @@ class Matching:
         learning_rate: at the start, in units of the space (`fedveil.defense.latent.space.Space.unit`); falls to 0 along
             half a cosine.
         strength: how far it may go from its start in that space, root mean square, in units of that of the start.
+        start: where it begins: at a ``public`` image or the group's ``mean``.
+        utility_weight: weight of the mismatch.
+        privacy_weight: weight of the adversary's error (`fedveil.defense.latent.game`), where there is one.
         spread: how far what is matched lies from its class's mean on public images, as a multiple of how far the group's
             mean features lie. Means of groups scatter less than images do, and a classifier that is trained on them never
             meets what lies between the classes; above 1 makes up for that. Of private images it takes no more than the mean.
@@ -40,10 +45,15 @@ class Matching:
     steps: int
     learning_rate: float
     strength: float
+    start: Literal["public", "mean"] = "public"
     spread: float = 1.0
+    utility_weight: float = 1.0
+    privacy_weight: float = 0.0
 
 
-def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Features) -> Images:
+def public_starts(
+    features: Tensor, labels: Tensor, public: Images, judge: Features, allowed: Tensor | None = None
+) -> Images:
     """Return for each of G groups the public image of its class that is most like it.
 
     Begun there, the image shows of its group what is matched, and nothing else.
@@ -53,68 +63,72 @@ def public_starts(features: Tensor, labels: Tensor, public: Images, judge: Featu
         labels: (G,) their classes.
         public: at least one image; of a class that it lacks, the image may be of any.
         judge: reads features.
+        allowed: (G, m) bool, which of the public images may start which group; None for all.
     """
     own = judge.of(public)[-1]
     # Pair by pair: products of whole matrices would round each by what else is there.
     distances = torch.cdist(features, own, compute_mode="donot_use_mm_for_euclid_dist")
     alike = labels[:, None] == public.labels[None]
+    if allowed is not None:
+        alike = torch.where((alike & allowed).any(1, keepdim=True), alike & allowed, allowed)
     alike |= ~alike.any(1, keepdim=True)
     return public.take(distances.masked_fill(~alike, torch.inf).argmin(1))
 
 
 def condense(
-    images: Images,
-    grouping: Grouping,
+    means: Means,
+    labels: Tensor,
     starts: Tensor,
     pool: Pool,
     how: Matching,
     public: Images,
     *,
     space: Space,
+    stake: Stake | None,
     device: torch.device,
     stream: torch.Generator,
 ) -> Tensor:
     """Return the image of each group, (G, C, H, W) uint8.
 
-    Each is a function of its start, its group's images and the pool alone, to the last bit, and of the images only through
-    sums over the group.
+    Each is a function of its start, its group's means, its stake and the pool alone, to the last bit.
 
     Args:
-        images: n, in any order.
-        grouping: of these n.
+        means: the groups' mean features.
+        labels: (G,) the groups' classes.
         starts: (G, ...) places in the space.
         pool: the networks.
         how: how long, how far.
         public: images that say where the classes are.
         space: where images are learnt.
+        stake: the groups' part in the game; None for no game.
         device: where.
         stream: draws the order of the networks, the same for all groups.
     """
-    if len(grouping) == 0:
-        return torch.zeros(0, *images.shape, dtype=torch.uint8)
+    if len(labels) == 0:
+        return torch.zeros(0, *public.shape, dtype=torch.uint8)
     order = torch.cat([torch.randperm(len(pool.networks), generator=stream) for _ in range(1 + how.steps)])
-    readers = [Features(on_device(network, device), images.shape) for network in pool.networks]
-    labels = grouping.labels(images.labels)
+    readers = pool.readers(public.shape, device)
     targets = [
         [
-            spread_out(grouping.means(own), labels, known, public.labels, how.spread)
-            for own, known in zip(reader.of(images), reader.of(public), strict=True)
+            spread_out(own, labels, known, public.labels, how.spread)
+            for own, known in zip(stages, reader.of(public), strict=True)
         ]
-        for reader in readers
+        for stages, reader in zip(means, readers, strict=True)
     ]
     learnt: list[Tensor] = []
     pace = Pace()
 
     def stepped(step: int) -> None:
         done = TOGETHER * len(learnt)
-        share = (done + step / how.steps * min(TOGETHER, len(grouping) - done)) / len(grouping)
-        pace.say(share, f"learnt {done} of {len(grouping)} group images")
+        share = (done + step / how.steps * min(TOGETHER, len(labels) - done)) / len(labels)
+        pace.say(share, f"learnt {done} of {len(labels)} group images")
 
-    for at in torch.arange(len(grouping)).split(TOGETHER):
+    for at in torch.arange(len(labels)).split(TOGETHER):
         # Always as many: how a sum is rounded may depend on the batch, and Adam makes much of a last bit.
         full = filled(at, TOGETHER)
         own = [[stage[full].to(device) for stage in stages] for stages in targets]
-        found = _match(starts[full].to(device), own, readers, pool, how, space, order[: how.steps].tolist(), stepped)
+        loss = partial(_loss, own, readers, pool, how, None if stake is None else partial(stake, at=full))
+        found = _match(starts[full].to(device), loss, how, space, order[: how.steps].tolist(), stepped)
         learnt.append(found[: len(at)].cpu())
     return to_bytes(torch.cat(learnt))
 
@@ -136,11 +150,26 @@ def spread_out(means: Tensor, labels: Tensor, known: Tensor, classes: Tensor, sp
     return centres + spread * (means - centres)
 
 
-def _match(
-    starts: Tensor,
-    targets: list[list[Tensor]],
+def _loss(
+    targets: Means,
     readers: list[Features],
     pool: Pool,
+    how: Matching,
+    wrong: Callable[[Tensor], Tensor] | None,
+    shown: Tensor,
+    at: int,
+) -> Tensor:
+    """The sum over images (b, C, H, W) in the pool's network number ``at``: no image has a part in another's term."""
+    terms = zip(readers[at](shown), targets[at], pool.scales[at], strict=True)
+    mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
+    if wrong is None:
+        return how.utility_weight * mismatch
+    return how.utility_weight * mismatch - how.privacy_weight * wrong(shown).sum()
+
+
+def _match(
+    starts: Tensor,
+    loss: Callable[[Tensor, int], Tensor],
     how: Matching,
     space: Space,
     order: list[int],
@@ -152,10 +181,7 @@ def _match(
     adam = torch.optim.Adam([delta], lr=how.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, how.steps))
     for step, at in enumerate(order):
-        found = readers[at](space.shown(starts + unit * delta))
-        terms = zip(found, targets[at], pool.scales[at], strict=True)
-        mismatch = torch.stack([(one - wanted).square().sum() / scale for one, wanted, scale in terms]).sum()
-        (delta.grad,) = torch.autograd.grad(mismatch, [delta])
+        (delta.grad,) = torch.autograd.grad(loss(space.shown(starts + unit * delta), at), [delta])
         adam.step()
         schedule.step()
         with torch.no_grad():

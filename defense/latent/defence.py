@@ -9,35 +9,17 @@ from typing import Literal
 import torch
 
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, above_zero, at_least
-from fedveil.defense.latent.condense import Matching, condense, public_starts
+from fedveil.defense.latent.condense import Matching
+from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
-from fedveil.defense.latent.pool import Pool, make_pool
+from fedveil.defense.latent.learner import Learner, Networks
+from fedveil.defense.latent.pool import make_pool
 from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
-from fedveil.defense.latent.space import LatentOf, Pixels, Space
-from fedveil.defense.modules import Autoencoder
 from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
 from fedveil.fl.seeding import derive_seed
-from fedveil.fl.sent_once import SentOnce
-
-
-@dataclass(frozen=True, eq=False)
-class Networks(SentOnce):
-    """What a shared image is learnt with. No private image has touched it.
-
-    Attributes:
-        pool: the networks in which it is like its group.
-        autoencoder: whose latent it is learnt in; None where it is learnt as pixels.
-    """
-
-    pool: Pool
-    autoencoder: Autoencoder | None
-
-    def space(self, device: torch.device) -> Space:
-        """Return where images are learnt."""
-        return Pixels() if self.autoencoder is None else LatentOf(self.autoencoder, device)
 
 
 @DEFENSES.register("latent")
@@ -63,6 +45,9 @@ class LatentPerturbation(Defense[Networks | None]):
             at least 0. See `fedveil.defense.latent.condense.Matching`.
         steps: of Adam, at least 0.
         learning_rate: of Adam, in grey values from 0 to 1, or in units of the latent's root mean square; above 0.
+        utility_weight: weight of the mismatch between the image's features and its group's, above 0.
+        privacy_weight: weight of the error that an adversary is left with, at least 0; with 0 there is no game. See
+            `fedveil.defense.latent.game`.
         random_networks: of the pool, at least 0.
         trained_networks: of the pool, trained on public images; at least 1, since the last one says what is similar.
         public_steps: Adam steps on public images for the autoencoder, at least 1.
@@ -76,6 +61,8 @@ class LatentPerturbation(Defense[Networks | None]):
     spread: float = 1.6
     steps: int = 200
     learning_rate: float = 0.03
+    utility_weight: float = 1.0
+    privacy_weight: float = 0.0
     random_networks: int = 16
     trained_networks: int = 8
     public_steps: int = 500
@@ -83,8 +70,8 @@ class LatentPerturbation(Defense[Networks | None]):
     def __post_init__(self) -> None:
         at_least("latent", k=(self.k, 2), steps=(self.steps, 0), strength=(self.strength, 0), spread=(self.spread, 0))
         at_least("latent", random_networks=(self.random_networks, 0), trained_networks=(self.trained_networks, 1))
-        above_zero("latent", learning_rate=self.learning_rate)
-        at_least("latent", public_steps=(self.public_steps, 1))
+        at_least("latent", public_steps=(self.public_steps, 1), privacy_weight=(self.privacy_weight, 0))
+        above_zero("latent", learning_rate=self.learning_rate, utility_weight=self.utility_weight)
         choices = {"space": ("pixels", "latent"), "scope": ("shared", "client"), "start": ("public", "mean")}
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
@@ -119,7 +106,8 @@ class LatentPerturbation(Defense[Networks | None]):
         found = cached(context.cache, (*key, context.augmentation, context.device.type), learn)
         shared = Shared(Grouping(found["of"], self.k), found["images"])
         similar = public.pool.similar(context.device)
-        return prepare_shared(self.name, private, shared, share, similar=similar, client=client)
+        numbers = {} if public.adversary is None else public.adversary.diagnostics()
+        return prepare_shared(self.name, private, shared, share, similar=similar, numbers=numbers, client=client)
 
     def shadow(self, auxiliary: Images, context: DefenseContext, public: Networks | None) -> PreparedDefense:
         """Make networks as a client does, if they are secret; no groups, since the surrogate tells of none."""
@@ -139,22 +127,40 @@ class LatentPerturbation(Defense[Networks | None]):
             public: images to start from, which also say where the classes are.
             device: where.
         """
-        judge, space = networks.pool.reader(images.shape, device), networks.space(device)
-        (similar,) = judge.of(images)
+        learner = Learner(self.matching, networks, public, device)
+        (similar,) = networks.pool.reader(images.shape, device).of(images)
         grouping = group_by_class(similar, images.labels, self.k)
-        if self.start == "mean":
-            starts = grouping.means(space.of(images))
-        else:
-            starts = space.of(public_starts(grouping.means(similar), grouping.labels(images.labels), public, judge))
-        how = Matching(self.steps, self.learning_rate, self.strength, self.spread)
-        learnt = condense(
-            images, grouping, starts, networks.pool, how, public, space=space, device=device, stream=stream
+        return Shared(grouping, learner.learn(images, grouping, networks.adversary, None, stream))
+
+    @property
+    def matching(self) -> Matching:
+        """The settings that learning an image needs."""
+        return Matching(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            strength=self.strength,
+            start=self.start,
+            spread=self.spread,
+            utility_weight=self.utility_weight,
+            privacy_weight=self.privacy_weight,
         )
-        return Shared(grouping, learnt)
 
     def _own_networks(self, context: DefenseContext, client: int) -> Networks:
         return self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
 
     def _networks(self, context: DefenseContext) -> Networks:
         pool = make_pool(context, random=self.random_networks, trained=self.trained_networks)
-        return Networks(pool, public_autoencoder(context, steps=self.public_steps) if self.space == "latent" else None)
+        autoencoder = public_autoencoder(context, steps=self.public_steps) if self.space == "latent" else None
+        networks = Networks(pool, autoencoder)
+        if self.privacy_weight == 0:
+            return networks
+        learner = Learner(self.matching, networks, context.public, context.device)
+        similar = pool.similar(context.device)
+        adversary = play(
+            context,
+            self,
+            lambda images: group_by_class(similar(images), images.labels, self.k),
+            learner.learn,
+            k=self.k,
+        )
+        return replace(networks, adversary=adversary)

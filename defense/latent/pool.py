@@ -164,6 +164,10 @@ class Pool(SentOnce):
         """The network that says which images are similar: the one trained longest."""
         return self.networks[-1]
 
+    def readers(self, image_shape: tuple[int, int, int], device: torch.device) -> list[Features]:
+        """Return all networks' features, on a device."""
+        return [Features(on_device(network, device), image_shape) for network in self.networks]
+
     def reader(self, image_shape: tuple[int, int, int], device: torch.device) -> Features:
         """Return the judge's features, by whose distance images are similar, on a device."""
         return Features(on_device(self.judge, device), image_shape, deepest=1)

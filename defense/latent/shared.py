@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -67,6 +67,7 @@ class PreparedShared(PreparedDefense):
         waiting: images of which there are too few of their class so far to make a group; nothing is trained on them.
         share: how more groups are formed, and how an attacker rehearses.
         similar: reads the features by which images are alike.
+        numbers: more about the preparation that belongs beside the results.
     """
 
     name: str
@@ -75,6 +76,7 @@ class PreparedShared(PreparedDefense):
     waiting: Images = field(repr=False)
     share: Share = field(repr=False)
     similar: Read = field(repr=False)
+    numbers: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def images(self, shard: Images) -> Images:
         """Return for each image of ``shard`` that is in a group the image of its group, in their order.
@@ -122,9 +124,9 @@ class PreparedShared(PreparedDefense):
         return Rehearser(self.share, self.similar).surrogate()
 
     def diagnostics(self) -> dict[str, float]:
-        """The size of the smallest group, and which share of the client's images is in none."""
+        """The size of the smallest group, which share of the client's images is in none, and `numbers`."""
         left_out = len(self.waiting) / (len(self.private) + len(self.waiting))
-        return {"k": float(self.shared.grouping.sizes.min()), "left_out": left_out}
+        return {"k": float(self.shared.grouping.sizes.min()), "left_out": left_out, **self.numbers}
 
     @cached_property
     def _rows(self) -> dict[bytes, int]:
@@ -133,7 +135,14 @@ class PreparedShared(PreparedDefense):
 
 
 def prepare_shared(
-    name: str, private: Images, shared: Shared, share: Share, *, similar: Read, client: int
+    name: str,
+    private: Images,
+    shared: Shared,
+    share: Share,
+    *,
+    similar: Read,
+    client: int,
+    numbers: Mapping[str, float] | None = None,
 ) -> PreparedShared:
     """Return a sharing defence at work with one client.
 
@@ -144,6 +153,7 @@ def prepare_shared(
         share: how that was made.
         similar: reads the features by which images are alike.
         client: its number, for the error.
+        numbers: see `PreparedShared`.
 
     Raises:
         FedveilError: no class has k images.
@@ -155,7 +165,7 @@ def prepare_shared(
         )
     inside, outside = _inside(shared.grouping)
     kept = Shared(Grouping(shared.grouping.of[inside], shared.grouping.k), shared.images)
-    return PreparedShared(name, private.take(inside), kept, private.take(outside), share, similar)
+    return PreparedShared(name, private.take(inside), kept, private.take(outside), share, similar, numbers or {})
 
 
 def distinct(images: Images) -> Images:

@@ -67,6 +67,8 @@ class TrialCallback:
         """The trial is over."""
 
 
+CLOSE = 0.9
+"""So near to each other are the errors of the game's adversary and of a fresh attacker where nothing has to be said."""
 PAID = {
     Phase.DEFENSE: "cost/train_seconds",
     Phase.ROUND: "cost/train_seconds",
@@ -148,11 +150,20 @@ class Speech(TrialCallback):
             self._say(self._lines[phase].format(number=number))
 
     def on_prepared(self, diagnostics: Mapping[str, float]) -> None:
-        """Say if the defence failed to learn."""
+        """Say if the defence failed to learn, or what it learnt against was another attacker than those who will come."""
         if diagnostics.get("defense/collapsed", 0) > 0:
             self._say(
                 f"the minimax training collapsed for {diagnostics['defense/collapsed']:.0%} of the clients: the perturbed"
                 " images hardly carry the classes; lower defense.privacy_weight or raise defense.utility_weight"
+            )
+
+        gap = diagnostics.get("defense/adversary_gap", 1.0)
+        if not CLOSE <= gap <= 1 / CLOSE:
+            better = "less" if gap < 1 else "more"
+            self._say(
+                f"the adversary in the defence's game errs by {better} than an attacker that starts afresh, {gap:.2f} times"
+                " as much on public images that both never learnt from: what the game says of an attacker holds for its own"
+                " adversary alone"
             )
 
     def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:

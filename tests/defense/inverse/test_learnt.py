@@ -146,3 +146,17 @@ def test_the_draws_that_there_are_are_brought_to_what_is_looked_at() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(FedveilError, match=f"inverse: {message}"):
         replace(InverseTraining(), **setting)  # type: ignore[arg-type]
+
+
+def test_it_may_go_on_from_a_network_which_stays_as_it_is(blobs: Blobs) -> None:
+    auxiliary, noise, stream = blobs(60, 0), PixelNoise(strength=0.2), torch_stream(1, "begin")
+    draws = draws_of(noise.data, auxiliary, artefacts=0.0, observations=1, local_steps=1, device=CPU, stream=stream)
+    lessons = DefendedLessons(auxiliary, draws, device=CPU, stream=stream)
+    first = train_inverse(lessons, QUICK, classes=2, device=CPU, stream=stream)
+    before = [parameter.clone() for parameter in first.network.parameters()]
+    short = replace(QUICK, steps=1, learning_rate=1e-9)
+    further = train_inverse(lessons, short, classes=2, device=CPU, stream=stream, begin=first.network)
+    assert further.network is not first.network
+    for parameter, old, new in zip(first.network.parameters(), before, further.network.parameters(), strict=True):
+        assert torch.equal(parameter, old)
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-6)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fedveil.defense.latent import condense as module
 from fedveil.defense.latent.condense import Matching, condense, public_starts, spread_out, to_bytes
+from fedveil.defense.latent.game import Adversary, Stake
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.pool import Features, Pool
 from fedveil.defense.latent.space import LatentOf, Pixels, Space
+from fedveil.defense.latent.targets import group_means
 from fedveil.defense.public_models import PublicModels
 from fedveil.fl import progress
 from fedveil.fl.data.images import Images
@@ -25,12 +27,21 @@ HOW = Matching(steps=12, learning_rate=0.03, strength=1.0)
 PIXELS = Pixels()
 
 
-def learnt(images: Images, grouping: Grouping, pool: Pool, how: Matching = HOW, space: Space = PIXELS) -> Tensor:
+def learnt(
+    images: Images,
+    grouping: Grouping,
+    pool: Pool,
+    how: Matching = HOW,
+    space: Space = PIXELS,
+    adversary: Adversary | None = None,
+) -> Tensor:
     grey = torch.randint(256, (20, *images.shape), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
     public = Images(grey, torch.arange(20) % 2)
     starts = grouping.means(space.of(images))
     stream = torch.Generator().manual_seed(3)
-    return condense(images, grouping, starts, pool, how, public, space=space, device=CPU, stream=stream)
+    means, labels = group_means(images, grouping, pool.readers(images.shape, CPU)), grouping.labels(images.labels)
+    stake = None if adversary is None else Stake.of(images, grouping, adversary)
+    return condense(means, labels, starts, pool, how, public, space=space, stake=stake, device=CPU, stream=stream)
 
 
 @pytest.fixture(scope="module", params=["pixels", "latent"])
@@ -68,18 +79,18 @@ def test_a_learnt_image_depends_on_its_group_and_the_pool_alone_to_the_last_bit(
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), k=st.integers(2, 5), count=st.integers(5, 40))
 def test_whoever_else_is_there_and_in_any_order_a_groups_image_is_the_same(
-    private: Images, pool: Pool, space: Space, seed: int, k: int, count: int
+    private: Images, pool: Pool, space: Space, adversary: Adversary, seed: int, k: int, count: int
 ) -> None:
     """k-anonymity: given the grouping, an image that is trained on is a symmetric function of its own group alone."""
     draw = torch.Generator().manual_seed(seed)
     some = private.take(torch.randperm(len(private), generator=draw)[:count])
     grouping = group_by_class(some.floats().flatten(1), some.labels * 0, k)
-    how = replace(HOW, steps=3)
-    whole = learnt(some, grouping, pool, how, space)
+    how, against = replace(HOW, steps=3, privacy_weight=1.0), adversary if seed % 2 else None
+    whole = learnt(some, grouping, pool, how, space, against)
     group = int(torch.randint(len(grouping), (1,), generator=draw))
     own = (grouping.of == group).nonzero()[:, 0]
     own = own[torch.randperm(len(own), generator=draw)]
-    (alone,) = learnt(some.take(own), Grouping(torch.zeros_like(own), k), pool, how, space)
+    (alone,) = learnt(some.take(own), Grouping(torch.zeros_like(own), k), pool, how, space, against)
     assert torch.equal(alone, whole[group])
 
 

@@ -43,7 +43,7 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
     speech = Speech(said.append, experiment, replace(setup, data=replace(setup.data, notes=("seen twice",))))
     for phase in Phase:
         speech.on_begin(phase, 1)
-    speech.on_prepared({"defense/collapsed": 0.25})
+    speech.on_prepared({"defense/collapsed": 0.25, "defense/adversary_gap": 0.9})
     running = {"fl/accuracy": 0.5}
     speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=0, update_bytes=1.0), running)
     speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=2, update_bytes=1.0), running)
@@ -60,6 +60,15 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
         "round 1/2: accuracy 0.500, loss 1.500, 2 client turn(s) replayed",
         "done: accuracy 0.750, worst-case MSE 0.0123",
     ]
+
+
+@pytest.mark.parametrize(("gap", "word"), [(0.89, "less"), (0.91, None), (1.11, None), (1.12, "more")])
+def test_an_adversary_that_is_no_measure_of_attackers_is_said(tmp_path: Path, gap: float, word: str | None) -> None:
+    experiment = check(tiny_experiment(write_bars(tmp_path / "bars.npz")))
+    said: list[str] = []
+    Speech(said.append, experiment, make_setup(experiment)).on_prepared({"defense/adversary_gap": gap})
+    assert len(said) == (word is not None)
+    assert all(f"errs by {word} than an attacker that starts afresh, {gap:.2f} times" in line for line in said)
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (4, 5)), (3, (4, 5, 3))])
