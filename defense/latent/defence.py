@@ -16,7 +16,7 @@ from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.learner import Learner, Networks
 from fedveil.defense.latent.pool import Pool, make_pool
-from fedveil.defense.latent.shared import Shared, distinct, prepare_shared
+from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
 from fedveil.defense.latent.targets import Release
 from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.cache import State, cached, fingerprint
@@ -40,7 +40,8 @@ class LatentPerturbation(Defense[Networks | None]):
             images, as D(z + delta) from the latent z of its start.
         scope: whose the networks are: ``shared`` by all clients, and known to a server that takes part in the federation, or
             each ``client``'s own, drawn from a secret of its own. Both are trained on the same public images.
-        grouping: how images are put into groups: by ``mdav``, into groups of k to 2k - 1 of the most similar ones; or by
+        grouping: how images are put into groups: by ``mdav``, into groups of k to 2k - 1 of the most similar ones; by
+            ``chance``, into groups as large, whose means are less use to the task and point less at their members; or by
             ``anchors``, each to its nearest public image, whoever else is there, into groups of k or more.
         start: where the image begins: at the ``public`` image that is most like the group, or at the group's ``mean``, of
             whose pixels (or latents) it then shows more than its features need.
@@ -67,7 +68,7 @@ class LatentPerturbation(Defense[Networks | None]):
     k: int = 10
     space: Literal["pixels", "latent"] = "pixels"
     scope: Literal["shared", "client"] = "shared"
-    grouping: Literal["mdav", "anchors"] = "mdav"
+    grouping: Literal["mdav", "chance", "anchors"] = "mdav"
     start: Literal["public", "mean"] = "public"
     strength: float = 1.0
     spread: float = 1.6
@@ -89,8 +90,8 @@ class LatentPerturbation(Defense[Networks | None]):
         at_least("latent", public_steps=(self.public_steps, 1), privacy_weight=(self.privacy_weight, 0))
         above_zero("latent", clip=self.clip, delta=self.delta)
         above_zero("latent", learning_rate=self.learning_rate, utility_weight=self.utility_weight)
-        choices = {"space": ("pixels", "latent"), "scope": ("shared", "client"), "start": ("public", "mean")}
-        choices["grouping"] = ("mdav", "anchors")
+        choices: dict[str, tuple[str, ...]] = {"space": ("pixels", "latent"), "scope": ("shared", "client")}
+        choices |= {"start": ("public", "mean"), "grouping": ("mdav", "chance", "anchors")}
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise SettingError("latent", key, repr(getattr(self, key)), f"allowed: {', '.join(allowed)}")
@@ -139,8 +140,7 @@ class LatentPerturbation(Defense[Networks | None]):
             FedveilError: no class has k images.
         """
         private = distinct(private)
-        if public is None:
-            public = self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
+        public = public or self._own_networks(context, client)
         share = partial(self.share, networks=public, public=context.public, device=context.device)
 
         def learn() -> State:
@@ -158,6 +158,12 @@ class LatentPerturbation(Defense[Networks | None]):
             numbers |= {"epsilon": self.release.epsilon, "noise": self.release.noise(shown, context.public, least)}
         return prepare_shared(self.name, private, shared, share, similar=similar, numbers=numbers, client=client)
 
+    def shadow(self, auxiliary: Images, context: DefenseContext, public: Networks | None) -> PreparedDefense:
+        """Make networks as a client does, if they are secret; no groups, since the surrogate tells of none."""
+        networks = public or self._own_networks(context, -1)
+        share = partial(self.share, networks=networks, public=context.public, device=context.device)
+        return Rehearser(share, networks.pool.similar(context.device))
+
     def share(
         self, images: Images, stream: torch.Generator, *, networks: Networks, public: Images, device: torch.device
     ) -> Shared:
@@ -171,7 +177,7 @@ class LatentPerturbation(Defense[Networks | None]):
             device: where.
         """
         learner = Learner(self.matching, networks, public, device, self.release)
-        grouping = self._grouped(networks.pool, public, device, images)
+        grouping = self._grouped(networks.pool, public, device, images, stream)
         return Shared(grouping, learner.learn(images, grouping, networks.adversary, None, stream))
 
     @property
@@ -192,6 +198,9 @@ class LatentPerturbation(Defense[Networks | None]):
             privacy_weight=self.privacy_weight,
         )
 
+    def _own_networks(self, context: DefenseContext, client: int) -> Networks:
+        return self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
+
     def _networks(self, context: DefenseContext) -> Networks:
         pool = make_pool(context, random=self.random_networks, trained=self.trained_networks)
         autoencoder = public_autoencoder(context, steps=self.public_steps) if self.space == "latent" else None
@@ -200,7 +209,8 @@ class LatentPerturbation(Defense[Networks | None]):
         if self.privacy_weight == 0:
             return networks
         learner = Learner(self.matching, networks, context.public, context.device)
-        group = partial(self._grouped, pool, context.public, context.device)
+        stream = context.stream("grouping")
+        group = partial(self._grouped, pool, context.public, context.device, stream=stream)
         adversary = play(context, self, group, learner.learn, k=self.k)
         return replace(networks, adversary=adversary)
 
@@ -215,7 +225,11 @@ class LatentPerturbation(Defense[Networks | None]):
             stream=context.stream("code"),
         )
 
-    def _grouped(self, pool: Pool, public: Images, device: torch.device, images: Images) -> Grouping:
+    def _grouped(
+        self, pool: Pool, public: Images, device: torch.device, images: Images, stream: torch.Generator
+    ) -> Grouping:
+        if self.grouping == "chance":
+            return group_by_class(torch.rand((len(images), 1), generator=stream), images.labels, self.k)
         similar = pool.similar(device)
         if self.grouping == "anchors":
             return group_by_anchor(similar(images), images.labels, self.k, similar(public), public.labels)

@@ -147,3 +147,19 @@ def test_numbers_and_starts_that_are_not_allowed(context: DefenseContext) -> Non
     with pytest.raises(FedveilError, match="with dimensions only public is allowed"):
         LatentPerturbation(dimensions=8, start="mean")
     assert replace(LatentPerturbation(), dimensions=8).dimensions == 8
+
+
+def test_groups_by_chance_hold_k_of_a_class_and_are_drawn(context: DefenseContext, private: Images) -> None:
+    defense = LatentPerturbation(k=4, steps=0, grouping="chance", random_networks=1, trained_networks=1)
+    networks = defense.pretrain(context)
+    assert networks is not None
+    draws = [
+        defense.share(
+            private, torch.Generator().manual_seed(seed), networks=networks, public=context.public, device=CPU
+        ).grouping
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0].of, draws[1].of)
+    assert not torch.equal(draws[0].of, draws[2].of)
+    assert all(4 <= size <= 7 for size in draws[0].sizes.tolist())
+    assert all(len(private.labels[draws[0].of == group].unique()) == 1 for group in range(len(draws[0])))

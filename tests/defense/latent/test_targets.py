@@ -141,7 +141,7 @@ def test_a_client_starts_from_what_is_released_and_says_what_the_noise_is(
         ({"delta": 1.0}, "delta is 1.0; it has to be below 1"),
         ({"delta": 0.0}, "delta is 0.0; it has to be above 0"),
         ({"clip": 0.0}, "clip is 0.0; it has to be above 0"),
-        ({"grouping": "random"}, "grouping is 'random'; allowed: mdav, anchors"),
+        ({"grouping": "random"}, "grouping is 'random'; allowed: mdav, chance, anchors"),
     ],
 )
 def test_what_would_break_the_guarantee_is_refused(setting: dict[str, object], message: str) -> None:
