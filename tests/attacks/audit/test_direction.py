@@ -66,8 +66,9 @@ def test_steps_of_adam_are_matched_in_direction_alone_and_noted(told: bool) -> N
     report = fv.audit(model, update, images=x, labels=y, labels_known=told, attacks=attack)
     (note,) = report.notes
     assert note == "Adam(weight_decay=0.0) took steps that are not sized as gradients: matched in direction alone"
-    # Replayed with Adam, what was found explains the update better than a plain guess would; it is no bound.
-    assert all(record.misfit is not None and record.misfit < 0.3 for record in report.records)
+    # Adam's steps are nearly of one size, and no gradient: the attack fails here, and its own measure says so. Replayed with
+    # Adam, a grey image would explain the update better.
+    assert all(record.misfit is not None and record.misfit > 1 for record in report.records)
     assert all(record.label_recovered for record in report.records)
 
 
