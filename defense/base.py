@@ -194,6 +194,18 @@ class Defense(Generic[Public]):
         """
         return Stateless(self)
 
+    def shadow(self, auxiliary: Images, context: DefenseContext, public: Public) -> PreparedDefense:
+        """Return an attacker's own copy, of which its surrogate alone is asked for: prepared as a client does it.
+
+        A defence whose surrogate needs less than that may spare the rest.
+
+        Args:
+            auxiliary: the attacker's images, in the place of private ones.
+            context: with a seed of the attacker's own.
+            public: from `pretrain`.
+        """
+        return self.prepare(auxiliary, context, public, client=-1)
+
 
 class Stateless(PreparedDefense):
     """A defence whose settings are all there is: its hooks are those that the settings define.

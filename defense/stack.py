@@ -60,6 +60,11 @@ class Stack(Defense[tuple[Any, ...]]):
             )
         return PreparedStack(prepared)
 
+    def shadow(self, auxiliary: Images, context: DefenseContext, public: tuple[Any, ...]) -> PreparedDefense:
+        """Copy each part."""
+        pairs = zip(self.parts, public, strict=True)
+        return PreparedStack(tuple(part.shadow(auxiliary, context, own) for part, own in pairs))
+
 
 class PreparedStack(PreparedDefense):
     """The prepared parts of a `Stack`.

@@ -29,7 +29,8 @@ class PreparationKey:
     """Which preparation an attack builds on.
 
     Attributes:
-        modules: the attacker holds the trained modules; otherwise it prepared a copy of the defence for itself.
+        modules: the attacker holds the trained modules, as everyone does if they are public; otherwise it prepared a copy of
+            the defence for itself.
         client: whose modules; None where all clients share them, or the attacker uses its own.
         training: how the inverse is trained; None for an attack that has no use for one.
         observations: R, draws of one image that the inverse will be shown, at least 1.
@@ -51,14 +52,14 @@ def preparation_key(
         return None
     # An attack from a plug-in may know the defence without an inverse of its own to configure.
     training: InverseTraining | None = getattr(attack, "inverse", InverseTraining())
-    if not attack.needs.defense_modules or trained_on is TrainedOn.NOTHING:
-        return PreparationKey(False, None, training, observations, local_steps)
-    whose = client if trained_on is TrainedOn.CLIENT else None
-    return PreparationKey(True, whose, training, observations, local_steps)
+    # Modules that learnt from public images alone are no secret: attackers of all tiers hold the same, and learn the same.
+    modules = trained_on is TrainedOn.PUBLIC or (trained_on is TrainedOn.CLIENT and attack.needs.defense_modules)
+    whose = client if modules and trained_on is TrainedOn.CLIENT else None
+    return PreparationKey(modules, whose, training, observations, local_steps)
 
 
 def shadow_defense(defense: Defense[Any], auxiliary: Images, context: DefenseContext, public: Any) -> PreparedDefense:
-    """Return the attacker's own copy of a defence: prepared as a client does, with auxiliary images for private ones.
+    """Return the attacker's own copy of a defence: see `fedveil.defense.base.Defense.shadow`.
 
     Args:
         defense: the settings, which the attacker knows.
@@ -66,7 +67,7 @@ def shadow_defense(defense: Defense[Any], auxiliary: Images, context: DefenseCon
         context: with a seed of its own.
         public: what the defence learnt on public images; server and clients hold it, so the attacker does.
     """
-    return defense.prepare(auxiliary, context, public, client=-1)
+    return defense.shadow(auxiliary, context, public)
 
 
 def prepare_attacker(

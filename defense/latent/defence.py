@@ -15,7 +15,7 @@ from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.learner import Learner, Networks
 from fedveil.defense.latent.pool import Pool, make_pool
-from fedveil.defense.latent.shared import Shared, distinct, prepare_shared
+from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
 from fedveil.defense.latent.targets import Release
 from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.cache import State, cached, fingerprint
@@ -127,8 +127,7 @@ class LatentPerturbation(Defense[Networks | None]):
             FedveilError: no class has k images.
         """
         private = distinct(private)
-        if public is None:
-            public = self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
+        public = public or self._own_networks(context, client)
         share = partial(self.share, networks=public, public=context.public, device=context.device)
 
         def learn() -> State:
@@ -145,6 +144,12 @@ class LatentPerturbation(Defense[Networks | None]):
             least = int(shared.grouping.sizes.min())
             numbers |= {"epsilon": self.release.epsilon, "noise": self.release.noise(readers, context.public, least)}
         return prepare_shared(self.name, private, shared, share, similar=similar, numbers=numbers, client=client)
+
+    def shadow(self, auxiliary: Images, context: DefenseContext, public: Networks | None) -> PreparedDefense:
+        """Make networks as a client does, if they are secret; no groups, since the surrogate tells of none."""
+        networks = public or self._own_networks(context, -1)
+        share = partial(self.share, networks=networks, public=context.public, device=context.device)
+        return Rehearser(share, networks.pool.similar(context.device))
 
     def share(
         self, images: Images, stream: torch.Generator, *, networks: Networks, public: Images, device: torch.device
@@ -179,6 +184,9 @@ class LatentPerturbation(Defense[Networks | None]):
             utility_weight=self.utility_weight,
             privacy_weight=self.privacy_weight,
         )
+
+    def _own_networks(self, context: DefenseContext, client: int) -> Networks:
+        return self._networks(replace(context, seed=derive_seed(context.seed, "networks", client)))
 
     def _networks(self, context: DefenseContext) -> Networks:
         pool = make_pool(context, random=self.random_networks, trained=self.trained_networks)

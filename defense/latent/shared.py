@@ -33,6 +33,30 @@ class Shared:
 
 
 @dataclass(frozen=True, eq=False)
+class Rehearser(PreparedDefense):
+    """What an attacker holds of a sharing defence: how images share, and none that do.
+
+    Attributes:
+        share: see `PreparedShared`.
+        similar: see `PreparedShared`.
+    """
+
+    share: Share = field(repr=False)
+    similar: Read = field(repr=False)
+
+    def surrogate(self) -> Surrogate:
+        """The algorithm and the networks."""
+        return Surrogate(rehearse=self._rehearse, similar=self.similar)
+
+    def _rehearse(self, images: Images, stream: torch.Generator) -> Rehearsal:
+        firsts = _firsts(images)
+        found = self.share(images.take(firsts), stream)
+        kept, _ = _inside(found.grouping)
+        trained = Images(found.images[found.grouping.of[kept]], images.labels[firsts[kept]])
+        return Rehearsal(firsts[kept], trained)
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedShared(PreparedDefense):
     """At work with one client. It knows each image that it was prepared with by its pixels and label.
 
@@ -97,14 +121,7 @@ class PreparedShared(PreparedDefense):
 
     def surrogate(self) -> Surrogate:
         """What is known of it: the algorithm and the networks. The groups and their images are not given away."""
-        return Surrogate(rehearse=self._rehearse, similar=self.similar)
-
-    def _rehearse(self, images: Images, stream: torch.Generator) -> Rehearsal:
-        firsts = _firsts(images)
-        found = self.share(images.take(firsts), stream)
-        kept, _ = _inside(found.grouping)
-        trained = Images(found.images[found.grouping.of[kept]], images.labels[firsts[kept]])
-        return Rehearsal(firsts[kept], trained)
+        return Rehearser(self.share, self.similar).surrogate()
 
     def diagnostics(self) -> dict[str, float]:
         """The size of the smallest group, which share of the client's images is in none, and `numbers`."""

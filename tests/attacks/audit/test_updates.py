@@ -193,6 +193,7 @@ def forget() -> None:
         (ADAPTIVE, TrainedOn.CLIENT, PreparationKey(False, None, QUICK)),
         (ADAPTIVE, TrainedOn.NOTHING, PreparationKey(False, None, QUICK)),
         (MODULES, TrainedOn.NOTHING, PreparationKey(False, None, QUICK)),
+        (ADAPTIVE, TrainedOn.PUBLIC, PreparationKey(True, None, QUICK)),
         (MODULES, TrainedOn.PUBLIC, PreparationKey(True, None, QUICK)),
         (AdaptiveModules(), TrainedOn.CLIENT, PreparationKey(True, 4, InverseTraining())),
         (BOUND, TrainedOn.CLIENT, PreparationKey(True, 4, QUICK)),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.attacks.adaptive.preparation import shadow_defense
 from fedveil.defense import DefenseContext, GroupMean, LatentPerturbation, Stack, TopK, TrainedOn
-from fedveil.defense.latent.shared import PreparedShared
+from fedveil.defense.latent.shared import PreparedShared, Shared
 from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
@@ -151,6 +152,31 @@ def test_with_a_secret_of_its_own_a_client_has_networks_that_an_attacker_has_to_
         found = surrogate.rehearse(private, context.stream("condense", 0))
         assert torch.equal(found.trained.pixels, trained(first, private.take(found.kept))) is equal
     assert not torch.equal(second.similar(private), first.similar(private))
+
+
+@pytest.mark.parametrize("scope", ["shared", "client"])
+def test_an_attackers_copy_learns_no_groups_before_it_rehearses(
+    scope: str, context: DefenseContext, private: Images, public: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Stack(parts=(replace(QUICK, scope=scope), TopK()))  # type: ignore[arg-type]
+    learnt = settings.pretrain(context)
+    asked: list[int] = []
+    real = LatentPerturbation.share
+
+    def counted(self: LatentPerturbation, images: Images, *rest: Any, **named: Any) -> Shared:
+        asked.append(len(images))
+        return real(self, images, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentPerturbation, "share", counted)
+        surrogate = shadow_defense(settings, public, context, learnt).surrogate()
+        assert asked == []
+        assert surrogate.rehearse is not None
+        found = surrogate.rehearse(private, context.stream("condense", -1))
+        assert asked == [len(private)]
+    # What is rehearsed is what a client does with these images.
+    client = settings.prepare(private, context, learnt, client=-1)
+    assert torch.equal(found.trained.pixels, client.images(private.take(found.kept)).pixels)
 
 
 @pytest.mark.parametrize(
