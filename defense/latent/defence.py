@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, above_zero, at_least
+from fedveil.defense.latent.anchors import group_by_anchor
 from fedveil.defense.latent.condense import Matching
 from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.learner import Learner, Networks
-from fedveil.defense.latent.pool import make_pool
+from fedveil.defense.latent.pool import Pool, make_pool
 from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
+from fedveil.defense.latent.targets import Release
 from fedveil.defense.public_models import public_autoencoder
 from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
@@ -37,6 +39,8 @@ class LatentPerturbation(Defense[Networks | None]):
             images, as D(z + delta) from the latent z of its start.
         scope: whose the networks are: ``shared`` by all clients, and known to a server that takes part in the federation, or
             each ``client``'s own, drawn from a secret of its own. Both are trained on the same public images.
+        grouping: how images are put into groups: by ``mdav``, into groups of k to 2k - 1 of the most similar ones; or by
+            ``anchors``, each to its nearest public image, whoever else is there, into groups of k or more.
         start: where the image begins: at the ``public`` image that is most like the group, or at the group's ``mean``, of
             whose pixels (or latents) it then shows more than its features need.
         strength: how far the learnt image (or its latent) may go from there, in units of the root mean square of the
@@ -48,6 +52,10 @@ class LatentPerturbation(Defense[Networks | None]):
         utility_weight: weight of the mismatch between the image's features and its group's, above 0.
         privacy_weight: weight of the error that an adversary is left with, at least 0; with 0 there is no game. See
             `fedveil.defense.latent.game`.
+        epsilon: of a differentially private release of each group's mean features, above 0; None for no noise. It asks
+            for ``grouping: anchors``, ``start: public`` and no game. See `fedveil.defense.latent.targets`.
+        delta: beside epsilon, between 0 and 1.
+        clip: the longest feature vector of an image in that release, in units of how much public images scatter; above 0.
         random_networks: of the pool, at least 0.
         trained_networks: of the pool, trained on public images; at least 1, since the last one says what is similar.
         public_steps: Adam steps on public images for the autoencoder, at least 1.
@@ -56,6 +64,7 @@ class LatentPerturbation(Defense[Networks | None]):
     k: int = 10
     space: Literal["pixels", "latent"] = "pixels"
     scope: Literal["shared", "client"] = "shared"
+    grouping: Literal["mdav", "anchors"] = "mdav"
     start: Literal["public", "mean"] = "public"
     strength: float = 1.0
     spread: float = 1.6
@@ -63,6 +72,9 @@ class LatentPerturbation(Defense[Networks | None]):
     learning_rate: float = 0.03
     utility_weight: float = 1.0
     privacy_weight: float = 0.0
+    epsilon: float | None = None
+    delta: float = 1e-5
+    clip: float = 1.0
     random_networks: int = 16
     trained_networks: int = 8
     public_steps: int = 500
@@ -71,11 +83,31 @@ class LatentPerturbation(Defense[Networks | None]):
         at_least("latent", k=(self.k, 2), steps=(self.steps, 0), strength=(self.strength, 0), spread=(self.spread, 0))
         at_least("latent", random_networks=(self.random_networks, 0), trained_networks=(self.trained_networks, 1))
         at_least("latent", public_steps=(self.public_steps, 1), privacy_weight=(self.privacy_weight, 0))
+        above_zero("latent", clip=self.clip, delta=self.delta)
         above_zero("latent", learning_rate=self.learning_rate, utility_weight=self.utility_weight)
         choices = {"space": ("pixels", "latent"), "scope": ("shared", "client"), "start": ("public", "mean")}
+        choices["grouping"] = ("mdav", "anchors")
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise SettingError("latent", key, repr(getattr(self, key)), f"allowed: {', '.join(allowed)}")
+
+        if self.delta >= 1:
+            raise SettingError("latent", "delta", self.delta, "it has to be below 1")
+        if self.epsilon is not None:
+            self._check_release(self.epsilon)
+
+    def _check_release(self, epsilon: float) -> None:
+        above_zero("latent", epsilon=epsilon)
+        rules = {
+            "grouping": ("anchors", "who is grouped with whom must not depend on other private images"),
+            "start": ("public", "the mean of the images would be released without noise"),
+            "privacy_weight": (0, "the game looks at the images without noise"),
+        }
+        for key, (allowed, why) in rules.items():
+            if getattr(self, key) != allowed:
+                raise SettingError(
+                    "latent", key, repr(getattr(self, key)), f"with epsilon only {allowed} is allowed: {why}"
+                )
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -107,6 +139,10 @@ class LatentPerturbation(Defense[Networks | None]):
         shared = Shared(Grouping(found["of"], self.k), found["images"])
         similar = public.pool.similar(context.device)
         numbers = {} if public.adversary is None else public.adversary.diagnostics()
+        if self.release is not None and len(shared.grouping):
+            readers = public.pool.readers(private.shape, context.device)
+            least = int(shared.grouping.sizes.min())
+            numbers |= {"epsilon": self.release.epsilon, "noise": self.release.noise(readers, context.public, least)}
         return prepare_shared(self.name, private, shared, share, similar=similar, numbers=numbers, client=client)
 
     def shadow(self, auxiliary: Images, context: DefenseContext, public: Networks | None) -> PreparedDefense:
@@ -127,10 +163,14 @@ class LatentPerturbation(Defense[Networks | None]):
             public: images to start from, which also say where the classes are.
             device: where.
         """
-        learner = Learner(self.matching, networks, public, device)
-        (similar,) = networks.pool.reader(images.shape, device).of(images)
-        grouping = group_by_class(similar, images.labels, self.k)
+        learner = Learner(self.matching, networks, public, device, self.release)
+        grouping = self._grouped(networks.pool, public, device, images)
         return Shared(grouping, learner.learn(images, grouping, networks.adversary, None, stream))
+
+    @property
+    def release(self) -> Release | None:
+        """How the groups' means are released; None where they are matched as they are."""
+        return None if self.epsilon is None else Release(self.epsilon, self.delta, self.clip)
 
     @property
     def matching(self) -> Matching:
@@ -155,12 +195,12 @@ class LatentPerturbation(Defense[Networks | None]):
         if self.privacy_weight == 0:
             return networks
         learner = Learner(self.matching, networks, context.public, context.device)
-        similar = pool.similar(context.device)
-        adversary = play(
-            context,
-            self,
-            lambda images: group_by_class(similar(images), images.labels, self.k),
-            learner.learn,
-            k=self.k,
-        )
+        group = partial(self._grouped, pool, context.public, context.device)
+        adversary = play(context, self, group, learner.learn, k=self.k)
         return replace(networks, adversary=adversary)
+
+    def _grouped(self, pool: Pool, public: Images, device: torch.device, images: Images) -> Grouping:
+        similar = pool.similar(device)
+        if self.grouping == "anchors":
+            return group_by_anchor(similar(images), images.labels, self.k, similar(public), public.labels)
+        return group_by_class(similar(images), images.labels, self.k)

@@ -12,7 +12,7 @@ from fedveil.defense.latent.game import Adversary, Stake
 from fedveil.defense.latent.grouping import Grouping
 from fedveil.defense.latent.pool import Pool
 from fedveil.defense.latent.space import LatentOf, Pixels, Space
-from fedveil.defense.latent.targets import group_means
+from fedveil.defense.latent.targets import Release, group_means, released_means
 from fedveil.defense.modules import Autoencoder
 from fedveil.fl.data.images import Images
 from fedveil.fl.sent_once import SentOnce
@@ -46,12 +46,14 @@ class Learner:
         networks: that are matched in.
         public: images to start from, which also say where the classes are.
         device: where.
+        release: how the groups' means are noised; None for as they are.
     """
 
     how: Matching
     networks: Networks
     public: Images
     device: torch.device
+    release: Release | None = None
 
     def learn(
         self,
@@ -63,18 +65,23 @@ class Learner:
     ) -> Tensor:
         """Return the image of each of G groups, (G, C, H, W) uint8.
 
-        It is a function of the group's images and public things alone, to the last bit, and symmetric in these images.
+        Noise aside, it is a function of the group's images and public things alone, to the last bit, and symmetric in these
+        images.
 
         Args:
             images: n, in any order.
             grouping: of these.
             adversary: in the game; None for no game.
             allowed: (G, m) bool, which public images may start which group; None for all.
-            stream: draws what is drawn, the same for all groups.
+            stream: draws the noise of each group, and what is drawn the same for all.
         """
         pool, space = self.networks.pool, self.networks.space(self.device)
         labels = grouping.labels(images.labels)
-        means = group_means(images, grouping, pool.readers(images.shape, self.device))
+        readers = pool.readers(images.shape, self.device)
+        if self.release is None:
+            means = group_means(images, grouping, readers)
+        else:
+            means = released_means(images, grouping, readers, pool.scales, self.public, self.release, stream)
         if self.how.start == "mean":
             starts = grouping.means(space.of(images))
         else:

@@ -18,12 +18,12 @@ from fedveil.defense.latent.shared import PreparedShared
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 
-QUICK = LatentPerturbation(k=5, steps=20, random_networks=1, trained_networks=1, privacy_weight=3.0)
+QUICK = LatentPerturbation(k=5, steps=10, random_networks=1, trained_networks=1, privacy_weight=3.0)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(game, "TRAINING", InverseTraining(steps=60, batch_size=16, width=8))
+    monkeypatch.setattr(game, "TRAINING", InverseTraining(steps=40, batch_size=16, width=8))
     monkeypatch.setattr(game, "ROUNDS", 2)
     monkeypatch.setattr(game, "SETS", 2)
     monkeypatch.setattr(game, "MOST", 40)
