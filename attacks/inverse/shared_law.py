@@ -7,16 +7,42 @@ what the other images of the group add, taken for Gaussian.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedveil.defense.inverse.lessons import RehearsedLessons
+from fedveil.defense.latent.grouping import digests
 
 COMPONENTS = (32, 96, 256)
 RIDGES = (0.01, 0.1, 1.0)
 """To choose from, by how far up held-out originals stand among their like."""
+
+
+def leading(x: Tensor, names: Sequence[bytes], count: int) -> Tensor:
+    """Return the leading components of points about their mean, (D, p), orthonormal; p is at most ``count``, n and D.
+
+    Those of the smaller one of both Gram matrices: of colour images of 64 px there are far fewer than pixels.
+
+    Args:
+        x: (n, D).
+        names: of the n points; rows of one name are equal and are worked with once.
+        count: at least 1.
+    """
+    times = Counter(names)
+    first = dict(zip(reversed(names), reversed(range(len(names))), strict=True))
+    weights = torch.tensor([times[name] for name in first], dtype=x.dtype).sqrt()
+    rows = (x[list(first.values())] - x.mean(0)) * weights[:, None]
+    narrow = len(rows) < rows.shape[1]
+    values, vectors = torch.linalg.eigh((rows @ rows.T if narrow else rows.T @ rows).double())
+    kept = (values > values[-1].clamp_min(1e-30) * torch.finfo(x.dtype).eps).nonzero()[:, 0].flip(0)[:count]
+    found = vectors[:, kept].to(x.dtype)
+    # Lengths are taken out, and what rounding has left of the components before.
+    basis: Tensor = torch.linalg.qr(rows.T @ found).Q if narrow else found
+    return basis
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +69,7 @@ class SharedLaw:
         """Learn it from rehearsals; components and shrinkage are chosen on held-out originals."""
         originals, became = lessons.pairs()
         x, seen = originals.floats().flatten(1), became.flatten(1)
-        basis = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh.T
+        basis = leading(x, digests(originals.pixels), max(COMPONENTS))
         held, _, shown = lessons.measured
         laws = [cls._fitted(x, seen, basis[:, :count], ridge) for count in COMPONENTS for ridge in RIDGES]
         ranks = [law._mean_log_rank(held.cpu(), shown[0].cpu()) for law in laws]

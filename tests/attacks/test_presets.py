@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from targets import own_target, shared_target
 
 from fedveil.attacks import Attack, InvertingGradients, Knowledge, Observation
 from fedveil.attacks.matching.attack import _Run
 from fedveil.attacks.presets import DLG, IDLG, Denoised, GradInversion, LatentSearch, Modern, SurrogateModel
 from fedveil.attacks.scoring import ClassMeanGuess, match
-from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
-from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.models import ModelSpec
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 
@@ -37,7 +38,7 @@ each_preset = pytest.mark.parametrize("attack", PRESETS, ids=lambda attack: atta
 
 
 def known(attack: Attack, auxiliary: Images, spec: ModelSpec = SPEC, *, labels: bool = True) -> Knowledge:
-    target = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
+    target = shared_target(spec)
     granted = attack.needs.auxiliary_data
     threat = ThreatModel(labels=labels, auxiliary_data=granted)
     return Knowledge(threat, target, torch.device("cpu"), 3, auxiliary if granted else None)
@@ -65,7 +66,7 @@ def test_it_runs_on_colour_batches_without_labels(attack: Attack, steps: int, bl
     spec = ModelSpec("convnet", (3, 12, 12), 2, width=2, norm="batch")
     batch = blobs(3, 5, side=12, channels=3)
     observation = observe(batch, spec, steps=steps, labels=False)
-    short = {"steps": 6, **{n: 2 for n in ("decoder_steps", "denoiser_steps") if hasattr(attack, n)}}
+    short = {"steps": 3, **{n: 2 for n in ("decoder_steps", "denoiser_steps") if hasattr(attack, n)}}
     some = type(attack)(**short)  # type: ignore[arg-type]
     (found,) = some([observation], known(some, blobs(16, 2, side=12, channels=3), spec, labels=False))
     assert found.images.shape == (3, 3, 12, 12)
@@ -110,8 +111,10 @@ def test_images_and_labels_of_a_batch_are_found_together(blobs: Blobs, observe: 
 def test_labels_that_are_granted_are_not_looked_at(blobs: Blobs, observe: Observe) -> None:
     batch = blobs(2, 3)
     attack = DLG(steps=8)
-    told = attack([observe(batch, SPEC)], known(attack, batch))
-    untold = attack([observe(batch, SPEC, labels=False)], known(attack, batch, labels=False))
+    told = attack([observe(batch, SPEC)], replace(known(attack, batch), model=own_target(SPEC)))
+    untold = attack(
+        [observe(batch, SPEC, labels=False)], replace(known(attack, batch, labels=False), model=own_target(SPEC))
+    )
     assert torch.equal(told[0].images, untold[0].images)
     assert torch.equal(told[0].labels, untold[0].labels)
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from targets import own_target, shared_target
 from torch import Tensor
 
 from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation, Strongest
 from fedveil.attacks.matching.attack import GradientMatching
 from fedveil.attacks.matching.match import Match
-from fedveil.attacks.target.model import target_model
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction, ThreatModel
-from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.models import ModelSpec
 
 SPEC = ModelSpec("lenet", (1, 16, 16), 2, width=8)
 
@@ -23,8 +23,8 @@ Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]
 
 
-def known(spec: ModelSpec = SPEC, *, labels: bool = True) -> Knowledge:
-    target = target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes)
+def known(spec: ModelSpec = SPEC, *, labels: bool = True, own: bool = False) -> Knowledge:
+    target = (own_target if own else shared_target)(spec)
     return Knowledge(ThreatModel(labels=labels), target, torch.device("cpu"), 3)
 
 
@@ -127,8 +127,8 @@ def test_what_is_solved_beside_the_searches_counts_as_well(blobs: Blobs, observe
 
 def test_contenders_that_need_more_than_is_granted_stand_back(blobs: Blobs, observe: Observe) -> None:
     observations = each(blobs(1, 1), observe)
-    found = Strongest(steps=40, contenders=("latent_search", "deep_leakage"))(observations, known())
-    alone = Strongest(steps=40, contenders=("deep_leakage",))(observations, known())
+    found = Strongest(steps=20, contenders=("latent_search", "deep_leakage"))(observations, known(own=True))
+    alone = Strongest(steps=20, contenders=("deep_leakage",))(observations, known(own=True))
     assert torch.equal(found[0].images, alone[0].images)
     with pytest.raises(FedveilError, match="what the attacker holds fits none of latent_search"):
         Strongest(contenders=("latent_search",))(observations, known())
@@ -204,8 +204,8 @@ def test_a_loss_that_stays_large_flags_an_update_that_no_image_explains(blobs: B
 def test_labels_that_are_not_granted_are_recovered_and_chunks_change_nothing(blobs: Blobs, observe: Observe) -> None:
     victims = blobs(3, 1)
     observations = each(victims, observe, labels=False)
-    whole = Strongest(steps=40)(observations, known(labels=False))
-    pieces = Strongest(steps=40, chunk=2)(observations, known(labels=False))
+    whole = Strongest(steps=20)(observations, known(labels=False))
+    pieces = Strongest(steps=20, chunk=2)(observations, known(labels=False))
     assert [one.labels.tolist() for one in whole] == [[0], [1], [0]]
     for one, two in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one.images, two.images, atol=5e-3, rtol=0)

@@ -159,7 +159,7 @@ def test_labels_that_are_not_known_are_recovered(given: bool, blobs: Blobs) -> N
 
 def test_the_default_attacks_are_those_that_have_what_they_need(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     victim, auxiliary = blobs(1, 1, side=12), blobs(12, 2, side=12)
-    for name, quick in [("adaptive", ADAPTIVE), ("strongest", Strongest(steps=20))]:
+    for name, quick in [("adaptive", ADAPTIVE), ("strongest", Strongest(steps=20, contenders=("deep_leakage",)))]:
         monkeypatch.setitem(ATTACKS._entries, name, lambda quick=quick: quick)
     monkeypatch.setitem(
         ATTACKS._entries,

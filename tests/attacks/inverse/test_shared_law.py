@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
-from fedveil.attacks.inverse.shared_law import SharedLaw
+from fedveil.attacks.inverse import shared_law as module
+from fedveil.attacks.inverse.shared_law import SharedLaw, leading
 from fedveil.defense.base import Rehearsal
 from fedveil.defense.inverse.lessons import rehearsed_lessons
 from fedveil.fl.data.images import Images
@@ -89,3 +91,44 @@ def test_few_images_still_give_a_law() -> None:
     lessons = rehearsed_lessons(auxiliary, Mixed(2), artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
     scores = SharedLaw.of(lessons)(auxiliary.floats()[:2], auxiliary.floats())
     assert bool(scores.isfinite().all())
+
+
+@pytest.mark.parametrize(("points", "side"), [(12, 6), (60, 6), (40, 4)], ids=["few", "as many", "many"])
+def test_leading_components_are_those_of_the_plain_decomposition(points: int, side: int) -> None:
+    stream = torch_stream(5, "leading")
+    scales = 0.8 ** torch.arange(side * side)
+    distinct = torch.randn((points, side * side), generator=stream) * scales + 3
+    at = torch.cat([torch.arange(points), torch.randint(points, (points,), generator=stream)])
+    x = distinct[at]
+    found = leading(x, [bytes([number]) for number in at.tolist()], 8)
+    plain = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:8].T
+    torch.testing.assert_close(found.T @ found, torch.eye(8), atol=1e-5, rtol=0)
+    # Each but for its sign.
+    torch.testing.assert_close((found * plain).sum(0).abs(), torch.ones(8), atol=1e-4, rtol=0)
+
+
+def test_no_component_is_made_of_nothing() -> None:
+    """Three points lie in a plane."""
+    x = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]])
+    found = leading(x, [b"a", b"b", b"c", b"a"], 5)
+    assert found.shape == (5, 2)
+    assert float(found[3:].abs().max()) < 1e-6
+    assert leading(torch.ones(4, 5), [b"a"] * 4, 3).shape == (5, 0)
+
+
+def plainly(x: Tensor, names: object, count: int) -> Tensor:
+    centred = x - x.mean(0)
+    return torch.linalg.svd(centred, full_matrices=False).Vh[: min(count, int(torch.linalg.matrix_rank(centred)))].T
+
+
+def test_the_law_is_that_of_the_plain_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 144 columns more than there are images, and more images than columns."""
+    for count in (60, 400):
+        auxiliary = textures(count, seed=1)
+        lessons = rehearsed_lessons(auxiliary, Mixed(2), artefacts=0.0, device=CPU, stream=torch_stream(1, "law"))
+        quick = SharedLaw.of(lessons)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "leading", plainly)
+            plain = SharedLaw.of(lessons)
+        x = textures(6, seed=4).floats()
+        torch.testing.assert_close(quick(x, x), plain(x, x), rtol=2e-2, atol=2e-2)
