@@ -265,10 +265,11 @@ def _free_form(experiment: Experiment) -> list[str]:
     lines += _named("data.partition", PARTITIONS, data.partition, key="kind")
     for index, attack in enumerate(audit.attacks):
         lines += _named(f"audit.attacks.{index}", ATTACKS, attack)
-    try:
-        experiment.central_training()
-    except FedveilError as error:
-        lines.append(f"references.augmentation: {error}")
+    if experiment.references.augmentation is not None:
+        try:
+            experiment.central_training()
+        except FedveilError as error:
+            lines.append(f"references.augmentation: {error}")
     if experiment.model.name not in MODELS:
         lines.append(f"model.name: given {experiment.model.name!r}; allowed: {listed(MODELS)}")
     return lines

@@ -149,13 +149,14 @@ class ReferencesSection(Section):
             once for each data set, seed, split and model, which takes minutes.
         clients: for at most so many clients, drawn by seed; their scores are averaged.
         steps: at most so many of 64 images. Trainings end before if the error on held-out images is flat.
-        augmentation: random views of the images, as in `fedveil.fl.augmentation`: those that keep the classes.
+        augmentation: random views of the images, as in `fedveil.fl.augmentation`: those that keep the classes. None for
+            ``fl.augmentation``, or shifts where clients use none.
     """
 
     measure: bool = True
     clients: Count = 8
     steps: Count = 2000
-    augmentation: list[str] = Field(default=["shift"])
+    augmentation: list[str] | None = None
 
 
 class AuditSection(Section):
@@ -303,7 +304,10 @@ class Experiment(Section):
 
     def central_training(self) -> CentralTraining:
         """Return how a classifier is trained that does without the federation."""
-        return CentralTraining(steps=self.references.steps, augmentation=tuple(self.references.augmentation))
+        augmentation = self.references.augmentation
+        if augmentation is None:
+            augmentation = self.fl.augmentation or ["shift"]
+        return CentralTraining(steps=self.references.steps, augmentation=tuple(augmentation))
 
 
 SECTIONS = frozenset(

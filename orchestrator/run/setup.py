@@ -67,9 +67,10 @@ def make_setup(experiment: Experiment) -> Setup:
             f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least"
             f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
         )
-    if experiment.references.measure or experiment.fl.start == "public":
+    own_views = experiment.references.augmentation
+    if own_views is not None and (experiment.references.measure or experiment.fl.start == "public"):
         try:
-            augment(torch.zeros(1, *data.train.shape), experiment.references.augmentation, torch.Generator())
+            augment(torch.zeros(1, *data.train.shape), own_views, torch.Generator())
         except FedveilError as error:
             raise FedveilError(f"references.augmentation: {error}") from error
     split = split_train(

@@ -175,6 +175,24 @@ def test_ray_workers_give_the_bits_of_the_serial_executor(bars: Path, ray_cluste
     assert {name: other.metrics[name] for name in NAMES} == {name: serial.metrics[name] for name in NAMES}
 
 
+@pytest.mark.parametrize(
+    ("clients", "own", "expected"),
+    [([], None, ("shift",)), (["flip"], None, ("flip",)), (["flip"], ["shift"], ("shift",)), (["flip"], [], ())],
+)
+def test_unasked_the_images_are_varied_as_clients_vary_theirs(
+    clients: list[str], own: list[str] | None, expected: tuple[str, ...], bars: Path
+) -> None:
+    experiment = check(tiny_experiment(bars, fl={"augmentation": clients}, references={"augmentation": own}))
+    assert experiment.central_training().augmentation == expected
+
+
+def test_views_that_are_taken_over_are_refused_once_and_where_they_stand(bars: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check(tiny_experiment(bars, fl={"augmentation": ["turn"]}))
+    assert str(refusal.value).count("turn") == 1
+    assert "fl.augmentation.0" in str(refusal.value)
+
+
 def test_an_augmentation_that_does_not_exist_is_refused_with_its_key(bars: Path) -> None:
     with pytest.raises(ConfigError, match=r"^references\.augmentation: unknown augmentation 'turn'; allowed: flip"):
         check(tiny_experiment(bars, references={"augmentation": ["turn"]}))
