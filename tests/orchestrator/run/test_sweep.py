@@ -237,11 +237,12 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     check({**raw, "data": {**raw["data"], "name": f"npz:{bars}"}})
     tiny = tiny_experiment(bars)
     smaller = {key: tiny["audit"][key] for key in ("victims", "attacks")}
+    length = {"local_steps": 2} if "local_steps" in raw["fl"] else {"local_epochs": 1}
     cut = {
         **{key: value for key, value in raw.items() if key != "search"},
         "data": {**raw["data"], **tiny["data"], "size": None, "limit": None},
         "model": {**raw["model"], "width": 4},
-        "fl": {**raw["fl"], "clients": 3, "rounds": 2, "local_epochs": 1, "batch_size": 8},
+        "fl": {**raw["fl"], "clients": 3, "rounds": 2, "batch_size": 8, **length},
         "audit": {**raw["audit"], "clients": 2, **smaller},
         "references": tiny["references"],
         "resources": tiny["resources"],
