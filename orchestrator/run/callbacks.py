@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.config import Experiment
@@ -49,6 +50,9 @@ class TrialCallback:
 
     def on_prepared(self, diagnostics: Mapping[str, float]) -> None:
         """The defence is prepared; what it says of itself, ``defense/<name>`` each."""
+
+    def on_audit(self, report: AuditReport) -> None:
+        """A round's updates were attacked."""
 
     def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
         """A round was trained.
@@ -126,8 +130,8 @@ class Speech(TrialCallback):
     def __init__(self, say: Say, experiment: Experiment, setup: Setup) -> None:
         self._say = say
         self._rounds = experiment.fl.rounds
-        for note in setup.data.notes:
-            say(f"note: {note}")
+        self._noted: set[str] = set()
+        self._note(setup.data.notes)
         self._lines = {
             Phase.DEFENSE: f"preparing the defence on {len(setup.public)} public images and with"
             f" {len(setup.shards)} clients",
@@ -166,6 +170,10 @@ class Speech(TrialCallback):
                 " adversary alone"
             )
 
+    def on_audit(self, report: AuditReport) -> None:
+        """Say what the reader of the numbers has to know, once."""
+        self._note(report.notes)
+
     def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
         """Say how the training goes."""
         self._say(
@@ -178,3 +186,9 @@ class Speech(TrialCallback):
         """Say what came out."""
         accuracy, error = result.metrics["utility/accuracy"], result.metrics.get("privacy/mse", float("nan"))
         self._say(f"done: accuracy {accuracy:.3f}, worst-case MSE {error:.4f}")
+
+    def _note(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                self._say(f"note: {note}")

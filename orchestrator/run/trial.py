@@ -79,8 +79,11 @@ class Trial:
         for number in range(simulation.state.round, experiment.fl.rounds):
             if number in audited:
                 with self._during(Phase.AUDIT, number):
-                    progress = progress.after_audit(auditor.audit(progress.state, progress.sent))
+                    report = auditor.audit(progress.state, progress.sent)
+                    progress = progress.after_audit(report)
                     privacy = auditor.summary(progress.records)
+                for callback in self.callbacks:
+                    callback.on_audit(report)
             with self._during(Phase.ROUND, number):
                 trained = simulation.round()
                 accuracy = simulation.evaluate_quickly(setup.validation)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_experiment, write_bars
 
+from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.rounds import RoundReport, ServerState
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.callbacks import Costs, Phase, Speech, TrialResult
@@ -44,6 +45,8 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
     for phase in Phase:
         speech.on_begin(phase, 1)
     speech.on_prepared({"defense/collapsed": 0.25, "defense/adversary_gap": 0.9})
+    for notes in (("brightness is a guess", "seen twice"), ("brightness is a guess",)):
+        speech.on_audit(AuditReport(reconstructions={}, victims=(), notes=notes))
     running = {"fl/accuracy": 0.5}
     speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=0, update_bytes=1.0), running)
     speech.on_round(AFTER_ONE, RoundReport(loss=1.5, failed_clients=2, update_bytes=1.0), running)
@@ -56,6 +59,7 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
     ]
     assert said[4].startswith("the minimax training collapsed for 25% of the clients")
     assert said[5:] == [
+        "note: brightness is a guess",
         "round 1/2: accuracy 0.500, loss 1.500",
         "round 1/2: accuracy 0.500, loss 1.500, 2 client turn(s) replayed",
         "done: accuracy 0.750, worst-case MSE 0.0123",
