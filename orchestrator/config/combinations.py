@@ -10,7 +10,8 @@ from fedveil.fl.models import MODELS
 from fedveil.fl.strategies import Krum
 from fedveil.fl.strategies.robust import CoordinatewiseStrategy
 from fedveil.orchestrator.config.explain import listed, shown
-from fedveil.orchestrator.config.schema import DataSection, Experiment, FLSection, ModelSection, ResourcesSection
+from fedveil.orchestrator.config.schema import Experiment, ResourcesSection
+from fedveil.orchestrator.config.training import DataSection, FLSection, ModelSection
 
 ENOUGH = 10_000
 """Clients from which on no share of them rounds to nothing."""

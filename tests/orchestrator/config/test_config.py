@@ -9,8 +9,8 @@ from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.optimizers import SGD, Adam
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
 from fedveil.orchestrator.config.options import options_of
-from fedveil.orchestrator.config.schema import FLSection
 from fedveil.orchestrator.config.space import corners
+from fedveil.orchestrator.config.training import FLSection
 from fedveil.orchestrator.config.uri import uri_fault
 
 DESIGN = """

@@ -10,7 +10,7 @@ from fedveil.attacks import Adaptive, DeepLeakage
 from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
 from fedveil.orchestrator.config.load import set_key
-from fedveil.orchestrator.config.schema import FLSection
+from fedveil.orchestrator.config.training import FLSection
 from fedveil.orchestrator.config.yaml import parse
 
 SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
