@@ -8,7 +8,8 @@ import torch
 
 from fedveil.attacks.audit.capture import trains_on
 from fedveil.attacks.inverse.shared_law import SharedLaw
-from fedveil.attacks.membership import MembershipScore, as_images, membership
+from fedveil.attacks.membership.attack import as_images, membership
+from fedveil.attacks.membership.score import MembershipScore
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.defense.base import DefenseContext, PreparedDefense
 from fedveil.defense.latent.pool import make_pool

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.inverse.shared_law import SharedLaw
-from fedveil.attacks.membership import MembershipScore, membership, scored
+from fedveil.attacks.membership.attack import membership
+from fedveil.attacks.membership.score import MembershipScore, scored
 from fedveil.defense import PixelNoise
 from fedveil.defense.base import Rehearsal, Surrogate
 from fedveil.defense.inverse.lessons import rehearsed_lessons

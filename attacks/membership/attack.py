@@ -12,26 +12,22 @@ is, and less what it is on average in sets without the candidate, since some ima
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedveil.attacks.inverse.shared_law import SharedLaw
+from fedveil.attacks.membership.score import MembershipScore, scored
 from fedveil.defense.base import Rehearsal, Surrogate
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.seeding import derive_seed, numpy_stream, torch_stream
+from fedveil.fl.seeding import derive_seed, torch_stream
 
 SETS = ((0, 1), (2, 3), (0, 2), (1, 3))
 """Which quarters of the attacker's images are in each shadow set: each image is in at most two of them, and out of two."""
-FALSE_ALARMS = 0.01
-RESAMPLES = 1000
 FEW = 20
 """A class with fewer shadow candidates is judged by what holds for all classes."""
 DECAY = 1e-3
@@ -41,29 +37,6 @@ NEAREST = 1e-6
 
 Read = Callable[[Images], Tensor]
 """Images to features (n, D), on the CPU."""
-
-
-@dataclass(frozen=True)
-class MembershipScore:
-    """How well members are told from others; 95 % bootstrap intervals over both.
-
-    Attributes:
-        auc: area under the ROC curve: how often a member scores above an outsider. 0.5 is chance.
-        auc_low, auc_high: its interval.
-        tpr: share of the members that are found at a false-alarm rate of at most 1 %. 0.01 is chance.
-        tpr_low, tpr_high: its interval.
-        members: how many were tried.
-        outsiders: as many of each class.
-    """
-
-    auc: float
-    auc_low: float
-    auc_high: float
-    tpr: float
-    tpr_low: float
-    tpr_high: float
-    members: int
-    outsiders: int
 
 
 def membership(
@@ -275,41 +248,3 @@ def _standards(rows: Tensor) -> tuple[Tensor, Tensor]:
     centre = torch.nan_to_num(rows.nanmean(0))
     spread = (rows - centre).square().nanmean(0).sqrt()
     return centre, torch.nan_to_num(spread, 1.0).clamp_min(1e-6)
-
-
-def scored(members: NDArray[np.float64], outsiders: NDArray[np.float64], *, seed: int) -> MembershipScore:
-    """Score how well numbers tell members from outsiders.
-
-    >>> import numpy as np
-    >>> found = scored(np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0]), seed=0)
-    >>> found.auc  # of six pairs four are right and one is a tie
-    0.75
-
-    Args:
-        members: (m,) larger for likelier members, m at least 1.
-        outsiders: (o,) the same, o at least 1.
-        seed: of the bootstrap.
-    """
-    draw = numpy_stream(seed, "membership")
-    again = np.array(
-        [_both(draw.choice(members, len(members)), draw.choice(outsiders, len(outsiders))) for _ in range(RESAMPLES)]
-    )
-    (auc, tpr), ends = _both(members, outsiders), np.quantile(again, [0.025, 0.975], axis=0)
-    return MembershipScore(
-        auc,
-        float(ends[0, 0]),
-        float(ends[1, 0]),
-        tpr,
-        float(ends[0, 1]),
-        float(ends[1, 1]),
-        len(members),
-        len(outsiders),
-    )
-
-
-def _both(members: NDArray[np.float64], outsiders: NDArray[np.float64]) -> tuple[float, float]:
-    """The area under the ROC curve, ties counting half, and the hit rate at `FALSE_ALARMS`."""
-    ordered = np.sort(outsiders)
-    below, up_to = (np.searchsorted(ordered, members, side) for side in ("left", "right"))
-    alarms = math.floor(FALSE_ALARMS * len(ordered))
-    return float((below + up_to).mean() / 2 / len(ordered)), float((members > ordered[-1 - alarms]).mean())

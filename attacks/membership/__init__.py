@@ -1,0 +1,1 @@
+"""Did this very image take part in what a client trained on?"""
