@@ -36,13 +36,23 @@ from fedveil.fl.messages import ClientUpdate
 
 LATENT: dict[str, object] = {
     "k": 3,
-    "start": "mean",
+    "space": "latent",
+    "scope": "client",
+    "grouping": "anchors",
+    "start": "public",
     "strength": 0.5,
     "spread": 1.2,
+    "dimensions": 5,
     "steps": 4,
     "learning_rate": 0.1,
+    "utility_weight": 2.0,
+    "privacy_weight": 0,
+    "epsilon": 3.0,
+    "delta": 1e-06,
+    "clip": 0.5,
     "random_networks": 2,
     "trained_networks": 1,
+    "public_steps": 7,
 }
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
