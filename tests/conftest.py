@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from clock import Clock
 
 from fedveil.attacks import ATTACKS
 from fedveil.defense import DEFENSES
+from fedveil.fl import progress
 from fedveil.fl.data.images import Images
 from fedveil.fl.data.source import named
 from fedveil.fl.models import MODELS
@@ -28,6 +30,14 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process with two declared cores, one for all tests: it takes seconds to start."""
     with connect("local", cpus=2):
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which lines about long work wait."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,9 @@ from __future__ import annotations
 import logging
 
 import pytest
+from clock import Clock
 
-from fedveil.fl import progress
 from fedveil.fl.progress import Pace, doing
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
 
 
 def test_a_line_tells_what_is_left_and_the_next_one_waits(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

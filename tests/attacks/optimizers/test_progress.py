@@ -3,24 +3,9 @@ from __future__ import annotations
 import logging
 
 import pytest
+from clock import Clock
 
 from fedveil.attacks.optimizers.progress import begin, evaluated, progress
-from fedveil.fl import progress as module
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 def test_a_slow_attack_says_how_far_it_is(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
