@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse.reader import train_reader
 from fedveil.attacks.inverse.shared_law import SharedLaw
-from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.base import PreparedDefense, Surrogate, TrainedOn
 from fedveil.defense.inverse.learnt import InverseTraining, train_inverse
 from fedveil.defense.inverse.lessons import (
     DefendedLessons,
@@ -58,18 +57,6 @@ def preparation_key(
     return PreparationKey(modules, whose, training, observations, local_steps)
 
 
-def shadow_defense(defense: Defense[Any], auxiliary: Images, context: DefenseContext, public: Any) -> PreparedDefense:
-    """Return the attacker's own copy of a defence: see `fedveil.defense.base.Defense.shadow`.
-
-    Args:
-        defense: the settings, which the attacker knows.
-        auxiliary: its images.
-        context: with a seed of its own.
-        public: what the defence learnt on public images; server and clients hold it, so the attacker does.
-    """
-    return defense.shadow(auxiliary, context, public)
-
-
 def prepare_attacker(
     prepared: PreparedDefense,
     auxiliary: Images,
@@ -82,7 +69,7 @@ def prepare_attacker(
     """Prepare against a defence: train an inverse where it changes images, and a classifier of what it leaves of them.
 
     Args:
-        prepared: the client's own, or the attacker's copy (`shadow_defense`).
+        prepared: the client's own, or the attacker's copy (`Defense.shadow`).
         auxiliary: the attacker's images. Where all are of one class, there is no classifier.
         key: says for how many draws, and how to train.
         classes: k.

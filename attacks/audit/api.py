@@ -14,7 +14,6 @@ from fedveil.attacks.adaptive.preparation import (
     PreparationKey,
     preparation_key,
     prepare_attacker,
-    shadow_defense,
 )
 from fedveil.attacks.audit.chosen import chosen_attacks
 from fedveil.attacks.audit.direction import check_directions
@@ -252,7 +251,7 @@ def _prepare(
     if not wanted or context is None:
         return trained_on, {}
     if isinstance(defense, Defense):
-        defense = shadow_defense(defense, context.public, context, defense.pretrain(context))
+        defense = defense.shadow(context.public, context, defense.pretrain(context))
     return trained_on, {
         key: prepare_attacker(
             defense,

@@ -15,7 +15,6 @@ from fedveil.attacks.adaptive.preparation import (
     PreparationKey,
     preparation_key,
     prepare_attacker,
-    shadow_defense,
 )
 from fedveil.attacks.audit.capture import capture, together, trains_on
 from fedveil.attacks.audit.report import AuditReport
@@ -229,7 +228,7 @@ def _ready_attacker(
 def _shadow(
     slot: Slot, defense: Defense[Any], auxiliary: Images, context: DefenseContext, public: Any
 ) -> PreparedDefense:
-    return shadow_defense(defense, auxiliary, replace(context, device=slot.device), public)
+    return defense.shadow(auxiliary, replace(context, device=slot.device), public)
 
 
 def _prepare_attacker(

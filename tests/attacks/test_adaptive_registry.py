@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedveil.attacks import Adaptive, AdaptiveModules, InverseTraining, InvertingGradients, TrainedImages
-from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
+from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key, prepare_attacker
 from fedveil.attacks.audit.capture import capture, together
 from fedveil.attacks.audit.updates import Attacker, audit_updates
 from fedveil.attacks.base import Attack
@@ -97,7 +97,7 @@ def test_all_tiers_attack_it(defense: Defense[Any], blobs: Blobs) -> None:
     keys: set[PreparationKey | None] = {
         preparation_key(attack, defense.trained_on, 0, observations=ROUNDS) for attack in ATTACKS
     }
-    attackers_own = shadow_defense(defense, auxiliary, replace(context, seed=5), learnt)
+    attackers_own = defense.shadow(auxiliary, replace(context, seed=5), learnt)
     attacker = Attacker(
         target=TARGET,
         attacks=ATTACKS,

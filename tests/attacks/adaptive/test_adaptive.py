@@ -19,7 +19,7 @@ from fedveil.attacks import (
     TrainedImages,
 )
 from fedveil.attacks.adaptive.attacks import undo
-from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker, shadow_defense
+from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse.reader import Reader
 from fedveil.attacks.strongest import Strongest
@@ -297,7 +297,7 @@ def test_the_attackers_copy_holds_the_public_modules_and_its_own_images_alone(bl
     context = DefenseContext(public, SPEC, CPU, seed=1)
     learnt = defense.pretrain(context)
     clients = defense.prepare(private, context, learnt, client=2)
-    attackers = shadow_defense(defense, auxiliary, replace(context, seed=9), learnt)
+    attackers = defense.shadow(auxiliary, replace(context, seed=9), learnt)
     assert clients == PreparedShade(learnt, float(private.floats().mean()), 1, 2)
     assert attackers == PreparedShade(learnt, float(auxiliary.floats().mean()), 9, -1)
 

@@ -21,7 +21,7 @@ from fedveil.attacks import (
     Observation,
     TrainedImages,
 )
-from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key, prepare_attacker, shadow_defense
+from fedveil.attacks.adaptive.preparation import PreparationKey, preparation_key, prepare_attacker
 from fedveil.attacks.audit.capture import capture, together
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.audit.updates import Attacker, audit_updates
@@ -116,7 +116,7 @@ def make_world(blobs: Blobs, judge: Judge) -> MakeWorld:
             batches.append(VictimBatch(number, client, ids, shards[client].take(rows), gallery=ids))
         pixels = [batch.images.pixels for batch in batches]
         keys = {preparation_key(a, defense.trained_on, batch.client) for a in attacks for batch in batches} - {None}
-        shadow = shadow_defense(defense, auxiliary, replace(context, seed=5), learnt)
+        shadow = defense.shadow(auxiliary, replace(context, seed=5), learnt)
         attacker = Attacker(
             target=TARGET,
             attacks=tuple(attacks),

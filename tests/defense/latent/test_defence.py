@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.attacks.adaptive.preparation import shadow_defense
 from fedveil.defense import DefenseContext, GroupMean, LatentPerturbation, Stack, TopK, TrainedOn
 from fedveil.defense.latent.shared import PreparedShared, Shared
 from fedveil.defense.public_models import public_autoencoder
@@ -143,7 +142,7 @@ def test_with_a_secret_of_its_own_a_client_has_networks_that_an_attacker_has_to_
     assert not torch.equal(pictures[0], pictures[2])
     assert torch.equal(prepare(own, private, context).shared.images, pictures[0])
     # At the algorithm tier the attacker draws networks itself; stolen ones do what the client's do.
-    drawn = shadow_defense(own, public, replace(context, seed=99), own.pretrain(context)).surrogate()
+    drawn = own.shadow(public, replace(context, seed=99), own.pretrain(context)).surrogate()
     stolen = first.surrogate()
     for surrogate, equal in ((stolen, True), (drawn, False)):
         assert surrogate.rehearse is not None
@@ -169,7 +168,7 @@ def test_an_attackers_copy_learns_no_groups_before_it_rehearses(
 
     with monkeypatch.context() as patch:
         patch.setattr(LatentPerturbation, "share", counted)
-        surrogate = shadow_defense(settings, public, context, learnt).surrogate()
+        surrogate = settings.shadow(public, context, learnt).surrogate()
         assert asked == []
         assert surrogate.rehearse is not None
         found = surrogate.rehearse(private, context.stream("condense", -1))
