@@ -26,9 +26,10 @@ _ABOUT = """# What each defence leaves an attacker, and what it costs
 
 Made by `python -m benchmarks.study.render` of the records that `python -m benchmarks.study` writes; the protocols are in
 [benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images. MSE is that of the
-attacker that is handed what the client trained on (`trained_images`), told the label, with its inverse trained until flat on
-2,000 images of its own; *guess* is the error of its images' class means. *Found* is how often the victim is found among
-1,000 images, by the better of two ways. *Class* is what the attacker's own classifier reads, not told the label. Intervals
+attacker that comes closest, told the label: one knows the algorithm, one is handed what the client trained on, both have an
+inverse that is trained until flat on 2,000 images of their own; *guess* is the error of these images' class means.
+*Found* is how often the victim is found among 1,000 images, by the better of two ways. *Class* is what the attacker's own
+classifier reads, not told the label. *Over local* is what federating is worth to one client with its own images. Intervals
 over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a bound.
 """
 
@@ -84,9 +85,25 @@ def section(record: Mapping[str, Any]) -> str:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in record["rows"]:
         groups[title(row)].append(row)
-    base = {row["seed"]: row["utility"]["accuracy"] for row in record["rows"] if row["defense"] == "none"}
-    head = ("defence", "seeds", "accuracy", "under none", "AUC", "MSE", "guess", "SSIM", "found", "class", "victims")
-    lines = [line(name, rows, base) for name, rows in groups.items()]
+    known = {
+        defense: {row["seed"]: row["utility"]["accuracy"] for row in record["rows"] if row["defense"] == defense}
+        for defense in ("none", "local_only")
+    }
+    head = (
+        "defence",
+        "seeds",
+        "accuracy",
+        "under none",
+        "over local",
+        "AUC",
+        "MSE",
+        "guess",
+        "SSIM",
+        "found",
+        "class",
+        "victims",
+    )
+    lines = [line(name, rows, known["none"], known["local_only"]) for name, rows in groups.items()]
     missing = [
         f"{family} {', '.join(f'{k}={v}' for k, v in settings.items())}".strip()
         for family, options in FAMILIES.items()
@@ -105,22 +122,23 @@ def title(row: Row) -> str:
     return f"`{row['defense']}` {settings}".strip()
 
 
-def line(name: str, rows: Sequence[Row], base: Mapping[int, float]) -> Sequence[str]:
-    """Return a line of the table."""
-    tiers = [row["privacy"].get("trained_images") or row["privacy"].get("algorithm", {}) for row in rows]
+def line(name: str, rows: Sequence[Row], none: Mapping[int, float], local: Mapping[int, float]) -> Sequence[str]:
+    """Return a line of the table, beside the accuracies of no defence and of no federation by seed."""
     worst = [row["privacy"].get("worst", {}) for row in rows]
-    below = [base[row["seed"]] - row["utility"]["accuracy"] for row in rows if row["seed"] in base]
+    below = [none[row["seed"]] - row["utility"]["accuracy"] for row in rows if row["seed"] in none]
+    above = [row["utility"]["accuracy"] - local[row["seed"]] for row in rows if row["seed"] in local]
     return (
         name,
         str(len(rows)),
         interval([row["utility"]["accuracy"] for row in rows], "{:.3f}"),
         interval(below, "{:+.3f}"),
+        interval(above, "{:+.3f}"),
         interval([row["utility"]["auc"] for row in rows if "auc" in row["utility"]], "{:.3f}"),
-        interval(_all(tiers, "mse"), "{:.4f}"),
+        interval(_all(worst, "mse"), "{:.4f}"),
         interval(_all(worst, "baseline_mse"), "{:.4f}"),
-        interval(_all(tiers, "ssim"), "{:.2f}"),
-        interval(_all(tiers, "identification_rate"), "{:.2f}"),
-        interval(_all(tiers, "adaptive_attacker_accuracy"), "{:.2f}"),
+        interval(_all(worst, "ssim"), "{:.2f}"),
+        interval(_all(worst, "identification_rate"), "{:.2f}"),
+        interval(_all(worst, "adaptive_attacker_accuracy"), "{:.2f}"),
         str(min(int(row["victims"]) for row in rows)),
     )
 

@@ -59,10 +59,11 @@ def test_the_table_has_a_line_per_setting_with_the_distance_to_no_defence() -> N
         return as_row("blood", seed, defense, settings, {**METRICS, "utility/accuracy": accuracy})
 
     rows = [row("none", 0, 0.95), row("none", 1, 0.93), row("latent", 0, 0.92, k=10), row("latent", 1, 0.92, k=10)]
+    rows += [one for undefended in rows[:2] for one in silent_rows(undefended)]
     about = {"cpu": "a processor", "threads": 1, "torch": "2", "python": "3"}
     text = section({"machine": about, "rows": rows})
     (latent,) = [line for line in text.splitlines() if line.startswith("| `latent` k 10")]
-    assert "| 2 | 0.920 ± 0.000 | +0.020 ± 0.127 |" in latent
+    assert "| 2 | 0.920 ± 0.000 | +0.020 ± 0.127 | +0.120 ± 0.000 |" in latent
     assert "0.0123" in latent
     assert "Not yet with all 3 seeds" in text
 
