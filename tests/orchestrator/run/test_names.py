@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.orchestrator.run.names import panel_names, trial_name
+from fedveil.orchestrator.run.names import fitted, panel_names, trial_name
+from fedveil.orchestrator.run.paths import ExperimentPaths
 
 
 def test_trial_names_say_what_is_varied() -> None:
@@ -35,6 +37,19 @@ def test_an_option_that_all_entries_of_a_defence_share_is_left_out() -> None:
 def test_equal_entries_are_numbered() -> None:
     same = {"defense": {"name": "latent", "strength": 1.0}}
     assert panel_names([same, same]) == ["latent_strength=1", "latent_strength=1_2"]
+
+
+def test_a_name_too_long_for_a_folder_is_cut_and_stays_distinct(tmp_path: Path) -> None:
+    """With a seed and a number behind it, too, and counted in bytes."""
+    many = [{"defense": [{"name": "top_k", "keep": 0.1}] * 40 + [last]} for last in ("none", "latent", "latent")]
+    names = panel_names(many)
+    assert len(set(names)) == 3
+    assert all(name.startswith("top_k_") for name in names)
+    for name in (*names, trial_name({"data.name": "ü" * 300}), fitted("+".join(["latent"] * 60))):
+        for _ in range(2):
+            ExperimentPaths(tmp_path / "runs" / "e").new_trial(f"{name}-seed{2**63 - 1}")
+    assert fitted("x" * 200) == "x" * 200
+    assert fitted("x" * 201) != fitted("x" * 202)
 
 
 _parts = st.one_of(
