@@ -106,6 +106,7 @@ def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = N
 
 def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune trainable: one setting, resumed from its checkpoint if it has one."""
+    os.umask(0o077)  # its checkpoints, which Tune copies from here, hold images
     if job.folder.is_dir():
         os.chdir(job.folder)
     install(job.plugins)
