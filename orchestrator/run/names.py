@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -50,6 +51,19 @@ def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) ->
         else:
             parts.append(f"{key.rpartition('.')[2]}={_short(value)}")
     return fitted("_".join(parts) or "trial")
+
+
+def run_token(storage: str, part: str, trial_id: str, seed: int) -> str:
+    """Return the name that a sweep's trial gives its run under a seed, the same whenever it is asked.
+
+    Args:
+        storage: name of the sweep's own storage.
+        part: of the sweep. Tune's ids of trials are distinct within one only: two generators that are made within a tick
+            of its clock give the same.
+        trial_id: Tune's.
+        seed: of the trial.
+    """
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{storage}/{part}/{trial_id}/{seed}").hex
 
 
 def fitted(name: str) -> str:

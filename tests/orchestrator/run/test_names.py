@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.orchestrator.run.names import fitted, panel_names, trial_name
+from fedveil.orchestrator.run.names import fitted, panel_names, run_token, trial_name
 from fedveil.orchestrator.run.paths import ExperimentPaths
 
 
@@ -50,6 +51,14 @@ def test_a_name_too_long_for_a_folder_is_cut_and_stays_distinct(tmp_path: Path) 
             ExperimentPaths(tmp_path / "runs" / "e").new_trial(f"{name}-seed{2**63 - 1}")
     assert fitted("x" * 200) == "x" * 200
     assert fitted("x" * 201) != fitted("x" * 202)
+
+
+def test_trials_with_equal_ids_in_panel_and_search_have_runs_of_their_own() -> None:
+    """Tune gives equal ids whenever its two generators are made within a tick of a clock."""
+    trials = itertools.product(["sweep", "later"], ["panel", "search"], ["3f2c1_00000", "3f2c1_00001"], [0, 1])
+    tokens = [run_token(*trial) for trial in trials]
+    assert len(set(tokens)) == 16
+    assert tokens[0] == run_token("sweep", "panel", "3f2c1_00000", 0)
 
 
 _parts = st.one_of(
