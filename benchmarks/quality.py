@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 
 import fedveil as fv
 from benchmarks.machine import about
-from benchmarks.peers.cells import CHANNELS, CLASSES, DATA, LEARNING_RATE, LENET, Cell, work
+from benchmarks.peers.cells import CHANNELS, CLASSES, DATA, LEARNING_RATE, Cell, work
+from benchmarks.peers.make_updates import private_images, victims_of
 from benchmarks.peers.scores import psnrs
 from fedveil.attacks import ATTACKS
 from fedveil.fl.data import split_train
@@ -134,13 +136,21 @@ def score_peer(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def guess(data: str, folder: Path) -> float:
+_SETTING = ("data", "network", "weights", "batch", "local_steps", "evaluations", "attack")
+
+
+def merged(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return all records, of a setting the newer: reconstructions are large, and kept no longer than they are wanted."""
+    kept = {tuple(one[name] for name in _SETTING): one for one in (*old, *new)}
+    return list(kept.values())
+
+
+def guess(data: str) -> float:
     """Return the mean PSNR of the class means of auxiliary images, in dB."""
-    content = torch.load(folder / "cells" / f"{Cell(data, LENET, 'initial', 1, 1)}.pt")
     known = split_train(fv.load_data(data).train, public_fraction=0.05, auxiliary_fraction=0.2, seed=0).auxiliary
-    images, labels = known.floats(), content["labels"].flatten()
-    means = torch.stack([images[known.labels == label].mean(0) for label in labels])
-    return fmean(psnrs(content["images"].numpy(), means.numpy()))
+    victims, images = victims_of(private_images(data)[0]), known.floats()
+    means = torch.stack([images[known.labels == label].mean(0) for label in victims.labels])
+    return fmean(psnrs(victims.floats().numpy(), means.numpy()))
 
 
 def main() -> None:
@@ -163,10 +173,12 @@ def main() -> None:
     }
     for side, rows in sides.items():
         if rows:
-            record: dict[str, Any] = {"side": side, "machine": about(), "rows": rows}
+            path = arguments.out / f"{side}.json"
+            before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+            record = {**before, "side": side, "machine": about(), "rows": merged(before["rows"], rows)}
             if side == "fedveil":
-                record["guess"] = {data: round(guess(data, arguments.folder), 3) for data in DATA}
-            (arguments.out / f"{side}.json").write_text(json.dumps(record, indent=1) + "\n")
+                record["guess"] = {data: round(guess(data), 3) for data in DATA}
+            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

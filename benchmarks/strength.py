@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
     "fl": {"clients": 4, "rounds": 12, "learning_rate_decay": 0.85},
     "audit": {"rounds": [0, "last"], "victims": 32, "clients": 2},
     "tracking": {"uri": "sqlite:///runs/strength.db", "images": "none"},
-    "resources": {"workers": 2, "cpus_per_worker": 1},
+    "resources": {"workers": 1, "cpus_per_worker": 1},
 }
 
 

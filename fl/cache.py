@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
+import logging
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from torch import Tensor
 from fedveil.fl.data.images import Images
 
 State = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
+_CHECK = 16
+"""Bytes of the checksum before an entry."""
 
 
 def fingerprint(images: Images) -> str:
@@ -59,7 +64,8 @@ def _code(name: str) -> str:
 def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], State]) -> State:
     """Return ``build()``, or what an earlier call with the same key returned, read from ``folder``.
 
-    A damaged entry is built anew, and so is one from other code or another PyTorch.
+    A damaged entry is built anew, and so is one from other code or another PyTorch. An entry that cannot be written, as on
+    a full disk, is built anew next time.
 
     Args:
         folder: is made if need be; None turns the cache off.
@@ -69,29 +75,46 @@ def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], Sta
     if folder is None:
         return build()
     whole = (*_versions(build.__module__), *key)
-    path = folder / f"{hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()}.pt"
-    state = _read(path)
+    name = hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
+    path = folder / f"{name}.pt"
+    state = _read(path, name)
     if state is not None:
         return state
     state = build()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Trials side by side may build the same entry: each writes its own file and the last rename wins.
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
     try:
-        torch.save(state, temporary)
+        _write(state, path, name)
+    except OSError as error:
+        _log.warning("%s is not kept for other trials: %s", path, error)
+    return state
+
+
+def _write(state: State, path: Path, name: str) -> None:
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is learnt on images may show them
+    # Trials side by side may build the same entry: each writes its own file and the last rename wins.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            file.write(_checksum(whole.getbuffer(), name))
+            file.write(whole.getbuffer())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    return state
 
 
-def _read(path: Path) -> State | None:
+def _read(path: Path, name: str) -> State | None:
+    """Return the entry ``name``; None where there is none, or a file that `_write` did not write for it, or not so."""
     try:
-        state: State = torch.load(path, weights_only=True)
-    except FileNotFoundError:
+        whole = memoryview(path.read_bytes())
+    except OSError:
         return None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # what torch raises for files that it did not write
+    if _checksum(whole[_CHECK:], name) != whole[:_CHECK]:
         return None
+    state: State = torch.load(io.BytesIO(whole[_CHECK:]), weights_only=True)
     return state
+
+
+def _checksum(content: memoryview, name: str) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECK, key=name.encode()).digest()

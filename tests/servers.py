@@ -7,11 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 
 @dataclass
@@ -60,6 +64,48 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False
+
+
+@contextmanager
+def losing_answers(uri: str, *, to: str, times: int) -> Iterator[str]:
+    """Yield the address of a proxy that loses the first so many answers to ``to``; the server at ``uri`` carries all out."""
+    left = [times]
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+            }
+            request = Request(uri + self.path, data=body or None, headers=headers, method=self.command)
+            try:
+                with urlopen(request, timeout=60) as answer:
+                    status, content = answer.status, answer.read()
+            except HTTPError as error:
+                status, content = error.code, error.read()
+            if self.path.endswith(to) and left[0]:
+                left[0] -= 1
+                return  # the connection is closed without a word
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PATCH = do_PUT = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def free_port() -> int:

@@ -19,6 +19,7 @@ from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
 from fedveil.attacks.adaptive.tuning import Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.labels import labels_of
+from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.scoring import match
 from fedveil.attacks.strongest import Strongest
 from fedveil.defense.base import Surrogate
@@ -78,7 +79,7 @@ class Adaptive(Attack):
                 and preparation.draws == 1
                 and all(torch.equal(plain[at].labels, labels_of(observations[at], knowledge)) for at in group)
             ):
-                inverted = [[plain[at]] for at in group]
+                inverted = [[one] for one in _brightened(own, [plain[at] for at in group], knowledge)]
             else:
                 flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
                 inverted = [[next(flat) for _ in draws] for draws in seen]
@@ -181,6 +182,14 @@ class TrainedImages(Attack):
                 found = undo([Reconstruction(images, own, 0.0) for images in seen], preparation, knowledge)
                 results[at] = replace(found, likeness=likeness)
         return [results[at] for at in range(len(observations))]
+
+
+def _brightened(
+    observations: Sequence[Observation], plain: Sequence[Reconstruction], knowledge: Knowledge
+) -> Sequence[Reconstruction]:
+    """What another attacker has found, as bright as the auxiliary images say where that one, without any, had to guess."""
+    guessed = any(one.scale_guessed for one in plain)
+    return exposed(observations, plain, knowledge) if guessed and knowledge.auxiliary is not None else plain
 
 
 def _granted(images: Tensor | None) -> Tensor:

@@ -198,10 +198,12 @@ def audit_updates(
 
 def _scale_note(label: str, knowledge: Knowledge) -> str:
     usual = usual_brightness(knowledge.auxiliary)
-    like = "as in photographs and scans" if knowledge.auxiliary is None else "as in the auxiliary images"
+    like = (
+        "as in photographs and scans" if knowledge.auxiliary is None else "as in the attacker's own images of the class"
+    )
     return (
-        f"{label}: the updates hardly tell how bright the images are, so their scale is a guess: the brightest pixels are"
-        f" put at {usual:.2f}, {like}; MSE and PSNR depend on it where the originals are darker or brighter"
+        f"{label}: updates hardly tell how bright the images are; the brightest pixels are put at about {usual:.2f}, {like},"
+        " and MSE and PSNR depend on it"
     )
 
 

@@ -46,11 +46,14 @@ def exposed(
         knowledge: what the attacker holds; auxiliary images tell it how bright images usually are.
         visible: see `misfit`.
     """
-    usual = usual_brightness(knowledge.auxiliary)
     left = list(range(len(observations)))
     result = list(found)
     for bright in (_each, _unclipped, _together):
-        scaled = [replace(found[at], images=_scaled(found[at].images, usual, bright)) for at in left]
+        usual = [_usual(found[at].labels, knowledge.auxiliary) for at in left]
+        scaled = [
+            replace(found[at], images=_scaled(found[at].images, own, bright))
+            for at, own in zip(left, usual, strict=True)
+        ]
         losses = misfit([observations[at] for at in left], scaled, knowledge, visible) if left else []
         for at, one, loss in zip(tuple(left), scaled, losses, strict=True):
             if loss <= TOLERANCE * found[at].loss:
@@ -61,25 +64,36 @@ def exposed(
 
 def usual_brightness(auxiliary: Images | None) -> float:
     """Return the `BRIGHT` quantile that images are taken to have: the mean over auxiliary ones, `USUAL` without any."""
-    return USUAL if auxiliary is None else float(_each(auxiliary.floats(), USUAL).mean())
+    return USUAL if auxiliary is None else float(_each(auxiliary.floats()).mean())
 
 
-def _scaled(images: Tensor, usual: float, bright: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _usual(labels: Tensor, auxiliary: Images | None) -> Tensor:
+    """That of images of these classes, (n,): of auxiliary images of the class if there are some, of all otherwise."""
+    usual = torch.full(labels.shape, usual_brightness(auxiliary))
+    if auxiliary is not None:
+        brightness = _each(auxiliary.floats())
+        for at, label in enumerate(labels.tolist()):
+            if (own := brightness[auxiliary.labels == label]).numel():
+                usual[at] = own.mean()
+    return usual
+
+
+def _scaled(images: Tensor, usual: Tensor, bright: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     now = bright(images, usual)
     factors = torch.where(now > 0, usual / now, 1)
     return (images * factors.view(-1, 1, 1, 1)).clamp(0, 1)
 
 
-def _each(images: Tensor, usual: float) -> Tensor:
+def _each(images: Tensor, _: Tensor | None = None) -> Tensor:
     """(n,) of (n, C, H, W)."""
     return torch.quantile(images.flatten(1), BRIGHT, dim=1)
 
 
-def _unclipped(images: Tensor, usual: float) -> Tensor:
+def _unclipped(images: Tensor, usual: Tensor) -> Tensor:
     """(n,), more where the brightest pixel would leave the range of values."""
     return torch.maximum(_each(images, usual), usual * images.flatten(1).amax(1))
 
 
-def _together(images: Tensor, usual: float) -> Tensor:
-    """The mean over a batch, (1,), or more where its brightest image would leave the range of values."""
-    return torch.maximum(_each(images, usual).mean(), usual * images.max())[None]
+def _together(images: Tensor, usual: Tensor) -> Tensor:
+    """(n,), one factor for a whole batch: its mean as usual, or less where its brightest image would leave the range."""
+    return usual * torch.maximum(_each(images).mean() / usual.mean(), images.max())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +14,8 @@ from fedveil.orchestrator.config import Experiment
 
 Option = tuple[str, str]
 """(a defence's name, one of its options)."""
+_LONGEST = 200
+"""Bytes in a name; file systems take 255, and seeds and numbers are still appended."""
 
 
 def params_of(experiment: Experiment) -> dict[str, str | float]:
@@ -46,7 +50,33 @@ def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) ->
             parts += [_defense_name(part, hidden) for part in _stack(value)]
         else:
             parts.append(f"{key.rpartition('.')[2]}={_short(value)}")
-    return "_".join(parts) or "trial"
+    return fitted("_".join(parts) or "trial")
+
+
+def run_token(storage: str, part: str, trial_id: str, seed: int) -> str:
+    """Return the name that a sweep's trial gives its run under a seed, the same whenever it is asked.
+
+    Args:
+        storage: name of the sweep's own storage.
+        part: of the sweep. Tune's ids of trials are distinct within one only: two generators that are made within a tick
+            of its clock give the same.
+        trial_id: Tune's.
+        seed: of the trial.
+    """
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{storage}/{part}/{trial_id}/{seed}").hex
+
+
+def fitted(name: str) -> str:
+    """Return ``name``; a longer one than a folder's name may be as its beginning and a hash of the whole.
+
+    >>> fitted("latent"), len(fitted("latent" * 100))
+    ('latent', 200)
+    """
+    whole = name.encode("utf-8", "replace")
+    if len(whole) <= _LONGEST:
+        return name
+    mark = "~" + hashlib.blake2b(whole, digest_size=6).hexdigest()
+    return whole[: _LONGEST - len(mark)].decode("utf-8", "ignore") + mark
 
 
 def panel_names(panel: Sequence[Mapping[str, Any]]) -> list[str]:

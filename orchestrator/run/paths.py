@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.run.private import private_folder
 from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings
 
 
@@ -80,7 +81,9 @@ class ExperimentPaths:
             numbered = name if number == 1 else f"{name}-{number}"
             paths = self.trial(numbered)
             try:
-                paths.folder.mkdir(parents=True)
+                private_folder(self.root)
+                private_folder(paths.folder.parent)
+                paths.folder.mkdir()
             except FileExistsError:
                 number += 1
             else:

@@ -18,6 +18,7 @@ from fedveil.orchestrator.metrics import CURVES
 from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Pictures, Progress, save_records
 from fedveil.orchestrator.run.paths import TrialPaths
+from fedveil.orchestrator.run.private import private_file, private_folder
 from fedveil.orchestrator.run.setup import Setup
 from fedveil.orchestrator.tracking import TrialTracker, without_passwords
 from fedveil.orchestrator.tracking.names import RECONSTRUCTION_GRID
@@ -40,7 +41,7 @@ class Files(TrialCallback):
     def __init__(self, paths: TrialPaths, experiment: Experiment, setup: Setup) -> None:
         self._paths = paths
         self._classes = setup.data.classes
-        paths.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(paths.folder)
         text = dump(resolved(experiment))
         (paths.folder / "experiment.yaml").write_text(text, encoding="utf-8")
 
@@ -52,11 +53,11 @@ class Files(TrialCallback):
         save_records(records, self._paths.records)
         if pictures is None:
             return
-        pictures.save(self._paths.pictures)
+        pictures.save(private_file(self._paths.pictures))
         labels = {record.victim: record.label for record in records}
         captions = [self._classes[labels[victim]] for victim in sorted(labels)[: len(pictures.originals)]]
         figure = draw_reconstructions(pictures.originals, pictures.trained, pictures.reconstructions, captions)
-        save(figure, self._paths.grid)
+        save(figure, private_file(self._paths.grid))
 
 
 class Tracking(TrialCallback):

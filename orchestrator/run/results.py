@@ -14,6 +14,7 @@ from fedveil.fl.messages import PrivacyRecord
 from fedveil.orchestrator.report import TRADE_OFF, TrialGroup, TrialRow, competing, front_of, hypervolume
 from fedveil.orchestrator.run.checkpoint import Pictures, load_records
 from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.run.private import private_file
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,6 @@ def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
             panels[title] = (pictures.trained, attack, pictures.reconstructions[attack])
     if originals is None or not panels:
         return []
-    comparison_figure(paths.root / "comparison.png", originals, panels)
-    return [paths.root / "comparison.png"]
+    figure = private_file(paths.root / "comparison.png")
+    comparison_figure(figure, originals, panels)
+    return [figure]

@@ -13,7 +13,7 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.callbacks import Costs, Speech
-from fedveil.orchestrator.run.names import params_of
+from fedveil.orchestrator.run.names import fitted, params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.results import RunResult
@@ -77,7 +77,7 @@ def _run_seed(
     board: Any,
 ) -> TrialRow:
     params = params_of(experiment)
-    name, own = paths.new_trial(f"{params['defense.name']}-seed{experiment.seed}")
+    name, own = paths.new_trial(f"{fitted(str(params['defense.name']))}-seed{experiment.seed}")
     executor.say = say = Speaker(board, name)
     with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
         callbacks = [

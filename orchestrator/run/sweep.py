@@ -22,6 +22,7 @@ from fedveil.orchestrator.cluster.progress import progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
@@ -60,7 +61,8 @@ def run_sweep(
         resume: go on with an interrupted sweep of that name.
 
     Raises:
-        FedveilError: the trial does not fit the cluster, or there is nothing to resume, or with other settings.
+        FedveilError: the trial does not fit the cluster, or there is nothing to resume, or with other settings, or a sweep
+            of that name runs in this folder.
     """
     search = experiment.search
     if search is None:
@@ -85,6 +87,7 @@ def run_sweep(
         soft_wrap=True,
     )
     with (
+        only_sweep(paths),
         SweepTracker(
             tracking,
             name=experiment.experiment,
@@ -101,7 +104,6 @@ def run_sweep(
         delivering(parent.deliver),
         progress_on(console) as board,
     ):
-        paths.root.mkdir(parents=True, exist_ok=True)
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
         storage = paths.tune / before.get("tune", f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
         memory = {"run_id": parent.run_id, "tune": storage.name, "settings": settings}
@@ -134,14 +136,15 @@ def run_sweep(
 def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterator[None]:
     """Call ``deliver`` every so many seconds until the block ends, so that MLflow shows trials while they run.
 
-    While something waits (a server that does not answer) the pause doubles, up to twelve times ``every``.
+    While nothing is taken (the server does not answer) the pause doubles, up to twelve times ``every``.
     """
     over = threading.Event()
 
     def work() -> None:
         pause = every
         while not over.wait(pause):
-            pause = min(2 * pause, 12 * every) if deliver().waiting else every
+            done = deliver()
+            pause = min(2 * pause, 12 * every) if done.waiting and not done.runs else every
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
-from fedveil.orchestrator.run.names import params_of
+from fedveil.orchestrator.run.names import params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
@@ -106,6 +105,7 @@ def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = N
 
 def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune trainable: one setting, resumed from its checkpoint if it has one."""
+    os.umask(0o077)  # its checkpoints, which Tune copies from here, hold images
     if job.folder.is_dir():
         os.chdir(job.folder)
     install(job.plugins)
@@ -129,17 +129,16 @@ def _run_seed(
     paths, setup = job.paths.trial(name), make_setup(experiment)
     costs = Costs(experiment.fl.rounds, saved.costs)
     plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
-    # A trial that failed before its first checkpoint finds its run again by a name that it can work out. Tune's ids of
-    # trials are distinct within a part of the sweep only.
+    # A trial that failed before its first checkpoint finds its run again by a token that it can work out.
     context = tune.get_context()
-    own_run = f"{job.storage.name}/{context.get_experiment_name()}/{context.get_trial_id()}/{experiment.seed}"
+    token = run_token(job.storage.name, context.get_experiment_name(), context.get_trial_id(), experiment.seed)
     with TrialTracker(
         job.tracking,
         parent_run_id=job.parent_run_id,
         name=name,
         params={**params_of(experiment), **plain},
         swept=list(plain),
-        run_id=saved.run_id or PENDING + uuid.uuid5(uuid.NAMESPACE_OID, own_run).hex,
+        run_id=saved.run_id or PENDING + token,
     ) as tracker:
         say = Speaker(job.board, name)
         callbacks = [

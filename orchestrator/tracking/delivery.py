@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedveil.orchestrator.tracking.operations import Artifact, Open, Operation, ParentMissingError
+from fedveil.orchestrator.tracking.names import INCOMPLETE_TAG, cut
+from fedveil.orchestrator.tracking.operations import Artifact, DamagedLineError, Open, Operation
 from fedveil.orchestrator.tracking.settings import without_passwords
 from fedveil.orchestrator.tracking.spool import Journal, Spool
 
@@ -18,14 +20,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT = 12
 """The back-off doubles up to this many times the first wait."""
+_waiting: set[Path] = set()
+"""Folders of the journals of which this process has said that MLflow does not take them."""
+_REASON = 300
+_PATIENCE = 60.0
+"""Seconds to wait for another process that delivers, where nobody will try again."""
 
 
 class Sender:
     """Delivers one journal in order, over however many attempts that takes.
 
     Attributes:
-        refused: operations that the server refused for good.
-        unreachable: the last attempt failed for a reason that other journals share.
+        refused: operations that the server refused for good, and lines that were damaged.
+        unanswered: at the last attempt nothing answered at `uri`, as nothing will for other journals.
 
     Args:
         journal: it has its first line.
@@ -36,13 +43,30 @@ class Sender:
     def __init__(self, journal: Journal, *, uri: str | None = None, retry_seconds: float = 0.0) -> None:
         self.journal = journal
         self.refused = 0
-        self.unreachable = False
+        self.unanswered = False
         self._uri = uri
         self._retry_seconds = retry_seconds
         self._wait = retry_seconds
         self._not_before = 0.0
         self._run: RemoteRun | None = None
         self._acked = -1
+
+    @property
+    def uri(self) -> str:
+        """Where to.
+
+        Raises:
+            ValueError: the journal does not say.
+        """
+        if self._uri is None:
+            self._uri = self._opening().uri
+        return self._uri
+
+    def _opening(self) -> Open:
+        opening = self.journal.opening()
+        if opening is None:
+            raise ValueError(f"{self.journal.folder} has no opening line")
+        return opening
 
     def deliver(self, *, now: bool = False) -> bool:
         """Send what is pending, unless the last failure is too recent; return whether nothing is left.
@@ -52,11 +76,20 @@ class Sender:
         """
         if not now and time.monotonic() < self._not_before:
             return False
+        return self._deliver((), patience=0.0)
+
+    def deliver_beyond(self, rest: Sequence[Operation]) -> bool:
+        """Send what is pending, and then what the disk did not take; return whether all of it was sent."""
+        return self._deliver(rest, patience=_PATIENCE)
+
+    def _deliver(self, rest: Sequence[Operation], *, patience: float) -> bool:
         try:
-            with self.journal.delivering() as mine:
+            with self.journal.delivering(patience=patience) as mine:
                 if not mine:
                     return False
                 self._deliver_all()
+                for operation in rest:
+                    self._send(operation)
         except Exception as error:  # whatever goes wrong here is never the training's problem
             self._back_off(error)
             return False
@@ -65,13 +98,17 @@ class Sender:
 
     def _deliver_all(self) -> None:
         acked = self.journal.acked
-        if acked != self._acked:
+        if acked > self._acked:
             self._run = None  # another process delivered since: what this one remembers of the run is stale
-        self._acked = acked
-        for number, operation in self.journal.read(acked):
+            self._acked = acked
+        for number, operation in self.journal.read(self._acked):
             self._send(operation)
             self._acked = number + 1
-            self.journal.acknowledge(self._acked)
+            try:
+                self.journal.acknowledge(self._acked)
+            except OSError as error:  # sent once more by another process, it leaves the same record
+                _log.debug("%s: %s", self.journal.folder, error)
+                continue
             if isinstance(operation, Artifact):
                 self.journal.drop(operation.source)
 
@@ -79,39 +116,71 @@ class Sender:
         from fedveil.orchestrator.tracking.remote import refused_for_good
 
         run = self._run = self._run or self._connect()
+        if not run.is_open and not isinstance(operation, Open):
+            self._send(self._opening())  # it is not the first line, since that is damaged
         try:
             operation.send(run, self.journal.folder)
         except Exception as error:
-            if isinstance(operation, Open) or not refused_for_good(error):
+            if isinstance(operation, Open) or not (isinstance(error, DamagedLineError) or refused_for_good(error)):
                 raise
-            self.refused += 1
-            self.journal.reject(operation, error)
-            _log.warning("MLflow refused %s; it is kept in %s: %s", operation, self.journal.folder, error)
+            self._set_aside(run, operation, error)
         if isinstance(operation, Open):
-            self.journal.name_run(run.run_id)
+            try:
+                self.journal.name_run(run.run_id)
+            except OSError as error:  # it is found by its token
+                _log.debug("%s: %s", self.journal.folder, error)
+
+    def _set_aside(self, run: RemoteRun, operation: Operation, error: Exception) -> None:
+        """Say in the run what it lacks, and keep it."""
+        from fedveil.orchestrator.tracking.remote import refused_for_good
+
+        what = f"{type(operation).__name__} was not recorded: {_one_line(error)}"
+        try:
+            run.set_tags({INCOMPLETE_TAG: what})
+        except Exception as trouble:
+            if not refused_for_good(trouble):
+                raise
+        self.journal.reject(operation, error)
+        self.refused += 1
+        _log.warning("%s; it is kept in %s", what, self.journal.folder)
 
     def _connect(self) -> RemoteRun:
         from fedveil.orchestrator.tracking.remote import RemoteRun
 
-        opening = self.journal.opening()
-        if opening is None:
-            raise ValueError(f"{self.journal.folder} does not begin with an opening line")
-        return RemoteRun(self._uri or opening.uri, self.journal.run_id)
+        return RemoteRun(self.uri, self.journal.run_id)
 
     def _back_off(self, error: Exception) -> None:
-        if not self.unreachable:
-            reason = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-            _log.warning("MLflow does not take the record; it is kept in %s. %s", self.journal.folder, reason)
-        self.unreachable = not isinstance(error, ParentMissingError)
+        if self.journal.folder not in _waiting:
+            _log.warning("MLflow does not take the record; it is kept in %s. %s", self.journal.folder, _one_line(error))
+        _waiting.add(self.journal.folder)
+        self.unanswered = _no_answer(error)
         self._not_before = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, _LONGEST_WAIT * self._retry_seconds)
 
     def _recovered(self) -> None:
-        if self.unreachable:
+        if self.journal.folder in _waiting:
             _log.warning("MLflow answers again; the record is complete up to here")
-        self.unreachable = False
+        _waiting.discard(self.journal.folder)
+        self.unanswered = False
         self._wait = self._retry_seconds
         self._not_before = 0.0
+
+
+def _one_line(error: Exception) -> str:
+    return cut(without_passwords(" ".join(f"{type(error).__name__}: {error}".split())), _REASON)
+
+
+def _no_answer(error: BaseException | None) -> bool:
+    """Whether the store itself is away: any other failure is one journal's own, and holds up no other."""
+    import requests
+
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError | requests.ConnectionError | requests.Timeout):
+            return True
+        if str(getattr(error, "error_code", "")) == "TEMPORARILY_UNAVAILABLE":  # MLflow's word for a locked database
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @dataclass(frozen=True)
@@ -121,7 +190,7 @@ class Replayed:
     Attributes:
         runs: runs whose journal is delivered now, whole.
         waiting: runs that could not be delivered (the server does not answer, or another process is at it).
-        refused: operations that the server refused for good; they lie in the journals' ``rejected.jsonl``.
+        refused: operations that the server refused for good, and damaged lines: see the journals' ``rejected.jsonl``.
     """
 
     runs: int
@@ -132,7 +201,8 @@ class Replayed:
 def replay(spool: Path, *, uri: str | None = None) -> Replayed:
     """Deliver all journals below ``spool``, parents first. Never raises for trouble with the server or the spool.
 
-    The first journal for which no server answers ends the attempt: the others would only wait as long again.
+    A store that does not answer is asked once: other journals for it would only wait as long again. It holds up no
+    journal for another store.
 
     Args:
         spool: the spool folder of an experiment.
@@ -141,16 +211,23 @@ def replay(spool: Path, *, uri: str | None = None) -> Replayed:
     keeper = Spool(spool)
     runs = refused = 0
     journals: list[Journal] = []
+    away: set[str] = set()
     try:
         journals = keeper.journals()
-        for journal in journals:
-            sender = Sender(journal, uri=uri)
+    except OSError as error:
+        _log.warning("the spool %s cannot be read: %s", spool, error)
+    for journal in journals:
+        sender = Sender(journal, uri=uri)
+        try:
+            if sender.uri in away:
+                continue
             if sender.deliver():
                 runs += 1
                 keeper.sweep_up(journal)
-            refused += sender.refused
-            if sender.unreachable:
-                break
-    except OSError as error:
-        _log.warning("the spool %s cannot be read: %s", spool, error)
+        except (OSError, ValueError) as error:  # another process delivers and deletes it meanwhile, or it is not ours
+            _log.warning("%s: %s", journal.folder, error)
+            continue
+        refused += sender.refused
+        if sender.unanswered:
+            away.add(sender.uri)
     return Replayed(runs=runs, waiting=len(journals) - runs, refused=refused)

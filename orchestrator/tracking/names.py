@@ -24,8 +24,12 @@ ERROR_TAG = "error"
 """What ended a failed run, in one line."""
 TRACEBACK_TAG = "error.traceback"
 """Where, at least its end."""
+ABANDONED = "its process ended without a word; what it had not written down is missing"
+"""The error of a run that nobody closed."""
 STOPPED_TAG = "stopped_by"
 """``scheduler`` where the sweep's scheduler ended the trial early."""
+INCOMPLETE_TAG = "fedveil.incomplete"
+"""What did not arrive of a run that is closed all the same, and why; the last such thing where there are several."""
 NOT_FINITE = "not_finite/"
 """Prefix of the tag that says where a metric was NaN or infinite, and so was left out."""
 
@@ -38,6 +42,15 @@ RECORDS = "privacy_records.json"
 RECONSTRUCTION_GRID = "grid/reconstruction"
 """Rows original / what the client trained on / reconstruction; the saved view shows it for all trials."""
 IMAGES = ("grid/<figure>", "victim/<picture>")
+
+
+def cut(text: str, limit: int) -> str:
+    """Return ``text``, or its beginning with an ellipsis where it is longer than ``limit``.
+
+    Halves of surrogate pairs, as Python has them for undecodable file names, become question marks: no server takes them.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def check_names(what: str, names: Iterable[str], allowed: Sequence[str]) -> None:

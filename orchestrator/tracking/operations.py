@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from fedveil.orchestrator.tracking.views import SweptKey
 
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
 class ParentMissingError(Exception):
     """The parent run is not on the server yet: its own journal has to be delivered first."""
+
+
+class DamagedLineError(Exception):
+    """A line of the journal cannot be read: what it said is lost."""
 
 
 class RunStatus(StrEnum):
@@ -34,6 +41,8 @@ class Operation:
     """One thing to record."""
 
     by_name: ClassVar[dict[str, type[Operation]]] = {}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    """How `decode` checks a line: what it does not know, it must not drop."""
 
     def __init_subclass__(cls) -> None:
         Operation.by_name[cls.__name__] = cls
@@ -48,9 +57,22 @@ class Operation:
 
     @staticmethod
     def decode(line: str) -> Operation:
-        """The inverse of `encode`."""
-        fields = json.loads(line)
-        return Operation.by_name[fields.pop("operation")](**fields)
+        """The inverse of `encode`.
+
+        Raises:
+            ValueError: this is no line that `encode` wrote, or another version's.
+        """
+        try:
+            fields = json.loads(line)
+            operation: Operation = _checked(fields.pop("operation")).validate_python(fields)
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"no operation: {line[:80]!r}") from error
+        return operation
+
+
+@cache
+def _checked(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Operation.by_name[name])
 
 
 @dataclass(frozen=True)
@@ -167,3 +189,22 @@ class DescribeExperiment(Operation):
     def send(self, run: RemoteRun, folder: Path) -> None:
         """See `Operation.send`."""
         run.describe_experiment([SweptKey(*key) for key in self.swept], image_step=self.image_step)
+
+
+@dataclass(frozen=True)
+class Damaged(Operation):
+    """Stands for a line of the journal that cannot be read.
+
+    Attributes:
+        line: as far as it is text.
+    """
+
+    line: str
+
+    def send(self, run: RemoteRun, folder: Path) -> None:
+        """There is nothing to send.
+
+        Raises:
+            DamagedLineError: always.
+        """
+        raise DamagedLineError("a line of the journal was damaged")

@@ -7,7 +7,8 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Self
 from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.names import (
     ERROR_TAG,
+    INCOMPLETE_TAG,
     KIND_TAG,
     MAX_PARAM,
     MAX_TAG,
@@ -23,10 +25,11 @@ from fedveil.orchestrator.tracking.names import (
     STOPPED_TAG,
     TRACEBACK_TAG,
     check_keys,
+    cut,
 )
 from fedveil.orchestrator.tracking.operations import Artifact, Close, Open, Operation, Params, Points, RunStatus, Tags
 from fedveil.orchestrator.tracking.settings import TrackingSettings, without_passwords
-from fedveil.orchestrator.tracking.spool import PENDING, Spool
+from fedveil.orchestrator.tracking.spool import PENDING, Journal, Spool
 
 _log = logging.getLogger(__name__)
 _ERROR_LINE = 500
@@ -37,15 +40,12 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-def cut(text: str, limit: int) -> str:
-    """Return ``text``, or its beginning with an ellipsis where it is longer than ``limit``."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 class RunRecorder:
     """A context manager: an exception closes the run as FAILED, an interrupt or scheduler as KILLED, the end as FINISHED.
 
-    No method raises for trouble with the server or the spool. For one thread.
+    No method raises for trouble with the server or the spool. What a full disk does not take is kept in memory, in
+    order, until the disk takes it, and is sent without the disk where the run ends before; a run of which anything is
+    lost all the same is never closed, and `SweepTracker.close` marks it as killed. For one thread.
 
     Args:
         settings: where to.
@@ -76,6 +76,7 @@ class RunRecorder:
         self._spool = Spool(settings.spool_folder)
         self._closed = False
         self._sender: Sender | None = None
+        self._unwritten: deque[Operation] = deque()
         pending = run_id is not None and run_id.startswith(PENDING)
         token = run_id.removeprefix(PENDING) if run_id is not None and pending else uuid.uuid4().hex
         self._opening = Open(
@@ -85,18 +86,11 @@ class RunRecorder:
             name=name,
             parent=parent,
             run_id=None if pending else run_id,
-            tags={key: cut(value, MAX_TAG) for key, value in {**tags, KIND_TAG: kind}.items()},
+            tags=_texts({**tags, KIND_TAG: kind}, MAX_TAG),
             time=now(),
         )
-        try:
-            journal = self._spool.start(self._opening)
-        except OSError as error:
-            _log.error("this run is not recorded: the spool %s cannot be written: %s", self._spool.folder, error)
-        else:
-            token = journal.token
-            self._sender = Sender(journal, retry_seconds=settings.retry_seconds)
         self._run_id = self._opening.run_id or PENDING + token
-        self._record(Params({key: cut(str(value), MAX_PARAM) for key, value in params.items()}))
+        self._record(Params(_texts(params, MAX_PARAM)))
 
     @property
     def run_id(self) -> str:
@@ -120,14 +114,12 @@ class RunRecorder:
             raise ValueError(f"{folder!r} is not a folder below the run's artifacts")
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        if self._sender is None:
-            return
         try:
-            copy = self._sender.journal.keep(path)
+            copy = self._begun().journal.keep(path)
         except OSError as error:
-            _log.error("%s is not recorded: %s", path, error)
-            return
-        self._record(Artifact(copy, folder))
+            self._lost(path.name, error)
+        else:
+            self._record(Artifact(copy, folder))
 
     def log_dict(self, value: object, name: str) -> None:
         """Record plain data (dicts, lists, text, numbers) as the artifact ``name``: ``config/trial.yaml``.
@@ -143,15 +135,18 @@ class RunRecorder:
         if target.suffix != ".yaml":
             raise ValueError(f"{name!r}: allowed ending: .yaml")
         text = dump(value)
-        with TemporaryDirectory() as scratch:
-            path = Path(scratch) / target.name
-            path.write_text(text, encoding="utf-8")
-            self.log_file(path, None if target.parent == PurePosixPath() else str(target.parent))
+        try:
+            with TemporaryDirectory() as scratch:
+                path = Path(scratch) / target.name
+                path.write_text(text, encoding="utf-8")
+                self.log_file(path, None if target.parent == PurePosixPath() else str(target.parent))
+        except OSError as error:
+            self._lost(name, error)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; long values are cut."""
         check_keys(tags)
-        self._record(Tags({key: cut(value, MAX_TAG) for key, value in tags.items()}))
+        self._record(Tags(_texts(tags, MAX_TAG)))
 
     def fail(self, error: BaseException) -> None:
         """Close the run as FAILED, with the tags ``error`` (one line) and ``error.traceback`` (its end)."""
@@ -191,29 +186,66 @@ class RunRecorder:
         if lost:
             self._record(Tags(lost))
 
+    def _lost(self, what: str, error: OSError) -> None:
+        """Say in the run that a file of it could not be kept."""
+        _log.error("%s is not recorded: %s", what, error)
+        self.set_tags({INCOMPLETE_TAG: f"{what} was not recorded: {error}"})
+
+    def _begun(self) -> Sender:
+        """The run's journal and who delivers it; made when the disk first takes it, and anew where the sweep closed it.
+
+        Raises:
+            OSError: it does not.
+        """
+        if self._sender is None or not self._sender.journal.folder.exists():
+            journal = self._spool.start(self._opening)
+            self._sender = Sender(journal, retry_seconds=self.settings.retry_seconds)
+        return self._sender
+
     def _record(self, operation: Operation) -> None:
-        if self._sender is None:
-            return
+        waiting = bool(self._unwritten)
+        self._unwritten.append(operation)
         try:
-            self._sender.journal.append(operation)
+            sender = self._begun()
+            while self._unwritten:
+                sender.journal.append(self._unwritten[0])
+                self._unwritten.popleft()
         except OSError as error:
-            _log.error("not recorded: %s: %s", type(operation).__name__, error)
-            return
-        if self.settings.deliver:
+            if not waiting:
+                _log.error("the spool %s cannot be written, the record waits in memory: %s", self._spool.folder, error)
+        if self._sender is not None and self.settings.deliver:
             self._sender.deliver()
+        self._run_id = self.run_id  # whoever deletes the journal deletes what it knows of it
 
     def _close(self, status: RunStatus) -> None:
         if self._closed:
             return
         self._closed = True
         self._record(Close(status, now()))
-        if self._sender is None or not self.settings.deliver:
-            return
-        journal = self._sender.journal
-        delivered = self._sender.deliver(now=True)
-        self._run_id = self.run_id  # the journal, which knows it, is deleted next
-        if delivered:
-            try:
-                self._spool.sweep_up(journal)
-            except OSError as error:
-                _log.warning("%s was delivered but cannot be deleted: %s", journal.folder, error)
+        if self._unwritten:
+            self._close_beyond()
+        elif self._sender is not None and self.settings.deliver:
+            delivered = self._sender.deliver(now=True)
+            self._run_id = self.run_id
+            if delivered:
+                self._tidy(self._spool.sweep_up, self._sender.journal)
+
+    def _close_beyond(self) -> None:
+        """The disk is still full: send what waits in memory, whoever else should deliver it."""
+        if self._sender is not None and self._sender.deliver_beyond(tuple(self._unwritten)):
+            self._run_id = self.run_id
+            self._unwritten.clear()
+            self._tidy(self._spool.discard, self._sender.journal)
+        else:
+            _log.error("run %s is not recorded whole: %d entries are lost", self.run_id, len(self._unwritten))
+
+    def _tidy(self, delete: Callable[[Journal], None], journal: Journal) -> None:
+        try:
+            delete(journal)
+        except OSError as error:
+            _log.warning("%s was delivered but cannot be deleted: %s", journal.folder, error)
+
+
+def _texts(values: Mapping[str, object], limit: int) -> dict[str, str]:
+    """Params or tags as they are recorded."""
+    return {key: cut(without_passwords(str(value)), limit) for key, value in values.items()}

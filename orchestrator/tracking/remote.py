@@ -6,13 +6,15 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault(
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"
+)  # the client would create a run once more, not look for it
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag
@@ -21,7 +23,17 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests import HTTPError
 
-from fedveil.orchestrator.tracking.names import CLOSED_TAG, ERROR_TAG, STOPPED_TAG, TOKEN_TAG, TRACEBACK_TAG
+from fedveil.orchestrator.tracking.database import build_database
+from fedveil.orchestrator.tracking.names import (
+    ABANDONED,
+    CLOSED_TAG,
+    ERROR_TAG,
+    MAX_TAG,
+    STOPPED_TAG,
+    TOKEN_TAG,
+    TRACEBACK_TAG,
+    cut,
+)
 from fedveil.orchestrator.tracking.operations import Open, ParentMissingError, RunStatus
 from fedveil.orchestrator.tracking.settings import without_passwords
 from fedveil.orchestrator.tracking.spool import PENDING
@@ -43,7 +55,7 @@ def refused_for_good(error: Exception) -> bool:
         return str(error.error_code) in _REFUSALS
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in _REFUSED_HTTP
-    return isinstance(error, FileNotFoundError)
+    return isinstance(error, FileNotFoundError | UnicodeError)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -62,10 +74,16 @@ class RemoteRun:
 
     def __init__(self, uri: str, run_id: str | None) -> None:
         self.uri = uri
+        build_database(uri)
         self._client = MlflowClient(tracking_uri=uri)
         self._run_id = run_id
         self._fresh = False
         self._steps: dict[str, set[int]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `run_id` is known."""
+        return self._run_id is not None
 
     @property
     def run_id(self) -> str:
@@ -89,6 +107,7 @@ class RemoteRun:
                 tags[MLFLOW_PARENT_RUN_ID] = parent
             run = self._client.create_run(experiment_id, start_time=opening.time, tags=tags, run_name=opening.name)
             self._fresh = True
+            self._delete_doubles(run)
         elif run.info.status != "RUNNING":
             for key in {ERROR_TAG, TRACEBACK_TAG, STOPPED_TAG} & run.data.tags.keys():
                 self._client.delete_tag(run.info.run_id, key)  # of an end that it turns out not to be
@@ -103,8 +122,9 @@ class RemoteRun:
             self._client.log_batch(self.run_id, params=chunk)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        for chunk in _chunks((RunTag(key, value) for key, value in tags.items()), MAX_PARAMS_OR_TAGS):
+        """Set tags; long values are cut."""
+        texts = (RunTag(key, cut(value, MAX_TAG)) for key, value in tags.items())
+        for chunk in _chunks(texts, MAX_PARAMS_OR_TAGS):
             self._client.log_batch(self.run_id, tags=chunk)
 
     def log_points(self, values: Mapping[str, float], *, step: int, time: int) -> None:
@@ -124,22 +144,29 @@ class RemoteRun:
 
     def upload(self, file: Path, folder: str | None) -> None:
         """Upload a file; one of the same name in the same folder is replaced."""
+        if not file.exists() and self._has(file.name, folder):
+            return  # it was sent and deleted here, and the mark of that was lost
         self._client.log_artifact(self.run_id, str(file), folder)
 
     def close(self, status: str, time: int) -> None:
         """Set the final status, unless a later close has been delivered already."""
-        closed = self._client.get_run(self.run_id).data.tags.get(CLOSED_TAG, "0")
-        if int(closed) > time:
+        run = self._client.get_run(self.run_id)
+        self._delete_doubles(run)
+        tags = run.data.tags
+        if int(tags.get(CLOSED_TAG, "0")) > time:
             return
+        if tags.get(ERROR_TAG) == ABANDONED and status != RunStatus.KILLED:
+            self._client.delete_tag(self.run_id, ERROR_TAG)
         self._client.set_terminated(self.run_id, status=status, end_time=time)
         self.set_tags({CLOSED_TAG: str(time)})
 
     def close_children(self, time: int) -> None:
-        """Set the children that still run to killed."""
+        """Set the children that still run to killed, with an error that says so."""
         experiment_id = self._client.get_run(self.run_id).info.experiment_id
         running = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and attributes.status = 'RUNNING'"
         while children := self._client.search_runs([experiment_id], running):
             for child in children:
+                self._client.set_tag(child.info.run_id, ERROR_TAG, ABANDONED)
                 self._client.set_terminated(child.info.run_id, status=RunStatus.KILLED, end_time=time)
 
     def describe_experiment(self, swept: Sequence[SweptKey], *, image_step: int) -> None:
@@ -148,6 +175,9 @@ class RemoteRun:
         present = self._client.get_experiment(experiment_id).tags
         for key, value in experiment_tags(experiment_id, present, swept, image_step=image_step).items():
             self._client.set_experiment_tag(experiment_id, key, value)
+
+    def _has(self, name: str, folder: str | None) -> bool:
+        return any(PurePosixPath(one.path).name == name for one in self._client.list_artifacts(self.run_id, folder))
 
     def _seen(self, key: str) -> set[int]:
         """The steps at which the server has ``key``; it is asked only where this process cannot know."""
@@ -197,6 +227,24 @@ class RemoteRun:
     def _by_token(self, experiment_id: str, token: str) -> Run | None:
         found = self._client.search_runs([experiment_id], f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
         return found[0] if found else None
+
+    def _delete_doubles(self, run: Run) -> None:
+        """Delete the empty runs that requests left behind whose answer was lost, or came too late to be waited for.
+
+        They hold the token alone: whatever is recorded goes to the run that was found or created last.
+        """
+        token = run.data.tags.get(TOKEN_TAG)
+        if token is None:  # nobody's but the one who gave its id
+            return
+        for double in self._client.search_runs([run.info.experiment_id], f"tags.`{TOKEN_TAG}` = '{token}'"):
+            if double.info.run_id != run.info.run_id:
+                _log.warning("MLflow made run %s twice; %s is deleted", run.info.run_id, double.info.run_id)
+                try:
+                    self._client.delete_run(double.info.run_id)
+                except MlflowException as error:
+                    if str(error.error_code) != "PERMISSION_DENIED":
+                        raise
+                    _log.warning("it is not: %s", error)
 
     def _resolve(self, experiment_id: str, reference: str) -> str:
         """The run id behind ``reference``, which is one already or a pending name."""

@@ -10,6 +10,17 @@ from pathlib import Path
 from typing import Any
 
 _SQLITE = "sqlite:///"
+_USER = re.compile(r"//[^/\s]*@")
+_SECRET = re.compile(
+    r"""
+    (\b[\w.-]{0,40}
+    (?:password|passwd|passphrase|pwd|token|secret|api[_-]?key|access[_-]?key|credential|signature)
+    [\w.-]{0,40}(?:=|%3D))
+    (?: \{(?:[^}]|\}\})*\} | %7B(?:(?!%7D).)*%7D | (?:(?!%3B|%26)[^&;\s'"])+ )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""``name=value`` in an address or in an ODBC connection text, which may be percent-encoded."""
 
 
 class ImagePolicy(StrEnum):
@@ -27,13 +38,15 @@ class ImagePolicy(StrEnum):
 
 
 def without_passwords(value: Any) -> Any:
-    """Return a text, or plain data with texts in it, without the users and passwords of the addresses in it.
+    """Return a text, or plain data with texts in it, without the users, passwords and tokens of the addresses in it.
 
     >>> without_passwords({"tracking": {"uri": "http://user:secret@host:5000"}})
     {'tracking': {'uri': 'http://host:5000'}}
+    >>> without_passwords("mssql://host/db?user=me&password=secret&driver=x")
+    'mssql://host/db?user=me&password=***&driver=x'
     """
     if isinstance(value, str):
-        return re.sub(r"//[^/\s]*@", "//", value)
+        return _SECRET.sub(r"\1***", _USER.sub("//", value))
     if isinstance(value, Mapping):
         return {key: without_passwords(one) for key, one in value.items()}
     return [without_passwords(one) for one in value] if isinstance(value, list) else value

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedveil.orchestrator.tracking.operations import Close, Open, Operation
+from fedveil.orchestrator.tracking.operations import Close, Damaged, Open, Operation
+from fedveil.orchestrator.tracking.settings import without_passwords
 
+_log = logging.getLogger(__name__)
 PENDING = "pending-"
 """What a run is called until the server has given it an id: this and its token."""
 _PRIVATE = 0o600
-"""Who may read a lock: its owner, as with all that lies beside it."""
+"""Who may read a file of the spool: its owner."""
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, _PRIVATE)
+
+
+@cache
+def _say_once(trouble: str) -> None:
+    """Say what every look at the spool finds again."""
+    _log.error("%s", trouble)
 
 
 class Journal:
@@ -42,21 +58,28 @@ class Journal:
         Raises:
             OSError: the disk does not take it.
         """
-        with self._lines.open("ab+") as lines:
-            if lines.tell() and self._torn(lines.tell()):
-                lines.write(b"\n")  # a process died while it wrote; the stump is skipped when read
+        with open(self._lines, "ab+", opener=_private) as lines:
+            if lines.tell():
+                lines.seek(-1, os.SEEK_END)
+                if lines.read() != b"\n":  # a process died, or the disk was full, in the midst of a line
+                    lines.seek(0)
+                    lines.truncate(lines.read().rfind(b"\n") + 1)
             lines.write(operation.encode().encode() + b"\n")
 
-    def _torn(self, size: int) -> bool:
-        with self._lines.open("rb") as lines:
-            lines.seek(size - 1)
-            return lines.read(1) != b"\n"
-
     def keep(self, source: Path) -> str:
-        """Copy a file beside the journal and return its path relative to the folder."""
+        """Copy a file beside the journal and return its path relative to the folder.
+
+        Raises:
+            OSError: the disk does not take it, and nothing of it is left.
+        """
         copy = self.folder / "files" / uuid.uuid4().hex[:12] / source.name
         copy.parent.mkdir(parents=True, mode=0o700)
-        shutil.copyfile(source, copy)
+        try:
+            with source.open("rb") as original, open(copy, "wb", opener=_private) as kept:
+                shutil.copyfileobj(original, kept)
+        except OSError:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+            raise
         return str(copy.relative_to(self.folder))
 
     def drop(self, source: str) -> None:
@@ -65,8 +88,10 @@ class Journal:
 
     @property
     def acked(self) -> int:
-        """How many lines were delivered."""
-        return int(self._read("acked") or 0)
+        """How many lines were delivered; 0 where the mark is damaged: what is sent twice leaves the same record."""
+        mark = self._read("acked")
+        known = mark.isdecimal() and int(mark) <= len(self._whole_lines()) and self.run_id is not None
+        return int(mark) if known else 0
 
     def acknowledge(self, lines: int) -> None:
         """Note that the first ``lines`` lines were delivered."""
@@ -74,8 +99,9 @@ class Journal:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run id, once known."""
-        return self._read("run_id")
+        """The MLflow run id, once known; None where the note is damaged: the run is found by its token."""
+        run_id = self._read("run_id")
+        return run_id if _RUN_ID.fullmatch(run_id) else None
 
     def name_run(self, run_id: str) -> None:
         """Note the MLflow run id."""
@@ -83,38 +109,47 @@ class Journal:
 
     def reject(self, operation: Operation, error: Exception) -> None:
         """Set aside what the server refused for good, with its reason."""
-        with (self.folder / "rejected.jsonl").open("a") as lines:
-            lines.write(f"{operation.encode()}\n# {' '.join(str(error).split())}\n")
+        with open(self.folder / "rejected.jsonl", "a", opener=_private, encoding="utf-8", errors="replace") as lines:
+            lines.write(f"{operation.encode()}\n# {without_passwords(' '.join(str(error).split()))}\n")
 
     def opening(self) -> Open | None:
-        """The journal's first line, or None where a process died before it was whole."""
-        first = next(self.read(), None)
-        return first[1] if first is not None and isinstance(first[1], Open) else None
+        """The line that opens the run: the first, unless that is damaged; None where there is none."""
+        return next((operation for _, operation in self.read() if isinstance(operation, Open)), None)
 
     def read(self, start: int = 0) -> Iterator[tuple[int, Operation]]:
-        """Yield (line number, operation) for each whole line from ``start`` on."""
-        if not self._lines.exists():
-            return
-        with self._lines.open("rb") as lines:
-            for number, line in enumerate(lines):
-                if number < start or not line.endswith(b"\n"):
-                    continue
-                try:
-                    yield number, Operation.decode(line.decode())
-                except ValueError:
-                    continue  # the stump of a line, see `append`
+        """Yield (line number, operation) for each whole line from ``start`` on; `Damaged` for one that cannot be read."""
+        for number, line in enumerate(self._whole_lines()):
+            if number < start:
+                continue
+            try:
+                yield number, Operation.decode(line.decode())
+            except ValueError:
+                yield number, Damaged(line.decode("utf-8", "replace"))
+
+    def _whole_lines(self) -> list[bytes]:
+        """The lines without the stump of one that is being written, see `append`."""
+        try:
+            return self._lines.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:  # another process has delivered and deleted it
+            return []
+
+    def closed(self) -> bool:
+        """Whether the last thing that was said is how the run ended."""
+        said = [operation for _, operation in self.read()]
+        return bool(said) and isinstance(said[-1], Close)
 
     def complete(self) -> bool:
         """Whether the run was closed and everything was delivered."""
-        last, lines = None, 0
-        for number, operation in self.read():
-            last, lines = operation, number + 1
-        return isinstance(last, Close) and self.acked >= lines
+        return self.closed() and self.acked >= len(self._whole_lines())
 
     @contextmanager
-    def delivering(self) -> Iterator[bool]:
-        """Hold the right to deliver this journal; yields False where another process has it, or has delivered it all."""
-        lock = FileLock(self.folder / "lock", timeout=0, mode=_PRIVATE)
+    def delivering(self, *, patience: float = 0.0) -> Iterator[bool]:
+        """Hold the right to deliver this journal; yields False where another process has it, or has delivered it all.
+
+        Args:
+            patience: seconds to wait for the other process.
+        """
+        lock = FileLock(self.folder / "lock", timeout=patience, mode=_PRIVATE)
         mine = self.folder.exists()  # a lock would bring back the folder that another process swept up
         try:
             if mine:
@@ -126,13 +161,16 @@ class Journal:
         finally:
             lock.release()
 
-    def _read(self, name: str) -> str | None:
-        path = self.folder / name
-        return path.read_text() if path.exists() else None
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_bytes().decode("ascii", "replace")
+        except OSError:
+            return ""
 
     def _write(self, name: str, text: str) -> None:
         scratch = self.folder / f"{name}.new"
-        scratch.write_text(text)
+        with open(scratch, "w", opener=_private) as file:
+            file.write(text)
         os.replace(scratch, self.folder / name)
 
 
@@ -160,18 +198,34 @@ class Spool:
     def sweep_up(self, journal: Journal) -> None:
         """Delete the journal if all of it was delivered and nothing was refused."""
         with self._changing():
-            refused = (journal.folder / "rejected.jsonl").exists()
-            if journal.folder.exists() and journal.complete() and not refused:
-                shutil.rmtree(journal.folder, ignore_errors=True)
+            if journal.folder.exists() and journal.complete():
+                self._delete(journal)
+
+    def discard(self, journal: Journal) -> None:
+        """Delete the journal of a run that was delivered whole although not all of it is in the journal."""
+        with self._changing():
+            self._delete(journal)
+
+    def _delete(self, journal: Journal) -> None:
+        if not (journal.folder / "rejected.jsonl").exists():
+            shutil.rmtree(journal.folder, ignore_errors=True)
 
     def journals(self) -> list[Journal]:
-        """All journals, parents before children, then by age."""
+        """All journals that can be delivered, parents before children, then by age."""
         if not self.folder.exists():
             return []
         opened = []
-        for folder in self.folder.iterdir():
+        for folder in filter(Path.is_dir, self.folder.iterdir()):
             journal = Journal(folder)
-            opening = journal.opening() if folder.is_dir() else None
+            try:
+                opening = journal.opening()
+                if opening is None and any(journal.read()):
+                    _say_once(
+                        f"{folder} says nowhere which run it is of, and is not delivered: its first line is damaged"
+                    )
+            except OSError as error:
+                _say_once(f"{folder} cannot be read, and is not delivered: {error}")
+                continue
             if opening is not None:
                 opened.append((opening.parent is not None, opening.time, journal.token, journal))
         return [journal for *_, journal in sorted(opened, key=lambda entry: entry[:3])]

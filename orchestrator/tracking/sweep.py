@@ -8,10 +8,11 @@ from pathlib import Path
 
 from fedveil.orchestrator.metrics import SUMMARY
 from fedveil.orchestrator.tracking.delivery import Replayed, replay
-from fedveil.orchestrator.tracking.names import check_names
-from fedveil.orchestrator.tracking.operations import CloseChildren, DescribeExperiment, RunStatus
+from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, check_names
+from fedveil.orchestrator.tracking.operations import Close, CloseChildren, DescribeExperiment, RunStatus, Tags
 from fedveil.orchestrator.tracking.recorder import RunRecorder, now
 from fedveil.orchestrator.tracking.settings import TrackingSettings
+from fedveil.orchestrator.tracking.spool import PENDING
 from fedveil.orchestrator.tracking.views import SweptKey, sweep_note
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,21 @@ class SweepTracker(RunRecorder):
     def _close(self, status: RunStatus) -> None:
         if self._closed:
             return
+        self._close_abandoned()
         self._record(CloseChildren(now()))
         super()._close(status)
         left = self.deliver()
         if left.waiting:
             _log.warning("%d runs wait in %s for MLflow to answer", left.waiting, self.settings.spool_folder)
+
+    def _close_abandoned(self) -> None:
+        """Close the journals of trials that died; `CloseChildren` only finds what the server has by then."""
+        own = {self.run_id, PENDING + self._opening.token}
+        try:
+            for journal in self._spool.journals():
+                opening = journal.opening()
+                if opening is not None and opening.parent in own and not journal.closed():
+                    journal.append(Tags({ERROR_TAG: ABANDONED}))
+                    journal.append(Close(RunStatus.KILLED, now()))
+        except OSError as error:
+            _log.error("the spool %s cannot be written: %s", self.settings.spool_folder, error)

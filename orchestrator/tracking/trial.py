@@ -94,7 +94,10 @@ class TrialTracker(RunRecorder):
         picture = as_picture(image)
         if not self.settings.images.allows(key):
             return
-        with TemporaryDirectory() as scratch:
-            for path in save_as_mlflow_image(picture, key, step, Path(scratch)):
-                self.log_file(path, "images")
+        try:
+            with TemporaryDirectory() as scratch:
+                for path in save_as_mlflow_image(picture, key, step, Path(scratch)):
+                    self.log_file(path, "images")
+        except OSError as error:
+            self._lost(key, error)
         self.set_tags({"mlflow.loggedImages": "True"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ import fedveil as fv
 from benchmarks.peers.cells import DATA, LENET, NETWORKS, WEIGHTS, Cell, Network, work
 from benchmarks.peers.make_updates import build, private_images, write
 from benchmarks.peers.scores import psnrs
-from benchmarks.quality import reconstruct, row, score_ours, scores
+from benchmarks.quality import RESULTS, guess, merged, reconstruct, row, score_ours, scores
 from fedveil.attacks.scoring.metrics import mse, psnr
 
 
@@ -80,3 +81,15 @@ def test_every_setting_is_attacked_once_with_each_budget():
 def test_networks_have_names():
     assert [str(network) for network in NETWORKS] == ["lenet", "convnet", "resnet20-batch", "resnet20-group"]
     assert str(Network("convnet", width=8)) == "convnet-w8"
+
+
+def test_records_whose_reconstructions_are_gone_are_kept_and_newer_ones_replace_their_own():
+    cell = Cell("mni152", LENET, "initial", 1, 1)
+    old = [row(cell, 200, "mine", [30.0], 1.0), row(cell, 1000, "mine", [31.0], 1.0)]
+    new = [row(cell, 1000, "mine", [35.0], 1.0), row(cell, 1000, "other", [20.0], 1.0)]
+    assert merged(old, new) == [old[0], *new]
+
+
+def test_the_guess_on_record_is_that_of_the_victims_class_means():
+    record = json.loads((RESULTS / "fedveil.json").read_text())
+    assert guess("mni152") == pytest.approx(record["guess"]["mni152"], abs=5e-4)

@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import pickle
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk import full_disk
 from torch import Tensor
 
 from fedveil.fl.cache import State, _versions, cached, fingerprint, sources
@@ -118,6 +120,19 @@ class Intruder:
 def damaged(entry: Path, how: str, mark: Path) -> None:
     if how == "empty":
         entry.write_bytes(b"")
+    elif how == "flipped":
+        whole = bytearray(entry.read_bytes())
+        whole[whole.index(b"data/0") + 100] ^= 1
+        entry.write_bytes(whole)
+    elif how in ("5", "{}", "null"):
+        torch.save(json.loads(how), entry)
+    elif how == "another":
+        cached(entry.parent, ("b",), Builder())
+        (other,) = set(entry.parent.iterdir()) - {entry}
+        os.replace(other, entry)
+    elif how == "folder":
+        entry.unlink()
+        entry.mkdir()
     elif how == "text":
         entry.write_text("not tensors")
     elif how == "cut":
@@ -128,7 +143,10 @@ def damaged(entry: Path, how: str, mark: Path) -> None:
         torch.save(Intruder(mark), entry)
 
 
-@pytest.mark.parametrize("how", ["empty", "text", "cut", "pickle", "code"])
+HOWS = ["empty", "text", "cut", "flipped", "5", "{}", "null", "another", "pickle", "code"]
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_a_damaged_entry_is_built_anew_and_runs_no_code(tmp_path: Path, how: str) -> None:
     build, folder, mark = Builder(), tmp_path / "cache", tmp_path / "mark"
     cached(folder, ("a",), build)
@@ -141,17 +159,25 @@ def test_a_damaged_entry_is_built_anew_and_runs_no_code(tmp_path: Path, how: str
     assert not mark.exists()
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(state: State, file: str) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError("no space left")
+def test_a_write_that_fails_fails_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    build = Builder()
+    with full_disk(100):
+        assert cached(tmp_path / "cache", ("a",), build)["n"] == 1
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert cached(tmp_path / "cache", ("a",), build)["n"] == 2
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o600
+    assert entry.parent.stat().st_mode & 0o777 == 0o700
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="no space left"):
-            cached(tmp_path, ("a",), Builder())
-    assert list(tmp_path.iterdir()) == []
-    assert cached(tmp_path, ("a",), Builder())["n"] == 1
+
+def test_an_entry_that_can_be_neither_read_nor_written_is_built(tmp_path: Path) -> None:
+    build = Builder()
+    cached(tmp_path, ("a",), build)
+    (entry,) = tmp_path.iterdir()
+    damaged(entry, "folder", entry)
+    assert cached(tmp_path, ("a",), build)["n"] == 2
+    (tmp_path / "file").touch()
+    assert cached(tmp_path / "file", ("a",), build)["n"] == 3
 
 
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

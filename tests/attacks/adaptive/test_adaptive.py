@@ -22,6 +22,7 @@ from fedveil.attacks.adaptive.attacks import undo
 from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse.reader import Reader
+from fedveil.attacks.matching.exposure import BRIGHT
 from fedveil.attacks.strongest import Strongest
 from fedveil.attacks.target.model import target_model
 from fedveil.defense import DefenseContext, LatentNoise, NoDefense, PixelNoise, TopK, UpdateNoise
@@ -98,6 +99,25 @@ def test_where_nothing_is_defended_it_is_the_plain_inversion(blobs: Blobs, obser
     wrong = [replace(one, labels=1 - one.labels) for one in plain]
     anew = adaptive(observations, knowledge, earlier={inversion: wrong})
     assert [one.labels.tolist() for one in anew] == [one.labels.tolist() for one in plain]
+
+
+def test_a_brightness_that_was_guessed_without_auxiliary_images_is_set_by_them(blobs: Blobs, observe: Observe) -> None:
+    spec, victims, others = ModelSpec("convnet", (1, 16, 16), 2, norm="group", width=8), blobs(1, 1), blobs(20, 2)
+    knowledge = replace(
+        known({None: AttackerPreparation(Surrogate(), None)}, Adaptive.needs),
+        model=target_model(build_model(spec), image_shape=spec.image_shape, classes=spec.classes),
+        auxiliary=others,
+    )
+    plain = Reconstruction(2 * victims.floats(), victims.labels, 1e-3, scale_guessed=True)
+    observation = observe(victims, spec, number=0, client=0)
+    (found,) = Adaptive()([observation], knowledge, earlier={Strongest(): [plain]})
+    own = others.floats()[others.labels == victims.labels]
+    usual = own.flatten(1).quantile(BRIGHT, dim=1).mean()
+    torch.testing.assert_close(found.images.flatten().quantile(BRIGHT), usual)
+    assert found.scale_guessed
+    # Where the update told the brightness, nothing is put in its place.
+    (found,) = Adaptive()([observation], knowledge, earlier={Strongest(): [replace(plain, scale_guessed=False)]})
+    assert torch.equal(found.images, plain.images)
 
 
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:

@@ -41,10 +41,22 @@ def test_each_image_becomes_as_bright_as_usual_where_group_norm_hides_it(blobs: 
     bright = found.images.flatten(1).quantile(BRIGHT, dim=1)
     torch.testing.assert_close(bright, torch.full((2,), USUAL))
     assert found.scale_guessed
-    # Auxiliary images say what is usual.
-    found = set_right(victims, [0.4, 0.7], known(spec, victims), observe(victims, spec))
-    usual = victims.floats().flatten(1).quantile(BRIGHT, dim=1).mean()
-    torch.testing.assert_close(found.images.flatten(1).quantile(BRIGHT, dim=1), usual.expand(2))
+
+
+def test_auxiliary_images_say_how_bright_a_class_is(blobs: Blobs, observe: Observe) -> None:
+    spec, victims, others = spec_of("group"), blobs(2, 1), blobs(40, 2)
+    shades = torch.where(others.labels == victims.labels[0], 200.0, 120.0).view(-1, 1, 1, 1)
+    auxiliary = replace(others, pixels=(others.floats() * shades).round().to(torch.uint8))
+    found = set_right(victims, [0.4, 0.7], known(spec, auxiliary), observe(victims, spec))
+    brightness = auxiliary.floats().flatten(1).quantile(BRIGHT, dim=1)
+    usual = torch.stack([brightness[auxiliary.labels == label].mean() for label in victims.labels])
+    torch.testing.assert_close(found.images.flatten(1).quantile(BRIGHT, dim=1), usual)
+    # A class of which there are none is taken to be as bright as all.
+    of_one = auxiliary.take((auxiliary.labels == victims.labels[0]).nonzero().flatten())
+    elsewhere = replace(victims, labels=1 - victims.labels[:1].expand(2))
+    found = set_right(elsewhere, [0.4, 0.7], known(spec, of_one), observe(elsewhere, spec))
+    everywhere = of_one.floats().flatten(1).quantile(BRIGHT, dim=1).mean()
+    torch.testing.assert_close(found.images.flatten(1).quantile(BRIGHT, dim=1), everywhere.expand(2))
 
 
 def test_nothing_changes_where_brightness_shows(blobs: Blobs, observe: Observe) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.orchestrator.run.names import panel_names, trial_name
+from fedveil.orchestrator.run.names import fitted, panel_names, run_token, trial_name
+from fedveil.orchestrator.run.paths import ExperimentPaths
 
 
 def test_trial_names_say_what_is_varied() -> None:
@@ -35,6 +38,27 @@ def test_an_option_that_all_entries_of_a_defence_share_is_left_out() -> None:
 def test_equal_entries_are_numbered() -> None:
     same = {"defense": {"name": "latent", "strength": 1.0}}
     assert panel_names([same, same]) == ["latent_strength=1", "latent_strength=1_2"]
+
+
+def test_a_name_too_long_for_a_folder_is_cut_and_stays_distinct(tmp_path: Path) -> None:
+    """With a seed and a number behind it, too, and counted in bytes."""
+    many = [{"defense": [{"name": "top_k", "keep": 0.1}] * 40 + [last]} for last in ("none", "latent", "latent")]
+    names = panel_names(many)
+    assert len(set(names)) == 3
+    assert all(name.startswith("top_k_") for name in names)
+    for name in (*names, trial_name({"data.name": "ü" * 300}), fitted("+".join(["latent"] * 60))):
+        for _ in range(2):
+            ExperimentPaths(tmp_path / "runs" / "e").new_trial(f"{name}-seed{2**63 - 1}")
+    assert fitted("x" * 200) == "x" * 200
+    assert fitted("x" * 201) != fitted("x" * 202)
+
+
+def test_trials_with_equal_ids_in_panel_and_search_have_runs_of_their_own() -> None:
+    """Tune gives equal ids whenever its two generators are made within a tick of a clock."""
+    trials = itertools.product(["sweep", "later"], ["panel", "search"], ["3f2c1_00000", "3f2c1_00001"], [0, 1])
+    tokens = [run_token(*trial) for trial in trials]
+    assert len(set(tokens)) == 16
+    assert tokens[0] == run_token("sweep", "panel", "3f2c1_00000", 0)
 
 
 _parts = st.one_of(

@@ -332,7 +332,15 @@ def test_a_name_that_is_not_on_the_list_is_refused_at_once(tmp_path: Path, call:
         ("postgresql://u:p@ss@db/x", "postgresql://db/x"),
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
         ("no answer from https://u:p@h/ or //v:q@i", "no answer from https://h/ or //i"),
+        ("https://h/x?password=a%20b&y=1", "https://h/x?password=***&y=1"),
+        ("https://h/?a=1&access_token=t0k.en-; rest", "https://h/?a=1&access_token=***; rest"),
+        ("mssql://h/d?sslPassword=x&API-key=y", "mssql://h/d?sslPassword=***&API-key=***"),
+        ("DRIVER={ODBC 18};UID=me;PWD={a;b}}c};Encrypt=yes", "DRIVER={ODBC 18};UID=me;PWD=***;Encrypt=yes"),
+        ("?odbc_connect=UID%3Dme%3BPWD%3Dp%40ss%3BEncrypt%3Dyes", "?odbc_connect=UID%3Dme%3BPWD%3D***%3BEncrypt%3Dyes"),
+        ("pwd=/home/me says that token = 3", "pwd=*** says that token = 3"),
+        ("a-" * 50_000, "a-" * 50_000),
     ],
+    ids=lambda text: text[:30],
 )
 def test_passwords_are_not_shown(text: str, shown: str) -> None:
     assert without_passwords(text) == shown

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Protocol
@@ -186,7 +187,7 @@ def test_a_crash_between_sending_and_noting_it_repeats_nothing(
     tracker = open_trial(where, SweepTracker(where, name="sweep").run_id)
 
     def crash(journal: Journal, lines: int) -> None:
-        raise OSError("no space left on device")
+        raise RuntimeError("killed here")
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "acknowledge", crash)
@@ -230,7 +231,7 @@ def test_the_back_off_doubles_up_to_twelve_times_the_first_wait(
     assert tries[-1] == 499
 
 
-def test_one_server_that_does_not_answer_is_asked_once_for_all_journals(
+def test_a_server_that_does_not_answer_is_asked_once_for_all_its_journals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -243,9 +244,10 @@ def test_one_server_that_does_not_answer_is_asked_once_for_all_journals(
     spool = Spool(tmp_path)
     for token, parent, when in (("child", "p", 1), ("younger", None, 3), ("older", None, 2)):
         spool.start(opening(token, parent, when))
-    assert [journal.token for journal in spool.journals()] == ["older", "younger", "child"]
+    spool.start(replace(opening("elsewhere", None, 4), uri="http://127.0.0.1:10"))
+    assert [journal.token for journal in spool.journals()] == ["older", "younger", "elsewhere", "child"]
     done = replay(tmp_path)
-    assert (done.runs, done.waiting, tries) == (0, 3, ["older"])
+    assert (done.runs, done.waiting, tries) == (0, 4, ["older", "elsewhere"])
 
 
 def test_a_line_that_a_dying_process_left_unfinished_is_skipped(tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_a_line_that_a_dying_process_left_unfinished_is_skipped(tmp_path: Path) 
     with (journal.folder / "journal.jsonl").open("ab") as lines:
         lines.write(b'{"operation": "Tags", "ta')
     assert [number for number, _ in journal.read()] == [0]
-    journal.append(Tags({"a": "1"}))
+    journal.append(Tags({"a": "1"}))  # takes its place
     journal.append(Tags({"b": "2"}))
     assert [operation for _, operation in journal.read(1)] == [Tags({"a": "1"}), Tags({"b": "2"})]
 
@@ -278,7 +280,16 @@ def test_what_another_process_delivered_and_deleted_is_not_brought_back(tmp_path
 def test_the_spool_is_for_its_owner_only(tmp_path: Path) -> None:
     journal = Spool(tmp_path / "spool").start(opening("t", None, 1))
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
-    assert journal.folder.stat().st_mode & 0o777 == 0o700
+    picture = tmp_path / "picture.png"
+    picture.touch()
+    journal.keep(picture)
+    journal.acknowledge(1)
+    journal.name_run("0" * 32)
+    journal.reject(Tags({}), ValueError())
+    inside = list(journal.folder.rglob("*"))
+    assert len(inside) == 7
+    for path in (journal.folder, *inside):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600) or path.name == "files"
 
 
 @given(tags=st.dictionaries(st.text(), st.text(), max_size=3))

@@ -1,0 +1,56 @@
+"""The SQLite file of a fresh folder: built whole beside its place and then put there, by one process alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock
+
+_SQLITE = "sqlite:///"
+_LONGEST_BUILD = 300.0
+"""Seconds to wait for another process that builds it."""
+
+
+def build_database(uri: str) -> None:
+    """Build MLflow's tables where ``uri`` is the plain one of a SQLite file that does not exist yet; else do nothing.
+
+    MLflow itself builds them in place by some fifty migrations, and two processes that do so at once wreck the file.
+
+    Raises:
+        OSError: the folder cannot be written, or another process builds it for too long.
+    """
+    place = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or "?" in uri or _is_built(place):
+        return
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=_LONGEST_BUILD)
+    with lock:
+        if not _is_built(place):
+            _build_beside(place)
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it still, or makes another, finds the file built
+
+
+def _build_beside(place: Path) -> None:
+    scratch = place.with_name(f".{place.name}.new")
+    scratch.unlink(missing_ok=True)  # of a process that died while it built
+    try:
+        _build(scratch)
+        os.replace(scratch, place)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _is_built(place: Path) -> bool:
+    try:
+        return place.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _build(place: Path) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"{_SQLITE}{place}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+    store.engine.dispose()
