@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 INK = "#1f2328"
 MUTED = "#6e7781"
 FAINT = "#d8dee4"
+_LETTERS = 17
+"""Of a caption, that fit the width of an image."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -72,11 +75,12 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
     Args:
         originals: (n, C, H, W) in [0, 1]; None leaves out that row and the errors.
         others: (n, C, H, W) in [0, 1] each; every image gets its MSE to the original.
-        captions: one per column.
+        captions: one per column; long ones are wrapped, and cut after two lines.
 
     Raises:
         FedveilError: the shapes differ, or images leave [0, 1].
     """
+    captions = captions and ["\n".join(wrap(caption, _LETTERS, max_lines=2, placeholder=" …")) for caption in captions]
     rows = others if originals is None else {"original": originals, **others}
     # first of all, because it checks the shapes
     errors = {} if originals is None else {title: mse(images, originals).tolist() for title, images in others.items()}
@@ -84,7 +88,7 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
     # inches: one image with its caption, and margins that hold the titles
     cell, below = 1.25, 0.05 if originals is None else 0.24
     left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())
-    top = 0.35 if captions else 0.15
+    top = 0.2 + 0.15 * max(1 + caption.count("\n") for caption in captions) if captions else 0.15
     width, height = left + cell * columns + 0.15, (cell + below) * len(rows) + top + 0.1
     figure = new_figure(width, height)
     grid = figure.subplots(len(rows), columns, squeeze=False)

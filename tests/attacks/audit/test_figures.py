@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,15 @@ def test_matplotlib_and_scipy_are_not_loaded_before_they_are_needed() -> None:
     code = "import sys, fedveil.attacks.audit.report; print([m for m in ('matplotlib', 'scipy.stats') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_captions_of_neighbours_do_not_meet() -> None:
+    names = ["platelet", "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)", "eosinophil", ""]
+    figure = draw_rows(torch.rand(4, 1, 8, 8), {"attack": torch.rand(4, 1, 8, 8)}, names)
+    figure.draw_without_rendering()
+    titles = [axes.title for axes in figure.axes[:4]]
+    boxes = [title.get_window_extent() for title in titles if title.get_text()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert all(box.y1 <= figure.bbox.y1 for box in boxes)
+    assert titles[1].get_text().startswith("immature")
+    assert titles[1].get_text().endswith("…")
