@@ -6,6 +6,7 @@ Sending any of them twice leaves the same record as sending it once; `RemoteRun`
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -37,7 +38,7 @@ class RunStatus(StrEnum):
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(ABC):
     """One thing to record."""
 
     by_name: ClassVar[dict[str, type[Operation]]] = {}
@@ -47,9 +48,9 @@ class Operation:
     def __init_subclass__(cls) -> None:
         Operation.by_name[cls.__name__] = cls
 
+    @abstractmethod
     def send(self, run: RemoteRun, folder: Path) -> None:
         """Deliver to ``run``; ``folder`` is the journal's, where copies of files lie."""
-        raise NotImplementedError
 
     def encode(self) -> str:
         """One line of JSON, without its line break."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -29,17 +27,6 @@ DAMAGED = [
     b'{"operation": "Close", "status": null, "time": 1}',
 ]
 """Halves of lines, other data, a newer version's operation and field, wrong types."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-
-
-@pytest.fixture
-def mute(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> TrackingSettings:
-    """Only writes: `replay` delivers."""
-    return TrackingSettings(experiment=request.node.name, uri=store, spool=tmp_path / "spool", deliver=False)
 
 
 def trial(where: TrackingSettings, run_id: str | None = None) -> TrialTracker:

@@ -18,17 +18,6 @@ from fedveil.orchestrator.tracking.operations import Operation
 from fedveil.orchestrator.tracking.spool import Journal, Spool
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-
-
-@pytest.fixture
-def mute(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> TrackingSettings:
-    """Only writes, as the trials of a sweep do."""
-    return TrackingSettings(experiment=request.node.name, uri=store, spool=tmp_path / "spool", deliver=False)
-
-
 def trial(where: TrackingSettings, parent: str | None = None, run_id: str | None = None) -> TrialTracker:
     return TrialTracker(where, parent_run_id=parent, name="trial", params={"seed": 0}, run_id=run_id)
 

@@ -19,11 +19,6 @@ from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.operations import Operation
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-
-
 def whole_life(uri: str, spool: Path, experiment: str) -> TrialTracker:
     where = TrackingSettings(experiment=experiment, uri=uri, spool=spool, deliver=False)
     with TrialTracker(where, parent_run_id=None, name="trial", params={}) as tracker:
