@@ -15,7 +15,7 @@ from ray import tune
 
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Speaker
+from fedveil.orchestrator.cluster.progress import Speaker, enlist
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.plugins import Plugin, install
 from fedveil.orchestrator.report import TrialRow
@@ -105,6 +105,7 @@ def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = N
 
 def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune trainable: one setting, resumed from its checkpoint if it has one."""
+    enlist(job.board)
     os.umask(0o077)  # its checkpoints, which Tune copies from here, hold images
     if job.folder.is_dir():
         os.chdir(job.folder)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from fedveil.orchestrator.metrics import SUMMARY
 from fedveil.orchestrator.tracking.delivery import Replayed, replay
-from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, check_names
+from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, INTERRUPT, STOPPED_TAG, check_names
 from fedveil.orchestrator.tracking.operations import Close, CloseChildren, DescribeExperiment, RunStatus, Tags
 from fedveil.orchestrator.tracking.recorder import RunRecorder, now
 from fedveil.orchestrator.tracking.settings import TrackingSettings
@@ -44,6 +45,7 @@ class SweepTracker(RunRecorder):
         run_id: str | None = None,
         image_step: int = 0,
     ) -> None:
+        self._left_open = {ERROR_TAG: ABANDONED}
         super().__init__(
             settings,
             kind="sweep",
@@ -53,7 +55,8 @@ class SweepTracker(RunRecorder):
             tags={**(tags or {}), "mlflow.note.content": sweep_note(swept, objectives or {})},
             run_id=run_id,
         )
-        self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
+        with self._beginning():
+            self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
 
     def summary(
         self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()
@@ -78,6 +81,13 @@ class SweepTracker(RunRecorder):
         """Deliver all that lies in the spool: this run's and that of trials that only write to it."""
         return replay(self.settings.spool_folder)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._left_open = {STOPPED_TAG: INTERRUPT}
+        super().__exit__(kind, error, trace)
+
     def close(self, status: RunStatus) -> None:
         """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""
         self._close(status)
@@ -99,7 +109,7 @@ class SweepTracker(RunRecorder):
             for journal in self._spool.journals():
                 opening = journal.opening()
                 if opening is not None and opening.parent in own and not journal.closed():
-                    journal.append(Tags({ERROR_TAG: ABANDONED}))
+                    journal.append(Tags(self._left_open))
                     journal.append(Close(RunStatus.KILLED, now()))
         except OSError as error:
             _log.error("the spool %s cannot be written: %s", self.settings.spool_folder, error)
