@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class PublicReconstruction(Defense[Autoencoder]):
     Attributes:
         public_steps: Adam steps on public images for the autoencoder, at least 1.
     """
+
+    dial: ClassVar[str] = "public_steps"
 
     public_steps: int = 500
 

@@ -173,6 +173,8 @@ class Defense(Generic[Public]):
 
     name: ClassVar[str]
     """The one that it is registered under."""
+    dial: ClassVar[str] = "strength"
+    """The setting that says how much is protected, by which tables and figures tell trials apart; a number."""
 
     @property
     def trained_on(self) -> TrainedOn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class BlockAverage(Defense[None]):
     Attributes:
         size: side of a block in pixels, at least 1. Blocks at the right and lower edge are cut where the image ends.
     """
+
+    dial: ClassVar[str] = "size"
 
     size: int = 4
 

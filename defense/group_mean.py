@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,8 @@ class GroupMean(Defense[Pool]):
     Attributes:
         k: least images of a group, at least 2.
     """
+
+    dial: ClassVar[str] = "k"
 
     k: int = 10
 

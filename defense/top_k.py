@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class TopK(Defense[None]):
     Attributes:
         keep: share of the entries of each tensor that is sent, in (0, 1].
     """
+
+    dial: ClassVar[str] = "keep"
 
     keep: float = 0.1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -64,6 +64,8 @@ class LatentPerturbation(Defense[Networks | None]):
         trained_networks: of the pool, trained on public images; at least 1, since the last one says what is similar.
         public_steps: Adam steps on public images for the autoencoder, at least 1.
     """
+
+    dial: ClassVar[str] = "k"
 
     k: int = 10
     space: Literal["pixels", "latent"] = "pixels"

@@ -30,8 +30,8 @@ def pareto_figure(
     """Draw accuracy against worst-case reconstruction MSE, a point per setting, to ``path``.
 
     Up and to the right is better. Settings that may not compete (no adaptive attack or a weak one, collapsed) are hollow.
-    The number at a point is the defence's strength, upright lines are the accuracies of what does without the federation
-    (`reference_groups`). Whiskers are 95 % intervals: of the MSE over victims, and of the
+    The number at a point is the defence's strength, or the setting that stands for it; upright lines are the accuracies of
+    what does without the federation (`reference_groups`). Whiskers are 95 % intervals: of the MSE over victims, and of the
     accuracy over seeds where there are several.
 
     Raises:
@@ -70,7 +70,7 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
     axes.text(
         0,
         1.025,
-        "up and right is better; numbers are strengths, whiskers 95 % intervals over victims" + across,
+        "up and right is better; numbers are settings, whiskers 95 % intervals over victims" + across,
         transform=axes.transAxes,
         color=MUTED,
         fontsize=10,
@@ -87,11 +87,11 @@ def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
         )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=10, labelcolor=INK)
     figure.tight_layout()
-    labelled = [row for row in shown if row.strength is not None]
+    labelled = [row for row in shown if row.dial_text]
     place_labels(
         axes,
         [_point(row) for row in labelled],
-        [f"{row.strength:.2g}" for row in labelled],
+        [row.dial_text for row in labelled],
         size=9,
         colors=[for_text(look_of[row.defense].color) for row in labelled],
         lines=[box for row in shown for box in _whisker_boxes(row)],

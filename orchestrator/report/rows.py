@@ -40,9 +40,26 @@ class TrialRow:
         return str(self.params.get("defense.name", "unknown"))
 
     @property
-    def strength(self) -> float | None:
-        """The perturbation's strength, or None where the defence has none."""
-        return self.number("defense.strength")
+    def dial(self) -> float | None:
+        """The setting that says how much the defence protects (`fedveil.defense.Defense.dial`); None where it has none."""
+        return self.number(f"defense.{self._dial}")
+
+    @property
+    def dial_text(self) -> str:
+        """That setting as tables and figures show it: a strength as a bare number, others with their name."""
+        if self.dial is None:
+            return ""
+        number = f"{self.dial:.3g}"
+        return number if self._dial == "strength" else f"{self._dial.replace('_', ' ')} {number}"
+
+    @property
+    def title(self) -> str:
+        """The defence with that setting, in words."""
+        return f"{self.defense.replace('_', ' ')} {self.dial_text}".strip()
+
+    @property
+    def _dial(self) -> str:
+        return str(self.params.get("defense.dial", "strength"))
 
     @property
     def finished(self) -> bool:

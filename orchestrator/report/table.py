@@ -134,7 +134,7 @@ def _about_errors(rows: Sequence[TrialGroup]) -> str:
 
 
 _COLUMNS = (
-    _Column("strength\n", _param("defense.strength"), 4),
+    _Column("setting\n", lambda row: row.dial_text or _ABSENT, 4),
     _Column("weights\npriv. / util.", _WEIGHTS, 7),
     _Column("seeds\n", _seeds, 2),
     _metric("utility/accuracy", 0),
@@ -158,12 +158,12 @@ class TrialTable:
     the console is too narrow for all, and so are columns without any number.
 
     Args:
-        rows: the trials of one sweep, in any order; they are shown by defence and strength.
+        rows: the trials of one sweep, in any order; they are shown by defence and setting.
         records: of the trials by name, for the interval at matched accuracy; see `matched_line`.
     """
 
     def __init__(self, rows: Sequence[TrialRow], records: Records | None = None) -> None:
-        self._rows = sorted(rows, key=lambda row: (row.defense, row.strength or 0.0, row.name))
+        self._rows = sorted(rows, key=lambda row: (row.defense, row.dial or 0.0, row.name))
         self._groups = group_seeds(self._rows)
         self._front = front_of(self._rows)
         self._references = reference_groups(rows)
@@ -246,9 +246,8 @@ class TrialTable:
 
 def _unfinished(row: TrialRow) -> Text:
     lines = (row.error or "").strip().splitlines()
-    strength = "" if row.strength is None else f" at strength {row.strength:.3g}"
     return Text.assemble(
         (f" {row.status.lower()}", "bold red"),
-        f"  {row.name}, {row.defense}{strength}",
+        f"  {row.name}, {row.title}",
         f": {lines[0]}" if lines else "",
     )

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fedveil.defense import Stack
+from fedveil.defense import DEFENSES, Defense, Stack
 from fedveil.orchestrator.config import Experiment
 
 Option = tuple[str, str]
@@ -30,7 +30,10 @@ def params_of(experiment: Experiment) -> dict[str, str | float]:
     }
     defense = experiment.build_defense()
     parts = defense.parts if isinstance(defense, Stack) else (defense,)
-    for key in ("strength", "privacy_weight", "utility_weight"):
+    dial = next((part.dial for part in parts if hasattr(part, part.dial)), None)
+    if dial is not None:
+        params["defense.dial"] = dial
+    for key in dict.fromkeys(("strength", "privacy_weight", "utility_weight", *filter(None, [dial]))):
         values = [getattr(part, key) for part in parts if hasattr(part, key)]
         if values:
             params[f"defense.{key}"] = float(values[0])
@@ -82,7 +85,8 @@ def fitted(name: str) -> str:
 def panel_names(panel: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return distinct names for the entries of a panel, in order.
 
-    An option that all entries with a defence share does not tell them apart and is left out, unless names would clash.
+    An option that all entries with a defence share does not tell them apart and is left out, unless names would clash;
+    a defence's only entry keeps its dial (`fedveil.defense.Defense.dial`).
     """
     values: defaultdict[Option, list[Any]] = defaultdict(list)
     holders: Counter[str] = Counter()
@@ -94,7 +98,9 @@ def panel_names(panel: Sequence[Mapping[str, Any]]) -> list[str]:
     hidden = {
         option
         for option, given in values.items()
-        if holders[option[0]] > 1 and len(given) == holders[option[0]] and all(value == given[0] for value in given)
+        if len(given) == holders[option[0]]
+        and all(value == given[0] for value in given)
+        and (len(given) > 1 or option[1] != _dial(option[0]))
     }
     short = [trial_name(overrides, hidden) for overrides in panel]
     clashes = {name for name, times in Counter(short).items() if times > 1}
@@ -104,6 +110,10 @@ def panel_names(panel: Sequence[Mapping[str, Any]]) -> list[str]:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         distinct.append(next(n for n in itertools.chain([name], numbered) if n not in distinct))
     return distinct
+
+
+def _dial(name: str) -> str:
+    return DEFENSES[name].dial if name in DEFENSES else Defense.dial
 
 
 def _stack(value: Any) -> list[Any]:

@@ -95,8 +95,7 @@ def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
         shown = {r.attack for r in load_records(paths.trial(row.name).records) if not r.threat_model.trained_images}
         attack = row.headline_attack(among=shown - {BASELINE_ATTACK})
         if attack is not None:
-            title = row.defense.replace("_", " ") + ("" if row.strength is None else f" {row.strength:.2g}")
-            panels[title] = (pictures.trained, attack, pictures.reconstructions[attack])
+            panels[row.title] = (pictures.trained, attack, pictures.reconstructions[attack])
     if originals is None or not panels:
         return []
     figure = private_file(paths.root / "comparison.png")

@@ -83,7 +83,7 @@ def line_of(name: str, lines: list[str]) -> str:
 
 def test_rows_read_numbers_that_mlflow_returns_as_text() -> None:
     row = TrialRow("t", "FINISHED", {"defense.name": "latent", "defense.strength": "0.5", "seed": "None"})
-    assert (row.defense, row.strength, row.number("seed"), row.number("absent")) == (
+    assert (row.defense, row.dial, row.number("seed"), row.number("absent")) == (
         "latent",
         0.5,
         None,
@@ -91,6 +91,13 @@ def test_rows_read_numbers_that_mlflow_returns_as_text() -> None:
     )
     assert not row.complete
     assert not row.comparable
+
+
+def test_a_trial_is_shown_by_the_setting_that_says_how_much_its_defence_protects() -> None:
+    params = {"defense.name": "latent", "defense.strength": 1.0, "defense.dial": "k", "defense.k": "10"}
+    assert TrialRow("t", "FINISHED", params).title == "latent k 10"
+    assert TrialRow("t", "FINISHED", {"defense.name": "pixel_noise", "defense.strength": 0.25}).dial_text == "0.25"
+    assert TrialRow("t", "FINISHED", {"defense.name": "none"}).dial_text == ""
 
 
 def test_only_finished_complete_and_uncollapsed_trials_compete() -> None:
@@ -157,7 +164,7 @@ def test_the_table_marks_what_needs_care() -> None:
     text = "\n".join(lines)
     assert "○ incomplete: no adaptive attack ran" in text
     assert "↓ collapsed" in text
-    assert "failed  t9, latent at strength 4: FedveilError: no image" in text
+    assert "failed  t9, latent 4: FedveilError: no image" in text
     assert "Traceback" not in text
 
 

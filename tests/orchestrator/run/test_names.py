@@ -35,6 +35,15 @@ def test_an_option_that_all_entries_of_a_defence_share_is_left_out() -> None:
     ]
 
 
+def test_the_only_entry_of_a_defence_goes_by_its_name_and_dial() -> None:
+    panel = [
+        {"defense": {"name": "latent", "k": 5, "steps": 60, "random_networks": 4}},
+        {"defense": {"name": "latent_autoencoder", "steps": 60}},
+        {"defense": {"name": "not_registered", "strength": 2.0, "steps": 60}},
+    ]
+    assert panel_names(panel) == ["latent_k=5", "latent_autoencoder", "not_registered_strength=2"]
+
+
 def test_equal_entries_are_numbered() -> None:
     same = {"defense": {"name": "latent", "strength": 1.0}}
     assert panel_names([same, same]) == ["latent_strength=1", "latent_strength=1_2"]
