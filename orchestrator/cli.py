@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from fedveil.fl.errors import FedveilError, FedveilWarning
+from fedveil.fl.errors import FedveilError, FedveilWarning, TrialError
 from fedveil.orchestrator.cluster.connection import offline_environment
 from fedveil.orchestrator.interrupts import Interrupts
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             for line in str(error).splitlines():
                 print(f"fedveil: {line}", file=sys.stderr)
-            return 2
+            return 1 if isinstance(error, TrialError) else 2
     return code
 
 

@@ -49,6 +49,7 @@ def run(
 
     Raises:
         FedveilError: a setting is wrong (a line per mistake), the data or the cluster do not fit, or the training diverged.
+        fedveil.fl.errors.TrialError: another error ended the trial; its traceback is in a file.
     """
     offline_environment()
     console = console or Console(quiet=True)

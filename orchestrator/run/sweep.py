@@ -24,6 +24,7 @@ from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.alone import only_sweep
+from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
@@ -125,8 +126,10 @@ def run_sweep(
         )
         rows: list[TrialRow] = []
         for part in sweep_parts(experiment, search):
-            results = _tuner(part, job, experiment).fit()
-            rows += [row for i in range(len(results)) for row in rows_of(results[i], job.raw)]
+            with without_repeats():
+                results = _tuner(part, job, experiment).fit()
+            rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
+            parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
             parent.deliver()
         outcome = summarise_sweep(experiment.experiment, rows, paths)
         drawn = [path for path in outcome.files if path.exists()]
