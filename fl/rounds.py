@@ -14,12 +14,13 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
 from fedveil.fl.hooks import ClientHooks, NoHooks
-from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec, init_model
+from fedveil.fl.partial_sum import PartialSum
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.strategies import Strategy, Totals
+from fedveil.fl.strategies import Strategy
 from fedveil.fl.training import LocalTraining, Weights, local_update, predict
+from fedveil.fl.trust import Due, Rejection, Trust, listed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Federation:
         seed: of the trial.
         learning_rate_decay: factor on the clients' learning rate from one round to the next.
         public: images that clients train on beside their own, where they do (`LocalTraining.replay`).
+        trust: what updates have to be like to be taken in, and how many of a round have to be.
     """
 
     model: ModelSpec
@@ -65,6 +67,7 @@ class Federation:
     seed: int
     learning_rate_decay: float = 1.0
     public: Handle[Images] | None = None
+    trust: Trust = Trust()
 
     def training_at(self, round_number: int) -> LocalTraining:
         """How clients train in a round: the learning rate is multiplied by ``learning_rate_decay`` after every round."""
@@ -99,14 +102,16 @@ class RoundReport:
     """What one round cost and gave.
 
     Attributes:
-        loss: mean training loss over the cohort's examples.
+        loss: mean training loss over the examples of the clients whose updates were accepted.
         failed_clients: clients whose turn was lost with a worker and had to be run again.
-        update_bytes: mean bytes that one client sent (see `ClientUpdate.nbytes`).
+        update_bytes: mean bytes that one of those clients sent (see `ClientUpdate.nbytes`).
+        rejections: the updates that could not be trusted, in the clients' order.
     """
 
     loss: float
     failed_clients: int
     update_bytes: float
+    rejections: tuple[Rejection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,27 +144,40 @@ class Simulation:
         self._shared = executor.broadcast(federation)
 
     def round(self) -> RoundReport:
-        """Run one round.
+        """Run one round. It goes on without the updates that cannot be trusted.
 
         Raises:
-            FedveilError: the training diverged: the loss or a new weight is not finite.
+            FedveilError: too few updates can be trusted, or the training diverged: the loss or a new weight is not finite.
         """
         federation, state = self.federation, self.state
-        chunks = client_chunks(draw_cohort(federation, state.round), federation.client_chunks)
+        cohort = draw_cohort(federation, state.round)
+        chunks = client_chunks(cohort, federation.client_chunks)
         lost: list[int] = []
         sums = self._executor.map(
             _train_clients, chunks, shared=(self._shared, state.weights, state.round), on_lost=lost.extend
         )
-        total = _PartialSum.of(sums)
+        total = PartialSum.of(sums)
+        federation.trust.check(state.round, len(cohort), total.rejections)
         if not math.isfinite(total.loss):
             raise FedveilError(f"round {state.round}: the training loss is {total.loss}; lower fl.learning_rate")
-        weights, optimizer = federation.strategy.step(state.weights, state.optimizer, total.totals, total.updates)
+        weights, optimizer = self._step(total)
         # The loss is measured before each step, so it does not tell of the last one.
         broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if broken:
-            raise FedveilError(f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate")
+            raise FedveilError(
+                f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate, or set fl.max_update_norm"
+            )
         self.state = ServerState(state.round + 1, weights, optimizer)
-        return RoundReport(total.loss, len(set(lost)), total.bytes / total.clients)
+        return RoundReport(total.loss, len(set(lost)), total.bytes / total.clients, total.rejections)
+
+    def _step(self, total: PartialSum) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        state, rejections = self.state, total.rejections
+        try:
+            return self.federation.strategy.step(state.weights, state.optimizer, total.totals, total.updates)
+        except FedveilError as error:
+            # The rule had enough clients before some were turned away.
+            without = f" without {len(rejections)} rejected update(s), {listed(rejections)}" if rejections else ""
+            raise FedveilError(f"round {state.round}{without}: {error}") from error
 
     def evaluate(self, images: Handle[Images]) -> Utility:
         """Score the global model on all ``images`` behind every client's own defence; return the mean over clients."""
@@ -199,62 +217,27 @@ def client_chunks(cohort: Sequence[int], count: int) -> list[tuple[int, ...]]:
     return [tuple(cohort[a:b]) for a, b in pairwise(bounds)]
 
 
-@dataclass(frozen=True)
-class _PartialSum:
-    """What a chunk of clients sends together; ``totals`` is None where the strategy wants single updates."""
-
-    totals: Totals | None
-    updates: tuple[ClientUpdate, ...]
-    loss_sum: float
-    examples: int
-    bytes: int
-    clients: int
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.examples
-
-    @classmethod
-    def of(cls, parts: Sequence[_PartialSum]) -> _PartialSum:
-        """Add up in the given order: floating-point sums depend on it."""
-        totals: Totals | None = None
-        for part in parts:
-            if part.totals is not None:
-                totals = part.totals if totals is None else totals + part.totals
-        return cls(
-            totals,
-            tuple(update for part in parts for update in part.updates),
-            sum(part.loss_sum for part in parts),
-            sum(part.examples for part in parts),
-            sum(part.bytes for part in parts),
-            sum(part.clients for part in parts),
-        )
-
-
 def _train_clients(
     slot: Slot, numbers: tuple[int, ...], federation: Federation, weights: Weights, round_number: int
-) -> _PartialSum:
+) -> PartialSum:
     """Train a chunk of clients one after another on one slot and sum their updates in order."""
     model = slot.model(federation.model)
     training = federation.training_at(round_number)
     public = None if federation.public is None else federation.public.get()
-    parts: list[_PartialSum] = []
+    due = Due.of(model, weights, training.kind, federation.trust)
+    parts: list[PartialSum] = []
     for number in numbers:
         client = federation.clients[number]
         stream = torch_stream(federation.seed, "round", round_number, "client", number)
         result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream, public=public)
         update = result.update
-        single = federation.strategy.needs_single_updates
-        own = _PartialSum(
-            None if single else Totals.of(update),
-            (update,) if single else (),
-            result.loss * update.examples,
-            update.examples,
-            update.nbytes(),
-            clients=1,
-        )
+        fault = due.fault(update, shard=client.examples)
+        if fault is None:
+            own = PartialSum.accepted(update, result.loss, single=federation.strategy.needs_single_updates)
+        else:
+            own = PartialSum(rejections=(Rejection(number, fault),))
         # One running sum, not one update per client, is kept in memory.
-        parts = [_PartialSum.of([*parts, own])]
+        parts = [PartialSum.of([*parts, own])]
     return parts[0]
 
 

@@ -169,6 +169,7 @@ CURVES: tuple[Metric, ...] = (
     Metric("fl/accuracy", "validation accuracy after the round", "max", objective=True),
     Metric("fl/loss", "the clients' mean training loss", "min", objective=True),
     Metric("fl/failed_clients", "clients whose worker was lost and whose turn was replayed", "min", _SECONDS),
+    Metric("fl/rejected_clients", "clients whose update could not be trusted and was left out", "min", _SECONDS),
 )
 SUMMARY: tuple[Metric, ...] = (
     Metric("sweep/trials", "trials of the sweep", None, _SECONDS),

@@ -77,6 +77,9 @@ class FLSection(Section):
         replay_public: share of public images among those of a step; they come beside the client's own and pass no defence.
         strategy: ``fedavg`` or ``{name: fedprox, mu: 0.1}``; see `fl.strategies`.
         cohort: share of the clients that is drawn for each round.
+        quorum: share of a round's clients whose updates have to be fit to be trusted; below it the trial fails. The round
+            goes on without the others: what is not finite, not of the model's names, shapes and types, or too long.
+        max_update_norm: longest update that is trusted, as the Euclidean norm of all that a client sends; None for any.
         client_chunks: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
         start: from ``random`` weights, or from the classifier that the ``public`` images alone make, as for
             ``utility/public_accuracy``; audits of round 0 then attack that one.
@@ -94,6 +97,8 @@ class FLSection(Section):
     replay_public: float = Field(default=0.0, ge=0, lt=1)
     strategy: Named = Field(default={"name": "fedavg"})
     cohort: float = Field(default=1.0, gt=0, le=1)
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    max_update_norm: float | None = Field(default=None, gt=0)
     client_chunks: Count = 16
     start: Literal["random", "public"] = "random"
 

@@ -9,6 +9,7 @@ from enum import Enum
 
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.rounds import RoundReport
+from fedveil.fl.trust import listed
 from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.checkpoint import Progress
@@ -180,6 +181,7 @@ class Speech(TrialCallback):
             f"round {progress.state.round}/{self._rounds}: accuracy {running['fl/accuracy']:.3f},"
             f" loss {report.loss:.3f}"
             + (f", {report.failed_clients} client turn(s) replayed" if report.failed_clients else "")
+            + (f", rejected {listed(report.rejections)}" if report.rejections else "")
         )
 
     def on_final(self, result: TrialResult) -> None:

@@ -13,6 +13,7 @@ from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Client, Federation, ServerState
 from fedveil.fl.sent_once import sent_once
 from fedveil.fl.training import LocalTraining
+from fedveil.fl.trust import Trust
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.references import public_weights
 from fedveil.orchestrator.run.setup import Setup
@@ -68,6 +69,7 @@ def build_federation(
         seed=experiment.seed,
         learning_rate_decay=fl.learning_rate_decay,
         public=executor.broadcast(setup.public) if fl.replay_public else None,
+        trust=Trust(fl.quorum, fl.max_update_norm),
     )
     numbers = [one.diagnostics() for one in prepared]
     means = {f"defense/{key}": sum(n[key] for n in numbers) / len(numbers) for key in numbers[0]}

@@ -92,6 +92,7 @@ class Trial:
                 "fl/accuracy": accuracy,
                 "fl/loss": trained.loss,
                 "fl/failed_clients": float(trained.failed_clients),
+                "fl/rejected_clients": float(len(trained.rejections)),
             }
             running = {**curves, "utility/val_accuracy": accuracy, **privacy}
             for callback in self.callbacks:

@@ -63,6 +63,8 @@ EXPERIMENTS = st.fixed_dictionaries(
                 "rounds": st.integers(1, 9),
                 "augmentation": st.lists(st.sampled_from(sorted(AUGMENTATIONS)), unique=True),
                 "replay_public": st.floats(0, 1, exclude_max=True),
+                "quorum": st.floats(0, 1, exclude_min=True),
+                "max_update_norm": st.none() | st.floats(1e-6, 1e6),
             },
         )
         | st.fixed_dictionaries(

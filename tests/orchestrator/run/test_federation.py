@@ -33,6 +33,7 @@ def test_by_default_clients_make_one_pass_of_plain_sgd_on_their_own_images(tmp_p
     federation, _ = federation_of(tmp_path)
     assert federation.training == LocalTraining(UpdateKind.DELTA, epochs=1, batch_size=8, learning_rate=0.1)
     assert federation.public is None
+    assert federation.trust == Trust(quorum=0.5, max_norm=None)
 
 
 def test_what_is_set_is_how_clients_train(tmp_path: Path) -> None:
@@ -44,6 +45,8 @@ def test_what_is_set_is_how_clients_train(tmp_path: Path) -> None:
         local_steps=4,
         augmentation=["flip", "shift"],
         replay_public=0.25,
+        quorum=0.75,
+        max_update_norm=20.0,
     )
     assert federation.training == LocalTraining(
         UpdateKind.DELTA,
@@ -56,6 +59,7 @@ def test_what_is_set_is_how_clients_train(tmp_path: Path) -> None:
         augmentation=("flip", "shift"),
         replay=0.25,
     )
+    assert federation.trust == Trust(quorum=0.75, max_norm=20.0)
     assert federation.public is not None
     assert federation.public.get() is setup.public
     simulation = Simulation(federation, SerialExecutor())
