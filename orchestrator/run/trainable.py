@@ -24,7 +24,7 @@ from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
 from fedveil.orchestrator.run.failures import logged, sentence_of
-from fedveil.orchestrator.run.names import params_of, run_token
+from fedveil.orchestrator.run.names import claimed, params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
@@ -67,6 +67,17 @@ class TrialJob:
     storage: Path
     board: Any
     folder: Path
+
+    def named(self, config: Mapping[str, Any], part: str, trial_id: str) -> tuple[dict[str, Any], str]:
+        """Return what a trial that Tune drew overrides, and its name, which no other trial of the sweep has.
+
+        Args:
+            config: Tune's.
+            part: of the sweep.
+            trial_id: Tune's.
+        """
+        overrides, name = overrides_of(config)
+        return overrides, claimed(self.storage / "names", name, f"{part}/{trial_id}")
 
 
 class _Reports(TrialCallback):
@@ -114,7 +125,8 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     if job.folder.is_dir():
         os.chdir(job.folder)
     install(job.plugins)
-    overrides, name = overrides_of(config)
+    context = tune.get_context()
+    overrides, name = job.named(config, context.get_experiment_name(), context.get_trial_id())
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
     kept = tune.get_checkpoint()
     saved = Saved() if kept is None else _last_whole(kept, Speaker(job.board, name))
@@ -184,7 +196,8 @@ def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:
     """
     if result.config is None:  # an interrupted sweep's trial that has not begun
         return []
-    overrides, name = overrides_of(result.config)
+    folder = Path(result.path)
+    overrides, name = job.named(result.config, folder.parent.name, folder.name)
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
     reported = result.metrics or {}
     finished: list[Mapping[str, float]] = reported.get(FINISHED, [])
