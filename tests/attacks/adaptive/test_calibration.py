@@ -122,15 +122,19 @@ def test_a_class_that_was_never_seen_has_the_mean_of_all() -> None:
 
 def test_an_attacker_that_knows_the_defence_does_no_worse_than_its_guess(blobs: Blobs) -> None:
     """Behind noise that no inversion sees through."""
-    victims, others = blobs(8, 2), blobs(60, 2)
-    model = fv.build_model("convnet", image_shape=victims.shape, classes=2)
+    victims, others = blobs(8, 2, side=12), blobs(60, 2, side=12)
+    model = fv.build_model("lenet", image_shape=victims.shape, classes=2)
     noisy = fv.defense.UpdateNoise(strength=0.3)
     updates = [
         fv.client_update(model, victims.take(torch.tensor([at])), None, defense=noisy, seed=at)[0] for at in range(8)
     ]
     errors = {}
     for calibration in (0, 16):
-        attack = fv.Adaptive(inversion=fv.InvertingGradients(steps=20), calibration=calibration)
+        attack = fv.Adaptive(
+            inversion=fv.InvertingGradients(steps=20),
+            inverse=fv.InverseTraining(steps=20, width=8),
+            calibration=calibration,
+        )
         report = fv.audit(
             model, updates, images=victims, auxiliary=others, defense=noisy, attacks=["baseline", attack]
         ).summary()
