@@ -19,6 +19,10 @@ class FedveilError(Exception):
     """
 
 
+class TrialError(FedveilError):
+    """A trial failed by an error that nobody foresaw; the message says which, and where its traceback is."""
+
+
 class FedveilWarning(UserWarning):
     """Something that the user should know and that stops nothing, in one line; the command line prints it once."""
 

@@ -1,7 +1,7 @@
 """The command line: ``fedveil run|sweep|report|list|data|doctor|ui``.
 
 Exit codes: 0 all went well; 1 a trial, or a check of the doctor's, failed; 2 something that the user can mend, said in
-one line per mistake.
+one line per mistake; 130 and 143 Ctrl-C and SIGTERM, after the open runs were closed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from fedveil.fl.errors import FedveilError, FedveilWarning
+from fedveil.fl.errors import FedveilError, FedveilWarning, TrialError
 from fedveil.orchestrator.cluster.connection import offline_environment
+from fedveil.orchestrator.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.report import TrialRow
@@ -34,17 +37,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline_environment()
     arguments = _parser().parse_args(argv)
     console = Console()
-    try:
-        with _warnings_as_lines():
-            code: int = arguments.run(arguments, console)
-    except FedveilError as error:
-        for line in str(error).splitlines():
-            print(f"fedveil: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fedveil: interrupted", file=sys.stderr)
-        return 130
+    with Interrupts(command=argv is None) as interrupts:
+        try:
+            with _warnings_as_lines():
+                code: int = arguments.run(arguments, console)
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, KeyboardInterrupt) or interrupts.number is not None:
+                print(f"fedveil: {_stopped(interrupts, arguments, argv)}", file=sys.stderr)
+                return interrupts.code
+            if not isinstance(error, FedveilError):
+                raise
+            for line in str(error).splitlines():
+                print(f"fedveil: {line}", file=sys.stderr)
+            return 1 if isinstance(error, TrialError) else 2
     return code
+
+
+def _stopped(interrupts: Interrupts, arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:
+    """Say that a signal ended the command, and how to go on where it was an experiment."""
+    from fedveil.orchestrator.tracking.settings import without_passwords
+
+    said = "terminated" if interrupts.number == signal.SIGTERM else "interrupted"
+    if arguments.run not in (_run, _sweep):
+        return said
+    program = "python -m orchestrator" if Path(sys.argv[0]).name == "__main__.py" else "fedveil"
+    words = list(sys.argv[1:] if argv is None else argv)
+    if interrupts.resumable and not arguments.resume:
+        words.append("--resume")
+    how = "go on" if interrupts.resumable else "start anew"
+    return f"{said}; {how} with: {program} {without_passwords(shlex.join(words))}"
 
 
 @contextmanager

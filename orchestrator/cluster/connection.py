@@ -24,11 +24,12 @@ OFFLINE = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 """No usage statistics, no copy of a uv environment per worker, no log files that Tune writes unasked, and of MLflow no
-news about the tables of its database."""
+news about the tables of its database. Tune leaves Ctrl-C alone: it would end one part of a sweep as if that were done."""
 
 LOCAL_START_ATTEMPTS = 3
 NODE_SLIVER = 0.001

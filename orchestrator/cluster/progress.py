@@ -15,13 +15,26 @@ from rich.markup import escape
 
 Say = Callable[[str], None]
 """Is told a line."""
+_LAST_CALL = 1.0
+"""Seconds for actors to end in, once they are not wanted any more."""
 
 
 class _Board:
-    """A mailbox in the cluster; an actor's methods run one at a time."""
+    """A mailbox in the cluster, and a list of who is at work; an actor's methods run one at a time."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[str, str]] = []
+        self._at_work: list[Any] = []
+        self._over = False
+
+    def enlist(self, actor: Any) -> bool:
+        if not self._over:
+            self._at_work.append(actor)
+        return not self._over
+
+    def dismiss(self) -> list[Any]:
+        self._over = True
+        return self._at_work
 
     def post(self, who: str, text: str) -> None:
         self._lines.append((who, text))
@@ -47,6 +60,31 @@ class Speaker:
         """Post a line."""
         if self._board is not None:
             self._board.post.remote(self._who, text)
+
+
+def enlist(board: Any) -> None:
+    """Tell the board of `at_work` that this actor is at work.
+
+    Raises:
+        SystemExit: that is over.
+    """
+    if board is not None and not ray.get(board.enlist.remote(ray.get_runtime_context().current_actor)):
+        raise SystemExit
+
+
+@contextmanager
+def at_work(board: Any) -> Iterator[None]:
+    """If the block is interrupted, kill the actors that enlisted in ``board``, so that they write nothing any more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(ray.exceptions.RayError):
+            actors = ray.get(board.dismiss.remote(), timeout=_LAST_CALL)
+            for actor in actors:
+                ray.kill(actor)
+            ends = [actor.__ray_ready__.remote() for actor in actors]
+            ray.wait(ends, num_returns=len(ends), timeout=_LAST_CALL) if ends else None
+        raise
 
 
 class _Lines(logging.Handler):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import connect, offline_environment
+from fedveil.orchestrator.interrupts import interruptible
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.config import Experiment
@@ -48,6 +49,7 @@ def run(
 
     Raises:
         FedveilError: a setting is wrong (a line per mistake), the data or the cluster do not fit, or the training diverged.
+        fedveil.fl.errors.TrialError: another error ended the trial; its traceback is in a file.
     """
     offline_environment()
     console = console or Console(quiet=True)
@@ -126,6 +128,8 @@ def _ray_for(experiment: Experiment, address: str | None, console: Console) -> I
     # Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more.
     cpus = max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus_per_worker))
     with ExitStack() as stack:
+        interrupts = stack.enter_context(interruptible())
         with console.status("starting Ray"):
             stack.enter_context(connect(address, cpus=cpus))
+        interrupts.install()
         yield

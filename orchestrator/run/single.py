@@ -13,6 +13,7 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.callbacks import Costs, Speech
+from fedveil.orchestrator.run.failures import logged
 from fedveil.orchestrator.run.names import fitted, params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.recording import Files, Tracking
@@ -35,6 +36,7 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
 
     Raises:
         FedveilError: the trial does not fit the cluster, or its training diverged.
+        TrialError: it, or a worker, failed by an error that nobody foresaw.
     """
     paths = ExperimentPaths.of(experiment)
     tracking = tracking_settings(experiment, paths, published=setup.data.published, deliver=True)
@@ -79,7 +81,10 @@ def _run_seed(
     params = params_of(experiment)
     name, own = paths.new_trial(f"{fitted(str(params['defense.name']))}-seed{experiment.seed}")
     executor.say = say = Speaker(board, name)
-    with TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker:
+    with (
+        logged(own.folder),
+        TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker,
+    ):
         callbacks = [
             Costs(experiment.fl.rounds),
             Speech(say, experiment, setup),

@@ -18,11 +18,13 @@ from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
-from fedveil.orchestrator.cluster.progress import progress_on
+from fedveil.orchestrator.cluster.progress import at_work, progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
+from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.alone import only_sweep
+from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
@@ -103,11 +105,13 @@ def run_sweep(
         ) as parent,
         delivering(parent.deliver),
         progress_on(console) as board,
+        at_work(board),
     ):
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
         storage = paths.tune / before.get("tune", f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
         memory = {"run_id": parent.run_id, "tune": storage.name, "settings": settings}
         paths.memory.write_text(json.dumps(memory, indent=2) + "\n")
+        can_be_resumed()
         job = TrialJob(
             # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
             raw={k: without_passwords(v) if k == "tracking" else v for k, v in raw.items() if k != "search"},
@@ -122,8 +126,10 @@ def run_sweep(
         )
         rows: list[TrialRow] = []
         for part in sweep_parts(experiment, search):
-            results = _tuner(part, job, experiment).fit()
-            rows += [row for i in range(len(results)) for row in rows_of(results[i], job.raw)]
+            with without_repeats():
+                results = _tuner(part, job, experiment).fit()
+            rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
+            parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
             parent.deliver()
         outcome = summarise_sweep(experiment.experiment, rows, paths)
         drawn = [path for path in outcome.files if path.exists()]
@@ -148,11 +154,15 @@ def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterat
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
+    patience = 60.0  # a server that never answers must not hold up the end; the spool keeps what is left
     try:
         yield
+    except KeyboardInterrupt:
+        patience = 2.0
+        raise
     finally:
         over.set()
-        worker.join(60)  # a server that never answers must not hold up the end; the spool keeps what is left
+        worker.join(patience)
 
 
 def _interrupted(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:

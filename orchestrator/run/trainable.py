@@ -15,13 +15,14 @@ from ray import tune
 
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Speaker
+from fedveil.orchestrator.cluster.progress import Speaker, enlist
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.plugins import Plugin, install
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
+from fedveil.orchestrator.run.failures import logged, sentence_of
 from fedveil.orchestrator.run.names import params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
@@ -105,6 +106,7 @@ def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = N
 
 def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     """The Tune trainable: one setting, resumed from its checkpoint if it has one."""
+    enlist(job.board)
     os.umask(0o077)  # its checkpoints, which Tune copies from here, hold images
     if job.folder.is_dir():
         os.chdir(job.folder)
@@ -118,7 +120,8 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
             saved = checkpoint.load(Path(folder))
     for experiment in seeds[len(saved.finished) :]:
         own_name = seeded_name(name, experiment.seed, of=len(seeds))
-        metrics = _run_seed(experiment, overrides, own_name, saved, job)
+        with logged(job.paths.trial(own_name).folder):
+            metrics = _run_seed(experiment, overrides, own_name, saved, job)
         saved = Saved(finished=(*saved.finished, metrics))
         _report(job, saved)
 
@@ -154,17 +157,17 @@ def _run_seed(
         return trial.run(saved.progress).metrics
 
 
-def rows_of(result: Any, base: Mapping[str, Any]) -> list[TrialRow]:
+def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:
     """Return a Tune result's rows: one per seed that has begun.
 
     Args:
         result: of `run_tuned_trial`.
-        base: `TrialJob.raw`.
+        job: what it was given.
     """
     if result.config is None:  # an interrupted sweep's trial that has not begun
         return []
     overrides, name = overrides_of(result.config)
-    seeds = one_per_seed(check(with_overrides(dict(base), overrides)))
+    seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
     reported = result.metrics or {}
     finished: list[Mapping[str, float]] = reported.get(FINISHED, [])
     rows = []
@@ -173,8 +176,8 @@ def rows_of(result: Any, base: Mapping[str, Any]) -> list[TrialRow]:
         if at < len(finished):
             rows.append(TrialRow(own_name, "FINISHED", params, finished[at]))
         elif result.error is not None:
-            lines = [line for line in str(result.error).splitlines() if line.strip()]
-            rows.append(TrialRow(own_name, "FAILED", params, {}, lines[-1] if lines else repr(result.error)))
+            said = sentence_of(result.error, job.paths.trial(own_name).folder)
+            rows.append(TrialRow(own_name, "FAILED", params, {}, said))
         else:  # a scheduler stopped it
             rows.append(TrialRow(own_name, "KILLED", params, reported.get(RUNNING, {})))
     return rows

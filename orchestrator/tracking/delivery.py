@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedveil.orchestrator.interrupts import uninterrupted
 from fedveil.orchestrator.tracking.names import INCOMPLETE_TAG, cut
 from fedveil.orchestrator.tracking.operations import Artifact, DamagedLineError, Open, Operation
 from fedveil.orchestrator.tracking.settings import without_passwords
@@ -118,17 +119,18 @@ class Sender:
         run = self._run = self._run or self._connect()
         if not run.is_open and not isinstance(operation, Open):
             self._send(self._opening())  # it is not the first line, since that is damaged
-        try:
-            operation.send(run, self.journal.folder)
-        except Exception as error:
-            if isinstance(operation, Open) or not (isinstance(error, DamagedLineError) or refused_for_good(error)):
-                raise
-            self._set_aside(run, operation, error)
-        if isinstance(operation, Open):
+        with uninterrupted():
             try:
-                self.journal.name_run(run.run_id)
-            except OSError as error:  # it is found by its token
-                _log.debug("%s: %s", self.journal.folder, error)
+                operation.send(run, self.journal.folder)
+            except Exception as error:
+                if isinstance(operation, Open) or not (isinstance(error, DamagedLineError) or refused_for_good(error)):
+                    raise
+                self._set_aside(run, operation, error)
+            if isinstance(operation, Open):
+                try:
+                    self.journal.name_run(run.run_id)
+                except OSError as error:  # it is found by its token
+                    _log.debug("%s: %s", self.journal.folder, error)
 
     def _set_aside(self, run: RemoteRun, operation: Operation, error: Exception) -> None:
         """Say in the run what it lacks, and keep it."""

@@ -8,7 +8,8 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -18,6 +19,7 @@ from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.names import (
     ERROR_TAG,
     INCOMPLETE_TAG,
+    INTERRUPT,
     KIND_TAG,
     MAX_PARAM,
     MAX_TAG,
@@ -75,6 +77,7 @@ class RunRecorder:
         self.settings = settings
         self._spool = Spool(settings.spool_folder)
         self._closed = False
+        self._new = run_id is None
         self._sender: Sender | None = None
         self._unwritten: deque[Operation] = deque()
         pending = run_id is not None and run_id.startswith(PENDING)
@@ -90,7 +93,8 @@ class RunRecorder:
             time=now(),
         )
         self._run_id = self._opening.run_id or PENDING + token
-        self._record(Params(_texts(params, MAX_PARAM)))
+        with self._beginning():
+            self._record(Params(_texts(params, MAX_PARAM)))
 
     @property
     def run_id(self) -> str:
@@ -175,7 +179,21 @@ class RunRecorder:
         else:
             if isinstance(error, SystemExit) and not error.code:
                 self.set_tags({STOPPED_TAG: "scheduler"})  # so Tune leaves a trial that its scheduler stops early
+            elif isinstance(error, KeyboardInterrupt):
+                self.set_tags({STOPPED_TAG: INTERRUPT})
             self._close(RunStatus.KILLED)
+
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        """Close the run if an interrupt comes before it is entered, or forget it if no server knows of it yet."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if self._new and self._sender is not None and self.run_id.startswith(PENDING):
+                self._tidy(self._spool.discard, self._sender.journal)
+            else:
+                self.__exit__(KeyboardInterrupt, error, error.__traceback__)
+            raise
 
     def _points(self, values: Mapping[str, float], step: int) -> None:
         numbers = {key: float(value) for key, value in values.items()}

@@ -153,7 +153,7 @@ class RemoteRun:
         tags = run.data.tags
         if int(tags.get(CLOSED_TAG, "0")) > time:
             return
-        if tags.get(ERROR_TAG) == ABANDONED and status != RunStatus.KILLED:
+        if tags.get(ERROR_TAG) == ABANDONED and (status != RunStatus.KILLED or STOPPED_TAG in tags):
             self._client.delete_tag(self.run_id, ERROR_TAG)
         self._client.set_terminated(self.run_id, status=status, end_time=time)
         self.set_tags({CLOSED_TAG: str(time)})

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from fedveil.orchestrator.metrics import SUMMARY
 from fedveil.orchestrator.tracking.delivery import Replayed, replay
-from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, check_names
-from fedveil.orchestrator.tracking.operations import Close, CloseChildren, DescribeExperiment, RunStatus, Tags
+from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, INTERRUPT, MAX_TAG, STOPPED_TAG, check_names, cut
+from fedveil.orchestrator.tracking.operations import Close, CloseChildren, DescribeExperiment, Open, RunStatus, Tags
 from fedveil.orchestrator.tracking.recorder import RunRecorder, now
-from fedveil.orchestrator.tracking.settings import TrackingSettings
-from fedveil.orchestrator.tracking.spool import PENDING
+from fedveil.orchestrator.tracking.settings import TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking.spool import PENDING, Journal
 from fedveil.orchestrator.tracking.views import SweptKey, sweep_note
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class SweepTracker(RunRecorder):
         run_id: str | None = None,
         image_step: int = 0,
     ) -> None:
+        self._left_open = {ERROR_TAG: ABANDONED}
         super().__init__(
             settings,
             kind="sweep",
@@ -53,7 +55,8 @@ class SweepTracker(RunRecorder):
             tags={**(tags or {}), "mlflow.note.content": sweep_note(swept, objectives or {})},
             run_id=run_id,
         )
-        self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
+        with self._beginning():
+            self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
 
     def summary(
         self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()
@@ -78,6 +81,19 @@ class SweepTracker(RunRecorder):
         """Deliver all that lies in the spool: this run's and that of trials that only write to it."""
         return replay(self.settings.spool_folder)
 
+    def fail_dead(self, said: Mapping[str, str]) -> None:
+        """Close as FAILED, with what is said of them by name, the runs of trials that failed without closing them."""
+        for journal, opening in self._open_children():
+            if opening.name in said:
+                self._end(journal, {ERROR_TAG: cut(without_passwords(said[opening.name]), MAX_TAG)}, RunStatus.FAILED)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._left_open = {STOPPED_TAG: INTERRUPT}
+        super().__exit__(kind, error, trace)
+
     def close(self, status: RunStatus) -> None:
         """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""
         self._close(status)
@@ -94,12 +110,21 @@ class SweepTracker(RunRecorder):
 
     def _close_abandoned(self) -> None:
         """Close the journals of trials that died; `CloseChildren` only finds what the server has by then."""
+        for journal, _ in self._open_children():
+            self._end(journal, self._left_open, RunStatus.KILLED)
+
+    def _open_children(self) -> list[tuple[Journal, Open]]:
         own = {self.run_id, PENDING + self._opening.token}
         try:
-            for journal in self._spool.journals():
-                opening = journal.opening()
-                if opening is not None and opening.parent in own and not journal.closed():
-                    journal.append(Tags({ERROR_TAG: ABANDONED}))
-                    journal.append(Close(RunStatus.KILLED, now()))
+            opened = [(journal, journal.opening()) for journal in self._spool.journals()]
+            return [(one, said) for one, said in opened if said and said.parent in own and not one.closed()]
         except OSError as error:
-            _log.error("the spool %s cannot be written: %s", self.settings.spool_folder, error)
+            _log.error("the spool %s cannot be read: %s", self.settings.spool_folder, error)
+            return []
+
+    def _end(self, journal: Journal, tags: dict[str, str], status: RunStatus) -> None:
+        try:
+            journal.append(Tags(tags))
+            journal.append(Close(status, now()))
+        except OSError as error:
+            _log.error("%s cannot be written: %s", journal.folder, error)

@@ -59,7 +59,8 @@ class TrialTracker(RunRecorder):
             tags=tags or {},
             run_id=run_id,
         )
-        self._points(numbers, step=0)
+        with self._beginning():
+            self._points(numbers, step=0)
 
     def log_curve(self, values: Mapping[str, float], step: int) -> None:
         """Record one point of some curves at round ``step``; a point that the run has at that step stays.

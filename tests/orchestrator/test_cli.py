@@ -273,8 +273,10 @@ def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", interrupt)
-    assert main(["run", "tiny.yaml"]) == 130
-    assert capsys.readouterr().err == "fedveil: interrupted\n"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/fedveil"])
+    assert main(["run", "tiny.yaml", "--set", "tracking.uri=http://me:secret@127.0.0.1:9"]) == 130
+    again = "fedveil run tiny.yaml --set tracking.uri=http://127.0.0.1:9"
+    assert capsys.readouterr().err == f"fedveil: interrupted; start anew with: {again}\n"
 
 
 @pytest.fixture(scope="module")

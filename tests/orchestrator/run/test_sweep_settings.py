@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -143,4 +143,4 @@ def test_a_sweep_without_a_search_is_refused() -> None:
 
 
 def test_a_trial_that_an_interrupted_sweep_never_began_has_no_row() -> None:
-    assert rows_of(SimpleNamespace(config=None, metrics=None, error=None), {}) == []
+    assert rows_of(SimpleNamespace(config=None, metrics=None, error=None), cast(Any, None)) == []
