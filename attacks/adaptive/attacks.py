@@ -51,7 +51,7 @@ class Adaptive(Attack):
             this one with the same settings, is built on.
         inverse: how the inverse is trained, and the classifier beside it.
         calibration: auxiliary images that are attacked beside the victims, to learn what is wrong with the reconstructions
-            and set it right (`fedveil.attacks.adaptive.calibration`); 0 for none. Not where one image is made of many.
+            and set it right (`fedveil.attacks.adaptive.calibration`); 0 for none.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -90,7 +90,7 @@ class Adaptive(Attack):
             else:
                 inverted = _inverted(inversion, own, preparation, knowledge)
             calibration = None
-            if self.calibration and preparation.law is None:
+            if self.calibration:
                 calibration = _calibration(inversion, rehearsed, preparation, knowledge)
             likenesses = self._likenesses(own, inverted, preparation, knowledge)
             for at, found, likeness in zip(group, inverted, likenesses, strict=True):
@@ -102,10 +102,10 @@ class Adaptive(Attack):
         self, like: Observation, preparation: AttackerPreparation, knowledge: Knowledge
     ) -> list[OwnVictim]:
         least = 0 if preparation.surrogate.update is None else LEAST_BATCHES
-        batches = max(least, 0 if preparation.law else -(-self.calibration // like.batch_size))
+        batches = max(least, -(-self.calibration // like.batch_size))
         if batches == 0 or knowledge.auxiliary is None:
             return []
-        return own_victims(like, preparation.surrogate, knowledge, batches)
+        return own_victims(like, preparation, knowledge, batches)
 
     def _tuned(self, own: Sequence[OwnVictim], surrogate: Surrogate, knowledge: Knowledge) -> Inversion:
         assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedveil.attacks.base import Knowledge, Observation
+from fedveil.attacks.base import AttackerPreparation, Knowledge, Observation
 from fedveil.attacks.target.elementary import Elementary
 from fedveil.defense.base import Surrogate
 from fedveil.fl.data.images import Images
@@ -47,26 +47,30 @@ class _Hooks(NoHooks):
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)
 
 
-def own_victims(like: Observation, surrogate: Surrogate, knowledge: Knowledge, batches: int) -> list[OwnVictim]:
+def own_victims(
+    like: Observation, preparation: AttackerPreparation, knowledge: Knowledge, batches: int
+) -> list[OwnVictim]:
     """Return what auxiliary images send as the client does: its training function, weights and protocol, and the defence.
 
-    Where the client's batch was observed several times, so are these, each time with noise drawn afresh.
+    Where the client's batch was observed several times, so are these, each time with noise drawn afresh. Behind a defence
+    that makes one image of many, what was rehearsed sends.
 
     Args:
         like: an observation of the client's.
-        surrogate: the defence as the attacker knows it.
+        preparation: of the attacker, against the defence.
         knowledge: with auxiliary images.
         batches: at most so many of the client's size, of different images.
     """
     auxiliary = knowledge.auxiliary_images()
+    originals, shown = (auxiliary, auxiliary) if preparation.rehearsed is None else preparation.rehearsed
     stream = torch_stream(knowledge.seed, "own victims")
-    order = torch.randperm(len(auxiliary), generator=stream)
+    order = torch.randperm(len(originals), generator=stream)
     whole = [indices for indices in order.split(like.batch_size) if len(indices) == like.batch_size][:batches]
     made = []
     for number, indices in enumerate(whole):
-        batch = auxiliary.take(indices)
+        batch = originals.take(indices)
         labels = batch.labels if knowledge.threat_model.labels else None
-        sent = [_sent(one, batch, surrogate, knowledge, stream) for one in like.series]
+        sent = [_sent(one, shown.take(indices), preparation.surrogate, knowledge, stream) for one in like.series]
         first, *others = [replace(one, number=number, client=-1, labels=labels, repeats=()) for one, _ in sent]
         made.append(OwnVictim(replace(first, repeats=tuple(others)), batch, sent[0][1]))
     return made

@@ -148,9 +148,10 @@ def test_what_is_wrong_with_reconstructions_is_learnt_on_its_own_victims(
         return found
 
     needs = Adaptive.needs
-    knowledge = replace(known({None: AttackerPreparation(Surrogate(), None)}, needs), auxiliary=others)
+    preparation = AttackerPreparation(Surrogate(), None)
+    knowledge = replace(known({None: preparation}, needs), auxiliary=others)
     observations = each(victims, observe)
-    own = [one.batch.floats()[0] for one in own_victims(observations[0], Surrogate(), knowledge, 16)]
+    own = [one.batch.floats()[0] for one in own_victims(observations[0], preparation, knowledge, 16)]
     monkeypatch.setattr(InvertingGradients, "invert", poor)
     errors = {}
     for calibration in (0, 16):

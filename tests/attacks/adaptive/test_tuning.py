@@ -11,6 +11,7 @@ import fedveil.attacks.adaptive.own_victims as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
 from fedveil.attacks.adaptive.own_victims import own_victims
 from fedveil.attacks.adaptive.tuning import FACTORS, LEAST_BATCHES, tuned
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.matching.attack import Visible
 from fedveil.attacks.target.model import target_model
 from fedveil.defense.base import Stateless, Surrogate
@@ -31,7 +32,12 @@ GRANTED = ThreatModel(labels=True, auxiliary_data=True, defense_algorithm=True)
 
 def chosen_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
     """The weight that is chosen."""
-    found = tuned(inversion, own_victims(like, surrogate, knowledge, LEAST_BATCHES), surrogate, knowledge)
+    found = tuned(
+        inversion,
+        own_victims(like, AttackerPreparation(surrogate, None), knowledge, LEAST_BATCHES),
+        surrogate,
+        knowledge,
+    )
     assert isinstance(found, InvertingGradients)
     return found.tv
 
