@@ -222,7 +222,9 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_pat
     raw = tiny_experiment(bars, fl={"rounds": 3})
     whole, kept = run_trial(raw, SerialExecutor(), cache=bars.parent)
     checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
-    again, _ = run_trial(raw, SerialExecutor(), checkpoint.load(tmp_path).progress, cache=bars.parent)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    again, _ = run_trial(raw, SerialExecutor(), saved.progress, cache=bars.parent)
     assert same_weights(whole.progress, again.progress)
     assert whole.progress.records == again.progress.records
     assert whole.metrics == again.metrics
