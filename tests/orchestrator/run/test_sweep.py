@@ -79,7 +79,7 @@ def test_a_sweep_runs_panel_and_search_and_names_its_trials(swept: Swept) -> Non
     )
     assert sum(row.defense == "latent_autoencoder" for row in rows.values()) == 2
     assert all(
-        0.5 <= row.strength <= 2 for row in rows.values() if row.defense == "latent_autoencoder" and row.strength
+        row.dial is not None and 0.5 <= row.dial <= 2 for row in rows.values() if row.defense == "latent_autoencoder"
     )
     for words in ("preparing", "audit of round 0", "round 2/2", "done: accuracy"):
         assert words in screen
