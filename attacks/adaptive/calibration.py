@@ -28,6 +28,8 @@ RIDGE = 1e-3
 """Share of a band's power by which its gain is held back."""
 FAINT = 1e-5
 """Share of it that holds back how far the class's mean is corrected."""
+CLEAR = 2.0
+"""Standard errors by which it has to bring down the own victims' error."""
 LEAST = 4
 """Own victims below which nothing is learnt."""
 
@@ -50,7 +52,7 @@ class Calibration:
 
     @classmethod
     def of(cls, found: Tensor, labels: Tensor, originals: Tensor, auxiliary: Images) -> Calibration | None:
-        """Learn it, or return None where reconstructions are better as they are, by leaving out one victim at a time.
+        """Learn it, or return None where it is not clearly a gain: over victims that are left out one at a time, by `CLEAR`.
 
         Args:
             found: (n, C, H, W) reconstructions of the attacker's own victims.
@@ -64,7 +66,8 @@ class Calibration:
         whole = torch.arange(len(found))
         left_out = [cls._fitted(found[whole != at], labels[whole != at], originals[whole != at], means) for at in whole]
         right = torch.cat([fit(found[at : at + 1], labels[at : at + 1]) for at, fit in enumerate(left_out)])
-        if (right - originals).square().mean() >= (found - originals).square().mean():
+        gains = ((found - originals).square() - (right - originals).square()).flatten(1).mean(1)
+        if not gains.mean() > CLEAR * gains.std() / len(gains) ** 0.5:
             return None
         return cls._fitted(found, labels, originals, means)
 

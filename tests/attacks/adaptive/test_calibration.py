@@ -9,6 +9,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 import fedveil as fv
+import fedveil.attacks.adaptive.calibration as module
 from fedveil.attacks.adaptive.calibration import BANDS, FAINT, LEAST, RIDGE, Calibration, class_means, known_class
 from fedveil.attacks.adaptive.calibration import _bands as bands
 from fedveil.attacks.adaptive.calibration import _image as image
@@ -74,6 +75,17 @@ def test_good_reconstructions_are_left_alone(pool: Images) -> None:
     rule, right, truth = learnt(pool, lambda x, seed: x)
     assert rule is None
     assert torch.equal(right, truth)
+
+
+def test_a_gain_that_may_be_chance_is_none(pool: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two victims of 24 are rebuilt with noise: what helps these two alone is no rule."""
+
+    def mostly_right(x: Tensor, seed: int) -> Tensor:
+        return torch.where((torch.arange(len(x)) < 2).view(-1, 1, 1, 1), (x + noise(x, 0.5, seed)).clamp(0, 1), x)
+
+    assert learnt(pool, mostly_right)[0] is None
+    monkeypatch.setattr(module, "CLEAR", 0.0)
+    assert learnt(pool, mostly_right)[0] is not None
 
 
 def test_of_too_few_victims_nothing_is_learnt(pool: Images) -> None:
