@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedveil.fl.sealed import read_sealed, write_sealed
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(content=st.binary(max_size=60), name=st.text("abc", min_size=1, max_size=5), data=st.data())
 def test_only_what_was_written_by_that_name_is_read(
     tmp_path: Path, content: bytes, name: str, data: st.DataObject
