@@ -6,9 +6,7 @@ import hashlib
 import inspect
 import io
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +15,11 @@ import torch
 from torch import Tensor
 
 from fedveil.fl.data.images import Images
+from fedveil.fl.sealed import read_sealed, write_sealed
 
 State = dict[str, Tensor]
 
 _log = logging.getLogger(__name__)
-_CHECK = 16
-"""Bytes of the checksum before an entry."""
 
 
 def fingerprint(images: Images) -> str:
@@ -91,30 +88,13 @@ def cached(folder: Path | None, key: tuple[object, ...], build: Callable[[], Sta
 def _write(state: State, path: Path, name: str) -> None:
     whole = io.BytesIO()
     torch.save(state, whole)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is learnt on images may show them
-    # Trials side by side may build the same entry: each writes its own file and the last rename wins.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            file.write(_checksum(whole.getbuffer(), name))
-            file.write(whole.getbuffer())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_sealed(path, whole.getbuffer(), name)
 
 
 def _read(path: Path, name: str) -> State | None:
-    """Return the entry ``name``; None where there is none, or a file that `_write` did not write for it, or not so."""
-    try:
-        whole = memoryview(path.read_bytes())
-    except OSError:
+    """Return the entry ``name``; None where there is none, or a damaged one."""
+    content = read_sealed(path, name)
+    if content is None:
         return None
-    if _checksum(whole[_CHECK:], name) != whole[:_CHECK]:
-        return None
-    state: State = torch.load(io.BytesIO(whole[_CHECK:]), weights_only=True)
+    state: State = torch.load(io.BytesIO(content), weights_only=True)
     return state
-
-
-def _checksum(content: memoryview, name: str) -> bytes:
-    return hashlib.blake2b(content, digest_size=_CHECK, key=name.encode()).digest()

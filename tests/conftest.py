@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from clock import Clock
+from hypothesis import HealthCheck, settings
 
 from fedveil.attacks import ATTACKS
 from fedveil.defense import DEFENSES
@@ -23,6 +24,9 @@ Blobs = Callable[..., Images]
 
 # Ray reads some of these when it is imported, which the first test module that needs it does.
 offline_environment()
+# No test may depend on how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

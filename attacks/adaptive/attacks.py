@@ -15,14 +15,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedveil.attacks.adaptive.calibration import Calibration
 from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
-from fedveil.attacks.adaptive.tuning import Inversion, tuned
+from fedveil.attacks.adaptive.own_victims import OwnVictim, own_victims
+from fedveil.attacks.adaptive.tuning import LEAST_BATCHES, Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.scoring import match
 from fedveil.attacks.strongest import Strongest
-from fedveil.defense.base import Surrogate
+from fedveil.defense.base import Surrogate, whole
 from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel
@@ -48,6 +50,8 @@ class Adaptive(Attack):
         inversion: the attack that inverts the updates, one that matches gradients. What it has found already, run before
             this one with the same settings, is built on.
         inverse: how the inverse is trained, and the classifier beside it.
+        calibration: auxiliary images that are attacked beside the victims, to learn what is wrong with the reconstructions
+            and set it right (`fedveil.attacks.adaptive.calibration`); 0 for none.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -56,8 +60,10 @@ class Adaptive(Attack):
 
     inversion: Attack = field(default_factory=Strongest)
     inverse: InverseTraining = field(default_factory=InverseTraining)
+    calibration: int = 16
 
     def __post_init__(self) -> None:
+        whole(self.name, calibration=(self.calibration, 0))
         if not isinstance(self.inversion, Inversion):
             given = getattr(self.inversion, "name", self.inversion)
             raise SettingError(self.name, "inversion", given, "it has to be an attack that matches gradients")
@@ -71,7 +77,8 @@ class Adaptive(Attack):
         for preparation in {id(r): r for r in preparations}.values():
             group = [at for at, own in enumerate(preparations) if own is preparation]
             own = [observations[at] for at in group]
-            seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in own]
+            rehearsed = self._own_victims(own[0], preparation, knowledge)
+            inversion = self._tuned(rehearsed, preparation.surrogate, knowledge)
             # With auxiliary images this attacker may have recovered other labels than the plain one.
             if (
                 plain is not None
@@ -81,12 +88,28 @@ class Adaptive(Attack):
             ):
                 inverted = [[one] for one in _brightened(own, [plain[at] for at in group], knowledge)]
             else:
-                flat = iter(self._invert([one for draws in seen for one in draws], preparation.surrogate, knowledge))
-                inverted = [[next(flat) for _ in draws] for draws in seen]
+                inverted = _inverted(inversion, own, preparation, knowledge)
+            calibration = None
+            if self.calibration:
+                calibration = _calibration(inversion, rehearsed, preparation, knowledge)
             likenesses = self._likenesses(own, inverted, preparation, knowledge)
             for at, found, likeness in zip(group, inverted, likenesses, strict=True):
-                results[at] = replace(undo(found, preparation, knowledge), likeness=likeness)
+                undone = undo(found, preparation, knowledge)
+                results[at] = replace(_set_right(undone, calibration, knowledge), likeness=likeness)
         return [results[at] for at in range(len(observations))]
+
+    def _own_victims(
+        self, like: Observation, preparation: AttackerPreparation, knowledge: Knowledge
+    ) -> list[OwnVictim]:
+        least = 0 if preparation.surrogate.update is None else LEAST_BATCHES
+        batches = max(least, -(-self.calibration // like.batch_size))
+        if batches == 0 or knowledge.auxiliary is None:
+            return []
+        return own_victims(like, preparation, knowledge, batches)
+
+    def _tuned(self, own: Sequence[OwnVictim], surrogate: Surrogate, knowledge: Knowledge) -> Inversion:
+        assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
+        return self.inversion if surrogate.update is None else tuned(self.inversion, own, surrogate, knowledge)
 
     def _likenesses(
         self,
@@ -108,15 +131,6 @@ class Adaptive(Attack):
             return [None] * len(observations)
         draws, labels = [_draws(found) for found in inverted], [found[0].labels for found in inverted]
         return from_images(draws, labels, surrogate, knowledge, exact=False)
-
-    def _invert(
-        self, observations: Sequence[Observation], surrogate: Surrogate, knowledge: Knowledge
-    ) -> list[Reconstruction]:
-        assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
-        if surrogate.update is None:
-            return self.inversion.invert(observations, knowledge)
-        smoothed = tuned(self.inversion, observations[0], surrogate, knowledge)
-        return smoothed.invert(observations, knowledge, surrogate.visible)
 
 
 @ATTACKS.register("adaptive_modules")
@@ -182,6 +196,43 @@ class TrainedImages(Attack):
                 found = undo([Reconstruction(images, own, 0.0) for images in seen], preparation, knowledge)
                 results[at] = replace(found, likeness=likeness)
         return [results[at] for at in range(len(observations))]
+
+
+def _inverted(
+    inversion: Inversion, observations: Sequence[Observation], preparation: AttackerPreparation, knowledge: Knowledge
+) -> list[list[Reconstruction]]:
+    """What is found behind each batch: one result, or one per draw where the defence drew afresh each time."""
+    seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in observations]
+    visible = None if preparation.surrogate.update is None else preparation.surrogate.visible
+    flat = iter(inversion.invert([one for draws in seen for one in draws], knowledge, visible))
+    return [[next(flat) for _ in draws] for draws in seen]
+
+
+def _calibration(
+    inversion: Inversion, own: Sequence[OwnVictim], preparation: AttackerPreparation, knowledge: Knowledge
+) -> Calibration | None:
+    """Learnt on the attacker's own victims, which have gone the same way as the clients'."""
+    if not own:
+        return None
+    inverted = _inverted(inversion, [one.observation for one in own], preparation, knowledge)
+    undone = [undo(found, preparation, knowledge) for found in inverted]
+    originals = [one.batch.floats() for one in own]
+    order = [match(truth, found.images) for found, truth in zip(undone, originals, strict=True)]
+    return Calibration.of(
+        torch.cat([found.images for found in undone]),
+        torch.cat([found.labels for found in undone]),
+        torch.cat([truth[at] for truth, at in zip(originals, order, strict=True)]),
+        knowledge.auxiliary_images(),
+    )
+
+
+def _set_right(found: Reconstruction, calibration: Calibration | None, knowledge: Knowledge) -> Reconstruction:
+    if calibration is None:
+        return found
+    # The mean of a class that one was told shows the class: who was not told has the images as they were.
+    blind = found.images if found.blind is None and knowledge.threat_model.labels else found.blind
+    images = calibration(found.images, found.labels)
+    return replace(found, images=images, blind=blind, scale_guessed=False)
 
 
 def _brightened(

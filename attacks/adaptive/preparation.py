@@ -86,8 +86,9 @@ def prepare_attacker(
     reader = None
     if len(auxiliary.labels.unique()) > 1:
         reader = train_reader(lessons, inverse, key.training, classes=classes, device=device, stream=stream)
-    law = SharedLaw.of(lessons) if isinstance(lessons, RehearsedLessons) else None
-    return AttackerPreparation(surrogate, inverse, reader, law)
+    if not isinstance(lessons, RehearsedLessons):
+        return AttackerPreparation(surrogate, inverse, reader)
+    return AttackerPreparation(surrogate, inverse, reader, SharedLaw.of(lessons), lessons.unlearnt())
 
 
 def _lessons(

@@ -27,10 +27,12 @@ _ABOUT = """# What each defence leaves an attacker, and what it costs
 Made by `python -m benchmarks.study.render` of the records that `python -m benchmarks.study` writes; the protocols are in
 [benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images. MSE is that of the
 attacker that comes closest, told the label: one knows the algorithm, one is handed what the client trained on, both have an
-inverse that is trained until flat on 2,000 images of their own; *guess* is the error of these images' class means.
-*Found* is how often the victim is found among 1,000 images, by the better of two ways. *Class* is what the attacker's own
-classifier reads, not told the label. *Over local* is what federating is worth to one client with its own images. Intervals
-over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a bound.
+inverse that is trained until flat on 2,000 images of their own; *guess* is the error of these images' class means. *Found*
+is how often the victim is found among 1,000 images, by the better of two ways. *Judged* is how often a judge that was
+trained on untouched images reads the class in the reconstruction of an attacker that was not told it, *read* how often the
+attacker's own classifier does, which has learnt from what the defence leaves. *Over local* is what federating is worth to
+one client with its own images. Intervals over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no
+result. No trained attacker is a bound.
 """
 
 _QUICK = """## Settings, without a federation
@@ -100,7 +102,8 @@ def section(record: Mapping[str, Any]) -> str:
         "guess",
         "SSIM",
         "found",
-        "class",
+        "judged",
+        "read",
         "victims",
     )
     lines = [line(name, rows, known["none"], known["local_only"]) for name, rows in groups.items()]
@@ -138,6 +141,7 @@ def line(name: str, rows: Sequence[Row], none: Mapping[int, float], local: Mappi
         interval(_all(worst, "baseline_mse"), "{:.4f}"),
         interval(_all(worst, "ssim"), "{:.2f}"),
         interval(_all(worst, "identification_rate"), "{:.2f}"),
+        interval(_all(worst, "attacker_accuracy"), "{:.2f}"),
         interval(_all(worst, "adaptive_attacker_accuracy"), "{:.2f}"),
         str(min(int(row["victims"]) for row in rows)),
     )

@@ -190,11 +190,11 @@ class RehearsedLessons:
         if not (bool(seen.any()) and bool(learnt.any())):
             seen = learnt = torch.ones_like(seen)
         self.train, self._became = originals.take(learnt.nonzero()[:, 0]), became[learnt].float() / 255
-        measured = originals.take(seen.nonzero()[:, 0])
+        self._measured, self._of_measured = originals.take(seen.nonzero()[:, 0]), became[seen]
         self.measured = (
-            measured.floats().to(device),
-            measured.labels.to(device),
-            (became[seen].float() / 255).to(device)[None],
+            self._measured.floats().to(device),
+            self._measured.labels.to(device),
+            (self._of_measured.float() / 255).to(device)[None],
         )
         self._artefacts = artefacts
         self._device = device
@@ -202,6 +202,12 @@ class RehearsedLessons:
     def pairs(self) -> tuple[Images, Tensor]:
         """Return the training originals, and what became of them, (m, C, H, W) in [0, 1]."""
         return self.train, self._became
+
+    def unlearnt(self) -> tuple[Images, Images]:
+        """Return originals that nothing was learnt of, each once, and what became of them."""
+        distinct = {image.tobytes(): row for row, image in enumerate(self._measured.pixels.numpy())}
+        at = torch.tensor(list(distinct.values()))
+        return self._measured.take(at), Images(self._of_measured[at], self._measured.labels[at])
 
     def batch(self, at: Tensor, stream: torch.Generator, *, mirrored: Sequence[int]) -> Measured:
         """See `Lessons.batch`."""

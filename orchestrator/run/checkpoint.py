@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
+from fedveil.fl.sealed import read_sealed, write_sealed
 from fedveil.fl.training import Weights
 
 FILE = "trial.pt"
@@ -110,12 +112,17 @@ def save(saved: Saved, folder: Path) -> None:
         "run_id": saved.run_id,
         "costs": dict(saved.costs),
     }
-    torch.save(plain, folder / FILE)
+    whole = io.BytesIO()
+    torch.save(plain, whole)
+    write_sealed(folder / FILE, whole.getbuffer(), FILE)
 
 
-def load(folder: Path) -> Saved:
-    """Read what `save` wrote."""
-    plain: dict[str, Any] = torch.load(folder / FILE, weights_only=True)
+def load(folder: Path) -> Saved | None:
+    """Read what `save` wrote; None where there is nothing, or where it is damaged."""
+    content = read_sealed(folder / FILE, FILE)
+    if content is None:
+        return None
+    plain: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     progress = plain["progress"]
     return Saved(
         finished=tuple(plain["finished"]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedveil.defense import DEFENSES, Defense, Stack
@@ -67,6 +69,32 @@ def run_token(storage: str, part: str, trial_id: str, seed: int) -> str:
         seed: of the trial.
     """
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{storage}/{part}/{trial_id}/{seed}").hex
+
+
+def claimed(claims: Path, name: str, owner: str) -> str:
+    """Return ``name`` for the owner alone, or ``name-2`` and so on where others have it; the same whenever it is asked.
+
+    A search may draw the same setting twice, and each trial has files of its own.
+
+    Args:
+        claims: folder of what has been claimed; is made if need be.
+        name: of a trial.
+        owner: tells the trial from all others.
+    """
+    claims.mkdir(parents=True, exist_ok=True, mode=0o700)
+    numbered, number = name, 1
+    while not _is_claimed(claims / numbered, owner):
+        number += 1
+        numbered = f"{name}-{number}"
+    return numbered
+
+
+def _is_claimed(claim: Path, owner: str) -> bool:
+    try:
+        claim.symlink_to(owner)  # there with its content or not at all, whoever else claims it now
+    except FileExistsError:
+        return os.readlink(claim) == owner
+    return True
 
 
 def fitted(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -18,13 +17,14 @@ from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
-from fedveil.orchestrator.cluster.progress import at_work, progress_on
+from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
+from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
@@ -71,7 +71,7 @@ def run_sweep(
         raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
     paths = ExperimentPaths.of(experiment)
     settings = without_passwords(experiment.model_dump(mode="json"))
-    before = _interrupted(paths.memory, settings) if resume else {}
+    before = _interrupted(paths, settings) if resume else None
     resources = experiment.resources
     check_fit(
         resources.workers,
@@ -100,7 +100,7 @@ def run_sweep(
                 "model.name": experiment.model.name,
                 "seed": ", ".join(map(str, seeds)),
             },
-            run_id=before.get("run_id"),
+            run_id=None if before is None else before.run_id,
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
         delivering(parent.deliver),
@@ -108,9 +108,9 @@ def run_sweep(
         at_work(board),
     ):
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
-        storage = paths.tune / before.get("tune", f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
-        memory = {"run_id": parent.run_id, "tune": storage.name, "settings": settings}
-        paths.memory.write_text(json.dumps(memory, indent=2) + "\n")
+        new = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        storage = paths.tune / (new if before is None else before.tune)
+        keep(Memory(parent.run_id, storage.name, settings), paths)
         can_be_resumed()
         job = TrialJob(
             # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
@@ -127,7 +127,7 @@ def run_sweep(
         rows: list[TrialRow] = []
         for part in sweep_parts(experiment, search):
             with without_repeats():
-                results = _tuner(part, job, experiment).fit()
+                results = _tuner(part, job, experiment, Speaker(board, part.name)).fit()
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
             parent.deliver()
@@ -165,22 +165,20 @@ def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterat
         worker.join(patience)
 
 
-def _interrupted(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return ``run_id`` and ``tune``, the name of Tune's storage, of the sweep that left ``memory``.
+def _interrupted(paths: ExperimentPaths, settings: Mapping[str, Any]) -> Memory:
+    """Return the sweep that is to be resumed.
 
     Raises:
-        FedveilError: there was none, or it had other settings.
+        FedveilError: there was none, or it had other settings, or what is known of it is damaged.
     """
-    if not memory.exists():
-        raise FedveilError(f"--resume: there is nothing to resume, no {memory}; start the sweep without --resume")
-    before = json.loads(memory.read_text())
-    changed = _differing(before.get("settings", {}), settings)
+    before = recall(paths)
+    changed = _differing(before.settings, settings)
     if changed:
         raise FedveilError(
-            f"--resume: the settings are not those of the sweep in {memory}: {', '.join(changed)}; set them back, or start"
-            " anew without --resume"
+            f"--resume: the settings are not those of the sweep in {paths.memory}: {', '.join(changed)}; set them back, or"
+            " start anew without --resume"
         )
-    return {"run_id": before["run_id"], "tune": before["tune"]}
+    return before
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
@@ -191,7 +189,7 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     return [line for k in below for line in _differing(one.get(k), other.get(k), f"{key}.{k}" if key else k)]
 
 
-def _tuner(part: Part, job: TrialJob, experiment: Experiment) -> tune.Tuner:
+def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.Tuner:
     resources = experiment.resources
     trainable = tune.with_resources(
         tune.with_parameters(run_tuned_trial, job=job),
@@ -204,16 +202,16 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment) -> tune.Tuner:
             driver_node=own_node(),
         ),
     )
-    path = job.storage / part.name
-    if tune.Tuner.can_restore(str(path)):
-        return tune.Tuner.restore(
-            str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=part.space
-        )
     run = tune.RunConfig(
         name=part.name,
         storage_path=str(job.storage),
         verbose=0,
         failure_config=tune.FailureConfig(max_failures=0),
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),  # the last one may be damaged
     )
-    return tune.Tuner(trainable, param_space=part.space, tune_config=part.config, run_config=run)
+    # It writes its file of settings, tuner.pkl, anew: what an earlier one of the same settings holds is never believed.
+    tuner = tune.Tuner(trainable, param_space=part.space, tune_config=part.config, run_config=run)
+    path = job.storage / part.name
+    if not whole_states(path, say):
+        return tuner
+    return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=part.space)

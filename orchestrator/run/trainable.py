@@ -6,16 +6,17 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSelector
 from ray import tune
 
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Speaker, enlist
+from fedveil.orchestrator.cluster.progress import Say, Speaker, enlist
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.plugins import Plugin, install
 from fedveil.orchestrator.report import TrialRow
@@ -23,7 +24,7 @@ from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
 from fedveil.orchestrator.run.failures import logged, sentence_of
-from fedveil.orchestrator.run.names import params_of, run_token
+from fedveil.orchestrator.run.names import claimed, params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
@@ -37,6 +38,8 @@ FINISHED = "finished_seeds"
 """In what a trial reports: the final metrics of the seeds that are done."""
 RUNNING = "running_seed"
 """And the metrics of the one that runs."""
+CHECKPOINTS = "checkpoint_"
+"""How Tune begins the names of their folders, which are as long as each other."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,17 @@ class TrialJob:
     storage: Path
     board: Any
     folder: Path
+
+    def named(self, config: Mapping[str, Any], part: str, trial_id: str) -> tuple[dict[str, Any], str]:
+        """Return what a trial that Tune drew overrides, and its name, which no other trial of the sweep has.
+
+        Args:
+            config: Tune's.
+            part: of the sweep.
+            trial_id: Tune's.
+        """
+        overrides, name = overrides_of(config)
+        return overrides, claimed(self.storage / "names", name, f"{part}/{trial_id}")
 
 
 class _Reports(TrialCallback):
@@ -111,19 +125,35 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     if job.folder.is_dir():
         os.chdir(job.folder)
     install(job.plugins)
-    overrides, name = overrides_of(config)
+    context = tune.get_context()
+    overrides, name = job.named(config, context.get_experiment_name(), context.get_trial_id())
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
-    saved = Saved()
     kept = tune.get_checkpoint()
-    if kept is not None:
-        with kept.as_directory() as folder:
-            saved = checkpoint.load(Path(folder))
+    saved = Saved() if kept is None else _last_whole(kept, Speaker(job.board, name))
     for experiment in seeds[len(saved.finished) :]:
         own_name = seeded_name(name, experiment.seed, of=len(seeds))
         with logged(job.paths.trial(own_name).folder):
             metrics = _run_seed(experiment, overrides, own_name, saved, job)
         saved = Saved(finished=(*saved.finished, metrics))
         _report(job, saved)
+
+
+def _last_whole(kept: tune.Checkpoint, say: Say) -> Saved:
+    """Return what the checkpoint holds, or the one before it where it is damaged; the beginning where that is, too."""
+    own = PurePosixPath(kept.path)
+    disk: Any = kept.filesystem
+    folders = disk.get_file_info(FileSelector(str(own.parent), allow_not_found=True))
+    names = (folder.base_name for folder in folders)
+    before = sorted((name for name in names if name.startswith(CHECKPOINTS) and name < own.name), reverse=True)
+    for name in (own.name, *before):
+        with tune.Checkpoint(str(own.parent / name), disk).as_directory() as folder:
+            saved = checkpoint.load(Path(folder))
+        if saved is not None:
+            if name != own.name:
+                say(f"note: {own} is damaged: the trial goes on from {name}, a round earlier")
+            return saved
+    say(f"note: {own} is damaged, and there is none before it: the trial begins anew")
+    return Saved()
 
 
 def _run_seed(
@@ -166,7 +196,8 @@ def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:
     """
     if result.config is None:  # an interrupted sweep's trial that has not begun
         return []
-    overrides, name = overrides_of(result.config)
+    folder = Path(result.path)
+    overrides, name = job.named(result.config, folder.parent.name, folder.name)
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
     reported = result.metrics or {}
     finished: list[Mapping[str, float]] = reported.get(FINISHED, [])

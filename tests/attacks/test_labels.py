@@ -109,7 +109,7 @@ def batches(draw: st.DrawFn) -> tuple[int, Tensor]:
 
 
 @given(batches(), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_counts_are_exact_where_the_softmax_is_known(batch: tuple[int, Tensor], seed: int) -> None:
     classes, labels = batch
     stream = torch_stream(seed, "logits")
@@ -123,7 +123,7 @@ def test_counts_are_exact_where_the_softmax_is_known(batch: tuple[int, Tensor], 
 
 
 @given(batches(), st.integers(0, 10_000), st.integers(1, 4), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_simulated_training_is_exact_where_all_inputs_are_one(
     batch: tuple[int, Tensor], seed: int, steps: int, with_bias: bool
 ) -> None:
@@ -147,7 +147,6 @@ def test_simulated_training_is_exact_where_all_inputs_are_one(
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.integers(1, 64))
-@settings(deadline=None)
 def test_every_rule_s_counts_sum_to_the_batch(values: list[float], size: int) -> None:
     bias = torch.tensor(values, dtype=torch.float64)
     softmax = bias.softmax(dim=0)[None]

@@ -109,7 +109,7 @@ def test_one_nan_pixel_is_refused() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 5), st.sampled_from([1, 3]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_laws_of_the_metrics(seed: int, n: int, channels: int) -> None:
     a, b = images(n, channels, 12, 13, seed=seed), images(n, channels, 12, 13, seed=seed + 1)
     assert torch.equal(mse(a, b), mse(b, a))
@@ -121,7 +121,7 @@ def test_laws_of_the_metrics(seed: int, n: int, channels: int) -> None:
 
 
 @given(st.permutations(range(6)), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_match_undoes_any_shuffle(shuffle: list[int], seed: int) -> None:
     originals = images(6, 1, 12, 12, seed=seed)
     order = match(originals[shuffle], originals)

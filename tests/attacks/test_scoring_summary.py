@@ -228,7 +228,7 @@ def test_no_records_are_an_error() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_more_attack_never_makes_the_headline_more_private(
     scores: list[tuple[int, float, float]],
 ) -> None:
@@ -270,7 +270,7 @@ def test_the_interval_leans_to_the_side_of_the_rare_large_values() -> None:
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_interval_is_never_nan_and_lies_within_the_values(values: list[float]) -> None:
     mean, low, high = mean_ci(values, resamples=200)
     assert math.isfinite(mean)

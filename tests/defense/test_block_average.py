@@ -14,7 +14,7 @@ def averaged(x: Tensor, size: int) -> Tensor:
     return BlockAverage(size=size).data(x, None, torch.Generator())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 10), st.integers(0, 1000))
 def test_each_block_shows_its_mean_also_where_the_image_ends(height: int, width: int, size: int, seed: int) -> None:
     x = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(seed))

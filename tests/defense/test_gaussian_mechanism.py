@@ -27,7 +27,7 @@ def test_delta_is_that_of_the_definition(sigma: float, epsilon: float, sensitivi
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0.01, 50), st.floats(1e-12, 0.3), st.floats(1e-3, 1e3))
 def test_noise_is_enough_and_hardly_more(epsilon: float, delta: float, sensitivity: float) -> None:
     sigma = gaussian_sigma(epsilon=epsilon, delta=delta, sensitivity=sensitivity)

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.defense import DefenseContext, TopK
@@ -36,7 +36,6 @@ def test_a_share_in_whole_entries_is_met_exactly(percent: int) -> None:
     assert keep_largest(values, percent / 100).count_nonzero() == percent
 
 
-@settings(deadline=None)
 @given(vectors, shares)
 def test_laws_of_the_kept_entries(values: list[float], percent: int) -> None:
     tensor, keep = torch.tensor(values), percent / 100

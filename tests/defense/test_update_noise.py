@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.defense import DefenseContext, UpdateNoise
@@ -42,7 +42,6 @@ def test_clipping_worked_by_hand_is_over_all_layers_together() -> None:
     assert flat(untouched).tolist() == [3, 4, 12]
 
 
-@settings(deadline=None)
 @given(layers, st.floats(1e-3, 1e3))
 def test_without_noise_the_norm_is_at_most_the_clip(values: list[list[float]], clip: float) -> None:
     before = flat(sent(values)).double()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,7 +30,6 @@ def symmetries(image: Tensor) -> list[Tensor]:
 
 
 @given(count=st.integers(1, 6), side=st.integers(1, 9), seed=seeds)
-@settings(deadline=None)
 def test_flips_and_transpositions_keep_each_images_pixels(count: int, side: int, seed: int) -> None:
     x = pictures(count, side, seed)
     seen = view(x, ["flip", "transpose"], seed)
@@ -38,7 +37,6 @@ def test_flips_and_transpositions_keep_each_images_pixels(count: int, side: int,
 
 
 @given(count=st.integers(2, 6), names=kinds, seed=seeds, at=st.integers(0, 5))
-@settings(deadline=None)
 def test_an_image_knows_nothing_of_the_others_in_its_batch(count: int, names: list[str], seed: int, at: int) -> None:
     x = pictures(count, 14, seed)
     others = x.clone()
@@ -48,7 +46,6 @@ def test_an_image_knows_nothing_of_the_others_in_its_batch(count: int, names: li
 
 
 @given(count=st.integers(1, 5), names=kinds, seed=seeds)
-@settings(deadline=None)
 def test_the_stream_decides_and_the_images_stay_as_they_were(count: int, names: list[str], seed: int) -> None:
     x = pictures(count, 14, seed)
     before, state = x.clone(), torch.get_rng_state()
@@ -68,7 +65,6 @@ def padded(image: Tensor, down: int, right: int) -> Tensor:
 
 
 @given(moves=st.lists(st.tuples(st.integers(-8, 8), st.integers(-8, 8)), min_size=1, max_size=4), seed=seeds)
-@settings(deadline=None)
 def test_a_shift_is_a_window_on_the_image_with_its_edge_repeated(moves: list[tuple[int, int]], seed: int) -> None:
     x = torch.rand(len(moves), 3, 5, 7, generator=torch.Generator().manual_seed(seed))
     down, right = torch.tensor(moves).unbind(1)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.fl.data import ImageData, Images, TrainSplit, load_data, pooled, split_train
@@ -143,7 +143,6 @@ def kept_rows(images: Images) -> list[Row]:
     return [row for row in rows if first.setdefault(row[0], row[2]) == row[2]]
 
 
-@settings(deadline=None)
 @given(ROWS, st.floats(0.02, 0.6), st.floats(0.02, 0.35), st.booleans())
 def test_the_laws_of_a_split(rows: list[Row], public: float, auxiliary: float, grouped: bool) -> None:
     images = made_of(rows, grouped)
@@ -206,7 +205,6 @@ def test_a_pool_of_a_class_too_small_or_of_half_grouped_splits_is_refused() -> N
         pooled(data_of(grouped, val, test), seed=0)
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS, ROWS)
 def test_the_laws_of_a_pool_of_groups(train: list[Row], val: list[Row], test: list[Row]) -> None:
     data = data_of(*(made_of(rows, grouped=True) for rows in (train, val, test)))

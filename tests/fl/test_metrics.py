@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from medmnist.evaluator import getAUC
@@ -59,7 +59,6 @@ def test_one_class_alone_has_no_auc(classes: int) -> None:
     assert math.isnan(macro_auc(torch.rand(3, classes, generator=torch.Generator()), torch.zeros(3).long()))
 
 
-@settings(deadline=None)
 @given(scores=hnp.arrays(np.float32, (12, 2), elements=eighths), positives=st.integers(1, 11))
 def test_binary_auc_equals_medmnist(scores: np.ndarray, positives: int) -> None:
     labels = (np.arange(12) < positives).astype(np.int64)
@@ -67,7 +66,6 @@ def test_binary_auc_equals_medmnist(scores: np.ndarray, positives: int) -> None:
     assert macro_auc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(
     scores=hnp.arrays(np.float32, (14, 4), elements=eighths),
     extra=st.lists(st.integers(0, 3), min_size=10, max_size=10),
@@ -78,7 +76,6 @@ def test_multiclass_auc_equals_medmnist_where_all_classes_are_there(scores: np.n
     assert macro_auc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(
     scores=hnp.arrays(np.float32, (10, 5), elements=eighths),
     labels=hnp.arrays(np.int64, 10, elements=st.integers(0, 4)).filter(lambda a: len(np.unique(a)) > 1),

@@ -66,7 +66,7 @@ RULES: dict[str, tuple[LocalOptimizer, Callable[..., torch.optim.Optimizer]]] = 
 
 @pytest.mark.parametrize("name", RULES)
 @given(seed=st.integers(0, 2**32), rate=st.floats(1e-4, 0.1), steps=st.integers(1, 6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_rule_walks_as_pytorchs_does(name: str, seed: int, rate: float, steps: int) -> None:
     rule, theirs = RULES[name]
     stream = torch.Generator().manual_seed(seed)

@@ -23,7 +23,6 @@ def skew(rule: Partition) -> float:
 
 
 @given(labels=label_tensors, clients=st.integers(1, 4), rule=rules, seed=st.integers(0, 2**32))
-@settings(deadline=None)
 def test_parts_are_disjoint_nonempty_ascending_and_cover_all(
     labels: Tensor, clients: int, rule: Partition, seed: int
 ) -> None:
@@ -35,7 +34,6 @@ def test_parts_are_disjoint_nonempty_ascending_and_cover_all(
 
 
 @given(rule=rules, seed=st.integers(0, 2**32))
-@settings(deadline=None)
 def test_a_split_is_a_pure_function_of_its_arguments(rule: Partition, seed: int) -> None:
     before = torch.get_rng_state()
     first, second = rule.split(balanced, 5, seed), rule.split(balanced, 5, seed)
@@ -64,7 +62,7 @@ def test_smaller_alpha_is_more_skewed() -> None:
 
 
 @given(seed=st.integers(0, 2**32), min_size=st.integers(1, 20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_dirichlet_keeps_the_least_size(seed: int, min_size: int) -> None:
     assert min(len(part) for part in Dirichlet(alpha=0.5, min_size=min_size).split(balanced, 10, seed)) >= min_size
 
@@ -100,7 +98,6 @@ def test_shards_of_unequal_classes_stay_pure() -> None:
 
 
 @given(labels=label_tensors, clients=st.integers(5, 10), per_client=st.integers(1, 2), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_no_client_has_more_classes_than_it_may(labels: Tensor, clients: int, per_client: int, seed: int) -> None:
     parts = Shards(classes_per_client=per_client).split(labels, clients, seed)
     assert all(len(set(labels[part].tolist())) <= per_client for part in parts)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -217,7 +217,6 @@ def test_the_cut_into_chunks_changes_rounding_at_most() -> None:
             torch.testing.assert_close(state.weights[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=40), st.integers(1, 50))
 def test_a_cohort_is_cut_in_order_into_even_pieces(cohort: list[int], count: int) -> None:
     pieces = client_chunks(cohort, count)

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.fl.seeding import derive_seed, numpy_stream, seeded_globals, torch_stream
@@ -17,7 +17,6 @@ def test_a_seed_is_the_hash_of_its_path_on_every_machine() -> None:
     assert derive_seed(0, "round", 1, "client", 2) == 968473411407277196
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**40), paths, st.integers(0, 2**40), paths)
 def test_different_paths_have_different_seeds(
     seed: int, path: list[str | int], other: int, other_path: list[str | int]

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,7 +69,6 @@ def test_totals_weight_by_examples() -> None:
     assert both.buffers["mean"].tolist() == [9.0]
 
 
-@settings(deadline=None)
 @given(seed=seeds, cut=st.integers(1, 6))
 def test_partial_sums_add_up_to_the_whole(seed: int, cut: int) -> None:
     updates = random_updates(seed, 7)
@@ -113,7 +112,6 @@ def test_fedavg_by_hand() -> None:
     assert_close(step(FedAvg(server_lr=0.5), updates), [1.5, 5.0], 4.5)
 
 
-@settings(deadline=None)
 @given(values=st.tuples(numbers, numbers), sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_fedavg_of_equal_updates_is_that_update(values: tuple[float, float], sizes: list[int]) -> None:
     new = step(FedAvg(), [update(values, 0.25, examples=size) for size in sizes])
@@ -146,7 +144,6 @@ def test_fedadam_starts_at_tau_squared() -> None:
     assert {name: value.item() for name, value in state.items()} == {"m.w": 0.0, "v.w": 0.25}
 
 
-@settings(deadline=None)
 @given(seed=seeds, size=st.floats(0.1, 1000))
 def test_fedadam_moves_no_further_than_its_learning_rate_allows(seed: int, size: float) -> None:
     # |m| = (1 - beta1) |delta| and v >= (1 - beta2) delta^2, so |move| <= lr (1 - beta1) / sqrt(1 - beta2).
@@ -180,7 +177,6 @@ def test_trimmed_mean_that_leaves_none_says_so() -> None:
         step(TrimmedMean(), random_updates(0, 2))
 
 
-@settings(deadline=None)
 @given(
     honest=st.lists(numbers, min_size=3, max_size=9),
     wild=st.one_of(st.floats(width=32), st.sampled_from([math.nan, math.inf, -math.inf])),
@@ -205,7 +201,6 @@ def test_krum_counts_parameters_and_not_buffers() -> None:
     assert_close(step(Krum(byzantine=1), updates), [2.0, 2.0], 1000.5)
 
 
-@settings(deadline=None)
 @given(seed=seeds, wild=st.sampled_from([50.0, -1e6, math.inf, math.nan]), place=st.integers(0, 6))
 def test_krum_picks_an_inlier(seed: int, wild: float, place: int) -> None:
     updates = random_updates(seed, 6)
@@ -214,7 +209,6 @@ def test_krum_picks_an_inlier(seed: int, wild: float, place: int) -> None:
     assert any(torch.allclose(change, u.tensors["w"], atol=1e-5) for i, u in enumerate(updates) if i != place)
 
 
-@settings(deadline=None)
 @given(seed=seeds)
 def test_krum_agrees_with_a_plain_loop(seed: int) -> None:
     updates = random_updates(seed, 8)
@@ -236,7 +230,6 @@ def test_krum_with_too_few_clients_says_how_many(rule: Krum, clients: int, neede
         step(rule, random_updates(0, clients))
 
 
-@settings(deadline=None)
 @given(seed=seeds, rule=st.sampled_from(MEAN_RULES + ROBUST_RULES), order=st.permutations(range(6)))
 def test_the_order_of_clients_does_not_matter(seed: int, rule: Strategy, order: list[int]) -> None:
     updates = random_updates(seed, 6)

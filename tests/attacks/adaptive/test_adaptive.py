@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from fedveil.attacks import (
     TrainedImages,
 )
 from fedveil.attacks.adaptive.attacks import undo
+from fedveil.attacks.adaptive.own_victims import own_victims
 from fedveil.attacks.adaptive.preparation import PreparationKey, prepare_attacker
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.inverse.reader import Reader
@@ -110,14 +111,62 @@ def test_a_brightness_that_was_guessed_without_auxiliary_images_is_set_by_them(b
     )
     plain = Reconstruction(2 * victims.floats(), victims.labels, 1e-3, scale_guessed=True)
     observation = observe(victims, spec, number=0, client=0)
-    (found,) = Adaptive()([observation], knowledge, earlier={Strongest(): [plain]})
+    attack = Adaptive(calibration=0)
+    (found,) = attack([observation], knowledge, earlier={Strongest(): [plain]})
     own = others.floats()[others.labels == victims.labels]
     usual = own.flatten(1).quantile(BRIGHT, dim=1).mean()
     torch.testing.assert_close(found.images.flatten().quantile(BRIGHT), usual)
     assert found.scale_guessed
     # Where the update told the brightness, nothing is put in its place.
-    (found,) = Adaptive()([observation], knowledge, earlier={Strongest(): [replace(plain, scale_guessed=False)]})
+    (found,) = attack([observation], knowledge, earlier={Strongest(): [replace(plain, scale_guessed=False)]})
     assert torch.equal(found.images, plain.images)
+
+
+def test_what_is_wrong_with_reconstructions_is_learnt_on_its_own_victims(
+    blobs: Blobs, observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inversion that answers with half of the brightness, and with noise: the attacker can know, and does better."""
+    victims, others = blobs(6, 2, side=12), blobs(40, 2, side=12)
+    truth = dict(enumerate(victims.floats()))
+    seen: list[Observation] = []
+
+    def poor(
+        inversion: InvertingGradients,
+        observations: Sequence[Observation],
+        knowledge: Knowledge,
+        visible: object = None,
+    ) -> list[Reconstruction]:
+        seen.extend(observations)
+        stream = torch_stream(1, "poor")
+        found = []
+        for one in observations:
+            image = truth[one.number] if one.client >= 0 else own[one.number]
+            assert one.labels is not None
+            found.append(
+                Reconstruction((image / 2 + 0.1 * torch.rand(1, 12, 12, generator=stream))[None], one.labels, 0.0)
+            )
+        return found
+
+    needs = Adaptive.needs
+    preparation = AttackerPreparation(Surrogate(), None)
+    knowledge = replace(known({None: preparation}, needs), auxiliary=others)
+    observations = each(victims, observe)
+    own = [one.batch.floats()[0] for one in own_victims(observations[0], preparation, knowledge, 16)]
+    monkeypatch.setattr(InvertingGradients, "invert", poor)
+    errors = {}
+    for calibration in (0, 16):
+        attack = Adaptive(inversion=InvertingGradients(steps=1), calibration=calibration)
+        found = attack(observations, knowledge, earlier={})
+        errors[calibration] = float((torch.cat([one.images for one in found]) - victims.floats()).square().mean())
+        # The mean of a class that was told must not be read as a class that was found.
+        assert all(
+            torch.equal(one.images if one.blind is None else one.blind, poor_one.images)
+            for one, poor_one in zip(found, poor(InvertingGradients(), observations, knowledge), strict=True)
+        )
+    assert errors[16] < errors[0] / 3
+    pool = [image.tolist() for image in others.floats()]
+    assert all(image.tolist() in pool for image in own)
+    assert sum(one.client == -1 for one in seen) == 16
 
 
 def test_the_inversion_is_passed_through_each_clients_own_inverse(blobs: Blobs, observe: Observe) -> None:

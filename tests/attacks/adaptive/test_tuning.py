@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import fedveil.attacks.adaptive.tuning as module
+import fedveil.attacks.adaptive.own_victims as module
 from fedveil.attacks import InvertingGradients, Knowledge, Observation
-from fedveil.attacks.adaptive.tuning import FACTORS, OWN_VICTIMS, tuned
+from fedveil.attacks.adaptive.own_victims import own_victims
+from fedveil.attacks.adaptive.tuning import FACTORS, LEAST_BATCHES, tuned
+from fedveil.attacks.base import AttackerPreparation
 from fedveil.attacks.matching.attack import Visible
 from fedveil.attacks.target.model import target_model
 from fedveil.defense.base import Stateless, Surrogate
@@ -25,12 +27,17 @@ from fedveil.fl.optimizers import Adam, LocalOptimizer
 from fedveil.fl.training import LocalResult, LocalTraining
 
 SPEC = ModelSpec("lenet", (1, 12, 12), 2, width=4)
-GRANTED = ThreatModel(labels=False, auxiliary_data=True, defense_algorithm=True)
+GRANTED = ThreatModel(labels=True, auxiliary_data=True, defense_algorithm=True)
 
 
 def chosen_tv(inversion: InvertingGradients, like: Observation, surrogate: Surrogate, knowledge: Knowledge) -> float:
     """The weight that is chosen."""
-    found = tuned(inversion, like, surrogate, knowledge)
+    found = tuned(
+        inversion,
+        own_victims(like, AttackerPreparation(surrogate, None), knowledge, LEAST_BATCHES),
+        surrogate,
+        knowledge,
+    )
     assert isinstance(found, InvertingGradients)
     return found.tv
 
@@ -149,8 +156,8 @@ def test_it_is_tuned_on_auxiliary_images_alone_with_the_clients_own_training(
     auxiliary, private = blobs(20, 2, side=12), blobs(2, 1, side=12)
     like = observe(private, SPEC, steps=3, optimizer=Adam())
     chosen_tv(InvertingGradients(steps=1), like, Surrogate(), known(auxiliary))
-    assert spied.kinds == [(UpdateKind.DELTA, 3, 2)] * OWN_VICTIMS
-    assert spied.optimizers == [Adam()] * OWN_VICTIMS
+    assert spied.kinds == [(UpdateKind.DELTA, 3, 2)] * LEAST_BATCHES
+    assert spied.optimizers == [Adam()] * LEAST_BATCHES
     pool = [image.tolist() for image in auxiliary.pixels]
     used = [image.tolist() for shard in spied.shards for image in shard.pixels]
     assert all(image in pool for image in used)

@@ -131,7 +131,7 @@ def test_weights_and_their_change_come_to_the_same_delta(form: Any) -> None:
 
 
 @given(st.floats(1e-4, 0.1))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_weights_are_told_from_their_change_up_to_a_large_step(size: float) -> None:
     model = network()
     for arrays in (change(model, size), after(model, size)):

@@ -55,7 +55,7 @@ def flat(tensors: Tensors) -> Tensor:
 
 @each_distance
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_value_and_slope_are_those_of_autograd(distance: Distance, plain: Plain, seed: int) -> None:
     gradient, target = draw(seed)
     value, slope = distance(gradient, target)
@@ -84,7 +84,7 @@ def test_weights_scale_layers_of_both_gradients(distance: Distance, plain: Plain
 
 @each_distance
 @given(st.floats(1e-6, 1e6))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_unit_of_updates_does_not_matter(distance: Distance, plain: Plain, unit: float) -> None:
     gradient, target = draw(2)
     value, slope = distance(gradient, target)
@@ -97,7 +97,7 @@ def test_the_unit_of_updates_does_not_matter(distance: Distance, plain: Plain, u
 
 
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_cosine_is_blind_to_the_gradients_size(seed: int, scale: float) -> None:
     gradient, target = draw(seed)
     value, slope = cosine_distance(gradient, target)

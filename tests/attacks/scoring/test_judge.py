@@ -168,7 +168,7 @@ def test_quality_of_nothing_is_an_error() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quality_agrees_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     labels, read = ([pair[i] for pair in pairs] for i in (0, 1))
     found = JudgeQuality.of(labels, read, classes=5)

@@ -105,7 +105,7 @@ CLASSES = st.lists(st.integers(0, 3), min_size=1, max_size=14)
 
 
 @given(st.lists(CLASSES, min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 4), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_laws_of_the_draw(labels: list[list[int]], size: int, clients: int, data: st.DataObject) -> None:
     shards = shards_of(*labels)
     clients = min(clients, len(shards))
@@ -133,7 +133,7 @@ def test_laws_of_the_draw(labels: list[list[int]], size: int, clients: int, data
 
 
 @given(st.lists(CLASSES, min_size=1, max_size=4), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_single_victims_are_as_even_over_classes_as_any_choice_can_be(
     labels: list[list[int]], data: st.DataObject
 ) -> None:
@@ -150,7 +150,7 @@ def test_single_victims_are_as_even_over_classes_as_any_choice_can_be(
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_enough_of_each_class_in_each_shard_classes_and_clients_are_even(
     classes: int, size: int, clients: int, number: int, seed: int
 ) -> None:

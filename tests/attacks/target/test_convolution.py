@@ -34,7 +34,7 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch_stream(0, "convolution", *map(str, shape)), dtype=torch.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases(), own=st.booleans(), many=st.sampled_from([1, 99]))
 def test_all_derivatives_are_those_of_the_plain_convolution(
     case: tuple[Geometry, int, int, int], own: bool, many: int
@@ -76,7 +76,7 @@ def compare(case: tuple[Geometry, int, int, int], own: bool) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases())
 def test_folding_is_the_adjoint_of_unfolding(case: tuple[Geometry, int, int, int]) -> None:
     geometry, images, channels, _ = case
@@ -94,7 +94,7 @@ def test_what_has_no_rule_of_its_own_is_left_to_pytorch(options: dict[str, objec
     assert torch.equal(convolution(x, weight, None, **options), F.conv2d(x, weight, None, **options))  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases(), stride=st.integers(1, 3))
 def test_the_adjoint_by_the_images_is_a_convolution_of_slopes(
     case: tuple[Geometry, int, int, int], stride: int

@@ -21,7 +21,7 @@ def nearest(features: Tensor, anchors: Tensor) -> Tensor:
     return (features[:, None] - anchors[None]).square().sum(2).argmin(1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 80), st.integers(1, 7))
 def test_groups_hold_whole_cells_of_one_class_and_no_fewer_than_k(seed: int, count: int, k: int) -> None:
     features, labels, anchors, classes = drawn(seed, count)
@@ -39,7 +39,7 @@ def test_groups_hold_whole_cells_of_one_class_and_no_fewer_than_k(seed: int, cou
         assert len(labels[grouping.of == group].unique()) == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(2, 60), st.integers(1, 5))
 def test_an_image_that_is_replaced_by_one_of_its_cell_changes_no_group(seed: int, count: int, k: int) -> None:
     """What differential privacy counts on: who else is grouped with whom does not depend on an image, given its cell."""
@@ -55,7 +55,7 @@ def test_an_image_that_is_replaced_by_one_of_its_cell_changes_no_group(seed: int
         assert torch.equal(group_by_anchor(changed, labels, k, anchors, classes).of, before.of)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS, st.integers(2, 60), st.integers(1, 5))
 def test_the_order_of_images_changes_nothing(seed: int, count: int, k: int) -> None:
     features, labels, anchors, classes = drawn(seed, count)

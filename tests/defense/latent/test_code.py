@@ -89,7 +89,7 @@ def test_a_start_is_the_nearest_view_of_the_class_and_of_the_public_images_allow
     assert torch.equal(code.codes[code.starts(wanted[:1], torch.tensor([7]), None)], code.codes[3:4])
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), k=st.integers(2, 5), count=st.integers(5, 40))
 def test_whoever_else_is_there_and_in_any_order_a_groups_image_is_the_same(
     code: Code, pool: Pool, public: Images, private: Images, seed: int, k: int, count: int

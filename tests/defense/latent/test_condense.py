@@ -83,7 +83,7 @@ def test_a_learnt_image_depends_on_its_group_and_the_pool_alone_to_the_last_bit(
     assert not torch.equal(changed[3:], whole[3:])
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), k=st.integers(2, 5), count=st.integers(5, 40))
 def test_whoever_else_is_there_and_in_any_order_a_groups_image_is_the_same(
     private: Images, pool: Pool, space: Space, adversary: Adversary, seed: int, k: int, count: int

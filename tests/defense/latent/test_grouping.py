@@ -24,7 +24,7 @@ def as_sets(of: Tensor) -> set[frozenset[int]]:
     return {frozenset((of == group).nonzero()[:, 0].tolist()) for group in of.unique().tolist() if group >= 0}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 60), st.integers(1, 7))
 def test_each_class_of_k_or_more_is_wholly_in_groups_of_k_to_2k_less_1(seed: int, count: int, k: int) -> None:
     features, labels = drawn(seed, count)
@@ -41,7 +41,7 @@ def test_each_class_of_k_or_more_is_wholly_in_groups_of_k_to_2k_less_1(seed: int
     assert all(len(labels[grouping.of == group].unique()) == 1 for group in range(len(grouping)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 60), st.integers(1, 7))
 def test_the_order_of_images_changes_nothing_but_the_numbers(seed: int, count: int, k: int) -> None:
     features, labels = drawn(seed, count)
@@ -83,7 +83,7 @@ def slow_mdav(points: list[tuple[float, ...]], k: int) -> set[frozenset[int]]:
     return groups
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 5), st.integers(0, 25))
 def test_it_is_mdav(seed: int, k: int, more: int) -> None:
     features, _ = drawn(seed, k + more)
@@ -97,7 +97,7 @@ def test_mdav_by_hand() -> None:
     assert microaggregate(points, 2).tolist() == [1, 1, 2, 2, 0, 0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(2, 40), st.integers(1, 5))
 def test_means_show_the_order_of_images_in_no_bit(seed: int, count: int, groups: int) -> None:
     stream = torch.Generator().manual_seed(seed)

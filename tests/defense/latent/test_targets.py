@@ -69,7 +69,7 @@ def test_without_noise_they_are_the_means_of_clipped_vectors(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 6))
 def test_one_image_moves_its_group_by_no_more_than_is_reckoned_with_and_no_other(
     private: Images, public: Images, pool: Pool, seed: int, size: int

@@ -93,7 +93,7 @@ SEEDS = st.fixed_dictionaries({"seed": SEED}) | st.fixed_dictionaries(
 
 
 @given(EXPERIMENTS, st.just({}) | SEEDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_an_experiment_written_down_is_the_same_experiment(raw: dict[str, Any], seeds: dict[str, Any]) -> None:
     experiment = check(raw | seeds)
     written = experiment.model_dump(mode="json")

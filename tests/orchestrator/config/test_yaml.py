@@ -95,7 +95,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_is_dumped_is_read_back(value: object) -> None:
     assert parse(dump(value)) == value
 

@@ -141,7 +141,7 @@ points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_s
 
 
 @given(points)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_laws_of_the_front(pairs: list[tuple[float, float]]) -> None:
     rows = [trial(str(i), *pair, baseline=1.0) for i, pair in enumerate(pairs)]
     front = pareto_front(rows, TRADE_OFF)

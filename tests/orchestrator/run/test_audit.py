@@ -109,7 +109,9 @@ def test_a_resumed_trial_looks_back_over_the_same_rounds(tmp_path: Path, seen: S
     whole = dict(seen)
     seen.clear()
     checkpoint.save(Saved(progress=progress[0]), tmp_path)
-    again = run(bars, 3, "pixel_noise", checkpoint.load(tmp_path).progress)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    again = run(bars, 3, "pixel_noise", saved.progress)
     assert again[-1].records == progress[-1].records
     assert {*seen} == {2, 3}
     for number, (_, victims) in seen.items():

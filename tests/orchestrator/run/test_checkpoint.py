@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import pickle
@@ -12,6 +14,7 @@ import torch
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
+from fedveil.fl.sealed import write_sealed
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.checkpoint import Pictures, Progress, Saved, load_records, save_records
 
@@ -64,6 +67,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     before = progress()
     checkpoint.save(Saved(({"privacy/mse": 0.1},), before, "abc", {"cost/train_seconds": 1.5}), tmp_path)
     saved = checkpoint.load(tmp_path)
+    assert saved is not None
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]
     assert (saved.finished, saved.run_id, saved.costs) == (({"privacy/mse": 0.1},), "abc", {"cost/train_seconds": 1.5})
     after = saved.progress
@@ -79,6 +83,34 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert after.records == before.records
     assert after.pictures is not None
     same_pictures(after.pictures, pictures())
+
+
+def test_a_damaged_checkpoint_is_none_whichever_byte_is_flipped_and_wherever_it_is_cut(tmp_path: Path) -> None:
+    checkpoint.save(Saved(({"privacy/mse": 0.1},), progress()), tmp_path)
+    file = tmp_path / checkpoint.FILE
+    whole = file.read_bytes()
+    for at in [*range(0, 40), *range(40, len(whole), len(whole) // 50), len(whole) - 1]:
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        assert checkpoint.load(tmp_path) is None
+        file.write_bytes(whole[:at])
+        assert checkpoint.load(tmp_path) is None
+    file.unlink()
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(Saved(({"privacy/mse": 0.1},)), tmp_path)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(Saved(({"privacy/mse": 0.2},)), tmp_path)
+    assert checkpoint.load(tmp_path) == Saved(({"privacy/mse": 0.1},))
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_as_many_weights_are_kept_as_audits_look_back() -> None:
@@ -119,8 +151,11 @@ class Booby:
 
 
 def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even of one who knows how to seal it."""
     monkeypatch.chdir(tmp_path)
-    torch.save({"state": Booby()}, tmp_path / checkpoint.FILE)
+    forged = io.BytesIO()
+    torch.save({"state": Booby()}, forged)
+    write_sealed(tmp_path / checkpoint.FILE, forged.getvalue(), checkpoint.FILE)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "stolen").exists()

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.orchestrator.run.names import fitted, panel_names, run_token, trial_name
+from fedveil.orchestrator.run.names import claimed, fitted, panel_names, run_token, trial_name
 from fedveil.orchestrator.run.paths import ExperimentPaths
 
 
@@ -83,3 +84,12 @@ _overrides = st.fixed_dictionaries(
 def test_names_are_as_many_as_entries_and_distinct(panel: list[dict[str, Any]]) -> None:
     names = panel_names(panel)
     assert len(names) == len(set(names)) == len(panel)
+
+
+def test_a_name_is_one_trials_own_also_where_many_claim_it_at_once_and_again(tmp_path: Path) -> None:
+    owners = [f"search/{number}" for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda owner: claimed(tmp_path / "names", "rate=0.1", owner), owners))
+    assert sorted(names) == sorted(["rate=0.1", *(f"rate=0.1-{number}" for number in range(2, 21))])
+    assert [claimed(tmp_path / "names", "rate=0.1", owner) for owner in owners] == names
+    assert claimed(tmp_path / "names", "rate=0.2", owners[3]) == "rate=0.2"

@@ -79,7 +79,7 @@ def test_a_sweep_runs_panel_and_search_and_names_its_trials(swept: Swept) -> Non
     )
     assert sum(row.defense == "latent_autoencoder" for row in rows.values()) == 2
     assert all(
-        0.5 <= row.strength <= 2 for row in rows.values() if row.defense == "latent_autoencoder" and row.strength
+        row.dial is not None and 0.5 <= row.dial <= 2 for row in rows.values() if row.defense == "latent_autoencoder"
     )
     for words in ("preparing", "audit of round 0", "round 2/2", "done: accuracy"):
         assert words in screen
@@ -222,7 +222,9 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_pat
     raw = tiny_experiment(bars, fl={"rounds": 3})
     whole, kept = run_trial(raw, SerialExecutor(), cache=bars.parent)
     checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
-    again, _ = run_trial(raw, SerialExecutor(), checkpoint.load(tmp_path).progress, cache=bars.parent)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    again, _ = run_trial(raw, SerialExecutor(), saved.progress, cache=bars.parent)
     assert same_weights(whole.progress, again.progress)
     assert whole.progress.records == again.progress.records
     assert whole.metrics == again.metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from tiny import tiny_experiment
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
+from fedveil.orchestrator.run.memory import Memory, keep
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.sweep import delivering, run_sweep
 from fedveil.orchestrator.run.trainable import rows_of
@@ -99,16 +99,14 @@ def test_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_sweep_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = check({**sweep(DRAWN), "tracking": {"uri": "http://user:old@host"}})
-    memory = ExperimentPaths.of(before).memory
-    memory.parent.mkdir(parents=True)
-    settings = without_passwords(before.model_dump(mode="json"))
-    memory.write_text(json.dumps({"run_id": "r", "tune": "t", "settings": settings}))
+    paths = ExperimentPaths.of(before)
+    keep(Memory("r", "t", without_passwords(before.model_dump(mode="json"))), paths)
     now = {**sweep(GRID, samples=2), "seed": 1, "tracking": {"uri": "http://user:new@host"}}
     with pytest.raises(FedveilError) as refusal:
         resume(now)
     said = str(refusal.value)
     assert "\n" not in said
-    assert str(memory) in said
+    assert str(paths.memory) in said
     changed = (
         "seed, search.samples, search.space.fl.learning_rate.grid, search.space.fl.learning_rate.loguniform,"
         " search.space.fl.local_epochs"

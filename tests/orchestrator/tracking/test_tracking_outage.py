@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -158,7 +158,7 @@ def whole_life(where: TrackingSettings) -> None:
 
 
 @given(plan=st.lists(st.sampled_from(["works", "lost", "unanswered"]), max_size=30))
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6)
 def test_whichever_calls_fail_the_record_equals_an_undisturbed_one(
     plan: list[str], store: str, spools: Callable[[], Path]
 ) -> None:

@@ -1,0 +1,91 @@
+"""What a sweep has to know of itself to be resumed, on disk twice: in its folder, and beside what Tune keeps of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.sealed import checksum, write_whole
+from fedveil.orchestrator.cluster.progress import Say
+from fedveil.orchestrator.run.paths import ExperimentPaths
+
+_CHECKSUM = "checksum"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A sweep that may be resumed.
+
+    Attributes:
+        run_id: of its MLflow run.
+        tune: name of Tune's storage.
+        settings: its experiment, without passwords.
+    """
+
+    run_id: str
+    tune: str
+    settings: Mapping[str, Any]
+
+
+def keep(memory: Memory, paths: ExperimentPaths) -> None:
+    """Write the memory down."""
+    plain = asdict(memory)
+    text = json.dumps({_CHECKSUM: _check(plain), **plain}, indent=2) + "\n"
+    for place in (paths.tune / memory.tune / paths.memory.name, paths.memory):
+        write_whole(place, [text.encode()])
+
+
+def recall(paths: ExperimentPaths) -> Memory:
+    """Return what `keep` wrote last, from the copy where the file is damaged.
+
+    Raises:
+        FedveilError: there was no sweep, or both are damaged.
+    """
+    place = paths.memory
+    if not place.exists():
+        raise FedveilError(f"--resume: there is nothing to resume, no {place}; start the sweep without --resume")
+    copies = sorted(paths.tune.glob(f"*/{place.name}"))[-1:]  # their folders' names begin with the time
+    for one in (place, *copies):
+        memory = _read(one)
+        if memory is not None:
+            return memory
+    raise FedveilError(
+        f"--resume: {place} is damaged and so is its copy below {paths.tune}; start anew without --resume"
+    )
+
+
+def whole_states(folder: Path, say: Say) -> bool:
+    """Set aside the damaged ones of the states that Tune wrote of a part of a sweep; return whether a whole one is left.
+
+    Tune writes one file per start of the part and begins with the newest.
+
+    Args:
+        folder: of the part.
+        say: is told what is set aside.
+    """
+    whole = False
+    for state in sorted(folder.glob("experiment_state-*.json"), reverse=True):
+        try:
+            json.loads(state.read_bytes())
+            whole = True
+        except ValueError:
+            state.rename(state.with_name(f"damaged-{state.name}"))
+            say(f"note: {state} is damaged and is set aside: its trials begin anew, or where an older state has them")
+    return whole
+
+
+def _read(place: Path) -> Memory | None:
+    try:
+        plain = json.loads(place.read_bytes())
+        check = plain.pop(_CHECKSUM)
+        return Memory(**plain) if check == _check(plain) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _check(plain: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(plain, sort_keys=True).encode(), "sweep").hex()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import tiny_experiment, write_bars
+
+from fedveil.orchestrator.report.recorded import rows_from_mlflow
+from fedveil.orchestrator.run import api, checkpoint
+from fedveil.orchestrator.run.results import SweepResult
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
+
+STUMBLING = '''
+import pathlib
+from dataclasses import dataclass
+
+import fedveil as fv
+from fedveil.fl.strategies import FedAvg
+
+
+@fv.register_strategy("stumbling")
+@dataclass(frozen=True)
+class Stumbling(FedAvg):
+    """Fails in the third round as long as there is a stone."""
+
+    def init(self, weights):
+        return {"done": 0 * next(iter(weights.values())).flatten()[:1]}
+
+    def step(self, weights, state, totals, updates):
+        if state["done"].item() == 2 and pathlib.Path("stone").exists():
+            raise RuntimeError("stumbled")
+        weights, _ = super().step(weights, {}, totals, updates)
+        return weights, {"done": state["done"] + 1}
+'''
+
+
+def sweep(
+    raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[SweepResult, str]:
+    monkeypatch.chdir(folder)
+    screen = io.StringIO()
+    return api.sweep(raw, console=Console(file=screen, width=500), **options), screen.getvalue()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    file.write_bytes(content)
+
+
+def numbers(result: SweepResult) -> dict[str, dict[str, float]]:
+    return {
+        row.name: {key: value for key, value in row.metrics.items() if not key.startswith("cost/")}
+        for row in result.rows
+    }
+
+
+def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    bars = write_bars(tmp_path / "bars.npz")
+    (tmp_path / "stumbling.py").write_text(STUMBLING)
+    raw = tiny_experiment(
+        bars,
+        fl={"rounds": 3, "strategy": "stumbling"},
+        audit={"rounds": [0]},
+        plugins=[str(tmp_path / "stumbling.py")],
+        search={"panel": [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}]},
+    )
+    once, damaged = tmp_path / "once", tmp_path / "damaged"
+    for folder in (once, damaged):
+        folder.mkdir()
+    undisturbed, _ = sweep(raw, once, monkeypatch)
+    (damaged / "stone").touch()
+    before, _ = sweep(raw, damaged, monkeypatch)
+    assert [row.status for row in before.rows] == ["FAILED", "FAILED"]
+    (damaged / "stone").unlink()
+
+    memory = damaged / "runs/tiny/sweep.json"
+    memory.write_bytes(memory.read_bytes()[:-30])
+    (tuner,) = damaged.glob("runs/tiny/tune/*/panel/tuner.pkl")
+    tuner.write_bytes(tuner.read_bytes()[:100])
+    first, second = sorted(path for path in tuner.parent.iterdir() if path.is_dir())
+    kept = [sorted(trial.glob(f"*/{checkpoint.FILE}")) for trial in (first, second)]
+    assert [len(files) for files in kept] == [2, 2]
+    flip(kept[0][1])  # the last one of the first trial
+    kept[1][1].write_bytes(kept[1][1].read_bytes()[:1000])  # and both of the second
+    flip(kept[1][0])
+
+    after, said = sweep(raw, damaged, monkeypatch, resume=True)
+    assert [row.status for row in after.rows] == ["FINISHED", "FINISHED"]
+    assert numbers(after) == numbers(undisturbed)
+    assert f"{kept[0][1].parent} is damaged: the trial goes on from {kept[0][0].parent.name}" in said
+    assert f"{kept[1][1].parent} is damaged, and there is none before it: the trial begins anew" in said
+    recorded = rows_from_mlflow(f"sqlite:///{damaged / 'mlflow.db'}", "tiny")
+    assert {row.name: row.status for row in recorded} == dict.fromkeys(numbers(after), "FINISHED")
+    assert len(recorded) == 2

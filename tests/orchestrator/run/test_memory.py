@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
+from fedveil.orchestrator.run.paths import ExperimentPaths
+
+OLD = Memory("run", "20260101-000000-aaaaaa", {"seed": 1, "fl": {"rounds": 3}})
+NEW = Memory("run", "20260102-000000-000000", {"seed": 1, "fl": {"rounds": 4}})
+
+
+def damages(text: str) -> list[str]:
+    flipped = text.replace('"rounds": 4', '"rounds": 5')
+    assert flipped != text
+    return [flipped, text[:-20], "", "{}", "null", "[]", json.dumps({**json.loads(text), "more": 1})]
+
+
+def test_a_damaged_memory_is_taken_from_its_copy_and_never_believed(tmp_path: Path) -> None:
+    paths = ExperimentPaths(tmp_path / "e")
+    for memory in (OLD, NEW):
+        keep(memory, paths)
+        assert recall(paths) == memory
+    text = paths.memory.read_text()
+    for damaged in damages(text):
+        paths.memory.write_text(damaged)
+        assert recall(paths) == NEW
+    copy = paths.tune / NEW.tune / "sweep.json"
+    assert copy.read_text() == text
+    copy.write_text(text[:-20])
+    with pytest.raises(FedveilError, match=r"sweep.json is damaged and so is its copy .* start anew without --resume"):
+        recall(paths)
+    paths.memory.unlink()
+    with pytest.raises(FedveilError, match="there is nothing to resume"):
+        recall(paths)
+
+
+def test_a_damaged_state_of_a_part_is_set_aside_for_an_older_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert not whole_states(tmp_path, said.append)
+    first, second = (tmp_path / f"experiment_state-2026-01-0{day}_00-00-00.json" for day in (1, 2))
+    first.write_text('{"trial_data": []}')
+    second.write_text('{"trial_da')
+    assert whole_states(tmp_path, said.append)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"damaged-{second.name}", first.name]
+    first.write_text("")
+    assert not whole_states(tmp_path, said.append)
+    assert [str(second) in said[0], str(first) in said[1], len(said)] == [True, True, 2]
