@@ -67,7 +67,7 @@ class Federation:
     seed: int
     learning_rate_decay: float = 1.0
     public: Handle[Images] | None = None
-    trust: Trust = Trust()
+    trust: Trust = field(default_factory=Trust)
 
     def training_at(self, round_number: int) -> LocalTraining:
         """How clients train in a round: the learning rate is multiplied by ``learning_rate_decay`` after every round."""

@@ -64,7 +64,10 @@ LIES: dict[str, tuple[Lie, str]] = {
     "nowhere": (_head(lambda bias: bias.to("meta")), "head.bias is torch.strided on meta, not torch.strided on cpu"),
     "name": (_tensors(lambda tensors: {**tensors, "tail": torch.ones(3)}), "it holds 'tail', which the model lacks"),
     "odd name": (_tensors(lambda tensors: {**tensors, 7: torch.ones(3)}), "it holds 7, which the model lacks"),
-    "left out": (_tensors(lambda tensors: {n: t for n, t in tensors.items() if n != "head.bias"}), "head.bias is missing"),
+    "left out": (
+        _tensors(lambda tensors: {n: t for n, t in tensors.items() if n != "head.bias"}),
+        "head.bias is missing",
+    ),
     "no mapping": (
         lambda update: replace(update, tensors=[torch.ones(3)]),
         "its tensors are a list, not a mapping by name",

@@ -17,6 +17,7 @@ from fedveil.fl.messages import UpdateKind
 from fedveil.fl.optimizers import Adam
 from fedveil.fl.rounds import Federation, Simulation
 from fedveil.fl.training import LocalTraining
+from fedveil.fl.trust import Trust
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.federation import build_federation
 from fedveil.orchestrator.run.setup import Setup, make_setup
