@@ -98,10 +98,17 @@ class SlotActor:
 
 @dataclass(frozen=True)
 class _Start:
-    """The slot's new actor is on its way and has to be there by ``deadline`` (monotonic clock, seconds)."""
+    """The slot's new actor is on its way and has to be there by ``deadline`` (monotonic clock, seconds).
+
+    Attributes:
+        slot: its number.
+        deadline: of this actor.
+        died: how many before it died while they started.
+    """
 
     slot: int
     deadline: float
+    died: int = 0
 
 
 class _Work(Generic[Item, Result]):
@@ -156,7 +163,8 @@ class RayExecutor:
         gpus_per_worker: share of a GPU per slot; above 0 the slot computes on CUDA where there is any. It
             divides the GPU's time, not its memory.
         start_timeout: seconds within which a slot's actor has to start.
-        max_retries: how often an item is run again after its worker died under it.
+        max_retries: how often an item is run again after its worker died under it, and how often a worker that died while
+            it started is started again.
         plugins: installed in each slot's process before it sees any task.
 
     Attributes:
@@ -234,7 +242,8 @@ class RayExecutor:
             for ref in self._first_of(running):
                 if ref in self._starting:
                     try:
-                        free.append(self._started(ref))
+                        started = self._started(ref)
+                        free += [] if started is None else [started]
                     except FedveilError as error:
                         work.fail(error)
                 else:
@@ -264,12 +273,12 @@ class RayExecutor:
             if slot not in self._actors:
                 self._launch(slot)
 
-    def _launch(self, slot: int) -> None:
+    def _launch(self, slot: int, died: int = 0) -> None:
         place = self._places[slot]
         chosen = self._remote if place is None else self._remote.options(scheduling_strategy=place)
         actor: Any = chosen.remote(*self._arguments)
         self._actors[slot] = actor
-        self._starting[actor.ready.remote()] = _Start(slot, time.monotonic() + self.start_timeout)
+        self._starting[actor.ready.remote()] = _Start(slot, time.monotonic() + self.start_timeout, died)
 
     def _vacate(self, slot: int) -> None:
         actor = self._actors.pop(slot)
@@ -285,9 +294,14 @@ class RayExecutor:
         done, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=timeout)
         return done or [ref for ref, start in self._starting.items() if start.deadline <= time.monotonic()]
 
-    def _started(self, ref: Any) -> int:
-        """Return the slot whose actor is there now; if it is not, empty the slot and raise `FedveilError`."""
-        slot = self._starting.pop(ref).slot
+    def _started(self, ref: Any) -> int | None:
+        """Return the slot whose actor is there now, or None where it died, as with its node, and another one is on its way.
+
+        Raises:
+            FedveilError: it did not come in time, died too often or cannot be made at all; the slot is empty.
+        """
+        start = self._starting.pop(ref)
+        slot = start.slot
         try:
             ray.get(ref, timeout=1)
         except GetTimeoutError as error:
@@ -299,8 +313,17 @@ class RayExecutor:
             ) from error
         except RayError as error:
             self._vacate(slot)
+            # What an actor raises while it is made, the next one would raise again.
+            if (
+                isinstance(error, LOST)
+                and not getattr(error, "actor_init_failed", False)
+                and start.died < self.max_retries
+            ):
+                self._launch(slot, start.died + 1)
+                return None
+            again = f" {start.died + 1} times" if start.died else ""
             raise FedveilError(
-                f"worker {slot} of {len(self._places)} died while it started: {first_line(error)}"
+                f"worker {slot} of {len(self._places)} died while it started{again}: {first_line(error)}"
             ) from error
         return slot
 
