@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedveil.attacks.adaptive.calibration import Calibration
 from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
-from fedveil.attacks.adaptive.own_victims import OwnVictim, own_victims
+from fedveil.attacks.adaptive.own_victims import OwnVictim, others_than, own_victims
 from fedveil.attacks.adaptive.tuning import LEAST_BATCHES, Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.labels import labels_of
@@ -95,7 +95,7 @@ class Adaptive(Attack):
             likenesses = self._likenesses(own, inverted, preparation, knowledge)
             for at, found, likeness in zip(group, inverted, likenesses, strict=True):
                 undone = undo(found, preparation, knowledge)
-                results[at] = replace(_set_right(undone, calibration, knowledge), likeness=likeness)
+                results[at] = replace(_set_right(undone, calibration), likeness=likeness)
         return [results[at] for at in range(len(observations))]
 
     def _own_victims(
@@ -222,15 +222,15 @@ def _calibration(
         torch.cat([found.images for found in undone]),
         torch.cat([found.labels for found in undone]),
         torch.cat([truth[at] for truth, at in zip(originals, order, strict=True)]),
-        knowledge.auxiliary_images(),
+        others_than(own, knowledge.auxiliary_images()),
     )
 
 
-def _set_right(found: Reconstruction, calibration: Calibration | None, knowledge: Knowledge) -> Reconstruction:
+def _set_right(found: Reconstruction, calibration: Calibration | None) -> Reconstruction:
     if calibration is None:
         return found
-    # The mean of a class that one was told shows the class: who was not told has the images as they were.
-    blind = found.images if found.blind is None and knowledge.threat_model.labels else found.blind
+    # The mean of a class shows the class that was told or recovered: classes are read from the images as they were.
+    blind = found.images if found.blind is None else found.blind
     images = calibration(found.images, found.labels)
     return replace(found, images=images, blind=blind, scale_guessed=False)
 

@@ -39,7 +39,7 @@ class Calibration:
     """Sets reconstructions right.
 
     Attributes:
-        means: (k + 1, C, H, W) of the auxiliary images of each class, and of all.
+        means: (k + 1, C, H, W) of other images of each class, and of all.
         centre: (C, H, W) mean over the own victims of their classes' means.
         bias: (C, H, W) mean of what reconstructions have beyond their class's mean.
         gains: (2, bands) a_b and c_b.
@@ -51,18 +51,19 @@ class Calibration:
     gains: Tensor
 
     @classmethod
-    def of(cls, found: Tensor, labels: Tensor, originals: Tensor, auxiliary: Images) -> Calibration | None:
+    def of(cls, found: Tensor, labels: Tensor, originals: Tensor, others: Images) -> Calibration | None:
         """Learn it, or return None where it is not clearly a gain: over victims that are left out one at a time, by `CLEAR`.
 
         Args:
             found: (n, C, H, W) reconstructions of the attacker's own victims.
             labels: (n,) the classes that these were made with.
             originals: (n, C, H, W) the images.
-            auxiliary: all of the attacker's images.
+            others: images of the attacker's that are not among these. Means that hold the own victims would look closer to
+                them than they are to anybody's.
         """
-        if len(found) < LEAST:
+        if len(found) < LEAST or not len(others):
             return None
-        means = class_means(auxiliary)
+        means = class_means(others)
         whole = torch.arange(len(found))
         left_out = [cls._fitted(found[whole != at], labels[whole != at], originals[whole != at], means) for at in whole]
         right = torch.cat([fit(found[at : at + 1], labels[at : at + 1]) for at, fit in enumerate(left_out)])
@@ -98,9 +99,9 @@ class Calibration:
         return (own + _image(gains[0] * seen + gains[1] * usual)).clamp(0, 1)
 
 
-def class_means(auxiliary: Images) -> Tensor:
+def class_means(known: Images) -> Tensor:
     """Return the mean image of each class and, last, of all, (k + 1, C, H, W); a class without images has that of all."""
-    images, labels = auxiliary.floats(), auxiliary.labels
+    images, labels = known.floats(), known.labels
     everything = images.mean(0)
     classes = range(int(labels.max()) + 1)
     return torch.stack(

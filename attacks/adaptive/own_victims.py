@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedveil.attacks.base import AttackerPreparation, Knowledge, Observation
 from fedveil.attacks.target.elementary import Elementary
@@ -76,6 +78,13 @@ def own_victims(
     return made
 
 
+def others_than(own: Sequence[OwnVictim], auxiliary: Images) -> Images:
+    """Return the auxiliary images that are not among these victims; there may be none."""
+    taken = {image.numpy().tobytes() for one in own for image in one.batch.pixels}
+    free = [number for number, image in enumerate(auxiliary.pixels) if image.numpy().tobytes() not in taken]
+    return auxiliary.take(torch.tensor(free, dtype=torch.long))
+
+
 def _sent(
     like: Observation, batch: Images, surrogate: Surrogate, knowledge: Knowledge, stream: torch.Generator
 ) -> tuple[Observation, Tensor]:
@@ -90,9 +99,12 @@ def _sent(
         optimizer=like.update.optimizer,
     )
     seen: list[Tensor] = []
-    with Elementary():
+    with Elementary(counting=True):
         result = local_update(model, weights, batch, _Hooks(surrogate), spec, stream, on_batch=partial(_note, seen))
-    return replace(like, update=result.update, weights=weights, trained_images=None), torch.stack(seen).mean(dim=0)
+    # A client may keep its statistics to itself.
+    buffers = {name: change for name, change in result.update.buffers.items() if name in like.update.buffers}
+    update = replace(result.update, buffers=buffers)
+    return replace(like, update=update, weights=weights, trained_images=None), torch.stack(seen).mean(dim=0)
 
 
 def _note(seen: list[Tensor], trained: Tensor, at: Tensor) -> None:
@@ -100,8 +112,11 @@ def _note(seen: list[Tensor], trained: Tensor, at: Tensor) -> None:
 
 
 def _trainable(knowledge: Knowledge, update: ClientUpdate) -> nn.Module:
-    """A copy of the model to train on, in which those parameters learn that the client's update holds."""
+    """A copy of the model to train on, that counts its batches, where those parameters learn that the update holds."""
     model = copy.deepcopy(knowledge.model.module).to(knowledge.device)
+    for part in model.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats = part.running_mean is not None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in update.tensors)
     return model

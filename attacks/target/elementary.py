@@ -22,7 +22,16 @@ from fedveil.attacks.target.piecewise import mapped, rectified
 
 
 class Elementary(TorchFunctionMode):
-    """While it is active, every model computes those layers from elementary operations, whatever its modules are."""
+    """While it is active, every model computes those layers from elementary operations, whatever its modules are.
+
+    Args:
+        counting: batch normalisation in training counts its batch into the running statistics, in place. No transformed
+            function may do that.
+    """
+
+    def __init__(self, *, counting: bool = False) -> None:
+        super().__init__()
+        self._counting = counting
 
     def __torch_function__(
         self,
@@ -32,6 +41,8 @@ class Elementary(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call what stands in for ``func``, or ``func`` itself."""
+        if self._counting and func in _COUNTED:
+            _COUNTED[func](*args, **(kwargs or {}))
         return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -65,6 +76,25 @@ def _batch_norm(
     else:
         x = (x - running_mean.view(shape)) * torch.rsqrt(running_var.view(shape) + eps)
     return _scaled(x, weight, bias, shape)
+
+
+@torch.no_grad()
+def _count(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> None:
+    """Move the running statistics towards the batch's, as PyTorch does; of one value per channel, with a variance of 0."""
+    if not training or running_mean is None or running_var is None:
+        return
+    values = x.transpose(0, 1).flatten(1)
+    running_mean.lerp_(values.mean(1), momentum)
+    running_var.lerp_(values.var(1, correction=int(values.shape[1] > 1)), momentum)
 
 
 def _instance_norm(
@@ -159,6 +189,10 @@ def _identity(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x
 
 
+_COUNTED: dict[Any, Callable[..., None]] = {
+    F.batch_norm: _count,
+    torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _count(x, mean, var, weight, bias, *rest[:3]),
+}
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,

@@ -10,10 +10,12 @@ from torch import Tensor
 
 import fedveil as fv
 import fedveil.attacks.adaptive.calibration as module
+from fedveil.attacks.adaptive.attacks import _set_right as set_right
 from fedveil.attacks.adaptive.calibration import BANDS, FAINT, LEAST, RIDGE, Calibration, class_means, known_class
 from fedveil.attacks.adaptive.calibration import _bands as bands
 from fedveil.attacks.adaptive.calibration import _image as image
 from fedveil.attacks.adaptive.calibration import _spectrum as spectrum
+from fedveil.attacks.base import Reconstruction
 from fedveil.fl.data.images import Images
 
 Blobs = Callable[..., Images]
@@ -37,7 +39,7 @@ def learnt(
 ) -> tuple[Calibration | None, Tensor, Tensor]:
     """A calibration on the first images of a pool, with the last as victims: the rule, what was found, the truth."""
     own, victims = pool.take(torch.arange(count)), pool.take(torch.arange(count, len(pool)))
-    rule = Calibration.of(wrong(own.floats(), 1), own.labels, own.floats(), pool)
+    rule = Calibration.of(wrong(own.floats(), 1), own.labels, own.floats(), victims)
     found = wrong(victims.floats(), 2)
     right = found if rule is None else rule(found, victims.labels)
     return rule, right, victims.floats()
@@ -56,7 +58,7 @@ def test_what_tells_nothing_becomes_the_mean_of_the_class(pool: Images) -> None:
 def test_a_wrong_brightness_is_set_right(pool: Images) -> None:
     rule, right, truth = learnt(pool, lambda x, seed: 0.5 * x + 0.2)
     assert rule is not None
-    assert error(right, truth) < 1e-2 * error(0.5 * truth + 0.2, truth)
+    assert error(right, truth) < 5e-2 * error(0.5 * truth + 0.2, truth)
 
 
 def test_noise_in_fine_detail_is_taken_out_and_coarse_shapes_stay(pool: Images) -> None:
@@ -93,12 +95,17 @@ def test_of_too_few_victims_nothing_is_learnt(pool: Images) -> None:
     assert learnt(pool, lambda x, seed: 0.5 * x, LEAST)[0] is not None
 
 
+def test_without_other_images_nothing_is_learnt(pool: Images) -> None:
+    none = pool.take(torch.arange(0))
+    assert Calibration.of(0.5 * pool.floats(), pool.labels, pool.floats(), none) is None
+
+
 def test_the_gains_of_a_band_are_those_of_least_squares(pool: Images) -> None:
-    own = pool.take(torch.arange(24))
+    own, others = pool.take(torch.arange(24)), pool.take(torch.arange(24, 60))
     found = (0.7 * own.floats() + noise(own.floats(), 0.1, 3)).clamp(0, 1)
-    rule = Calibration.of(found, own.labels, own.floats(), pool)
+    rule = Calibration.of(found, own.labels, own.floats(), others)
     assert rule is not None
-    means = torch.stack([pool.floats()[pool.labels == c].mean(0) for c in range(3)])[own.labels].numpy()
+    means = torch.stack([others.floats()[others.labels == c].mean(0) for c in range(3)])[own.labels].numpy()
     bias = (found.numpy() - means).mean(0)
     centre = means.mean(0)
     seen, usual, wanted = (
@@ -130,6 +137,19 @@ def test_a_class_that_was_never_seen_has_the_mean_of_all() -> None:
     means = class_means(images)
     rows = known_class(torch.tensor([0, 1, 2, 7]), means)
     assert (means[rows].flatten() * 255).tolist() == pytest.approx([50, 100, 200, 100])
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_classes_are_read_without_the_mean_of_the_class(labels: bool) -> None:
+    """Where the label was recovered, a judge would read it from the mean that it chose, and call that the image."""
+    means = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4), torch.full((1, 4, 4), 0.5)])
+    only_means = Calibration(means, means[2], torch.zeros(1, 4, 4), torch.zeros(2, BANDS + 1))
+    told = torch.full((1, 1, 4, 4), 0.3)
+    found = Reconstruction(torch.full((1, 1, 4, 4), 0.6), torch.tensor([1]), 0.0, blind=told if labels else None)
+    right = set_right(found, only_means)
+    torch.testing.assert_close(right.images, torch.ones(1, 1, 4, 4))
+    assert right.blind is not None
+    torch.testing.assert_close(right.blind, told if labels else found.images)
 
 
 def test_an_attacker_that_knows_the_defence_does_no_worse_than_its_guess(blobs: Blobs) -> None:
