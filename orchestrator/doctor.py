@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import socket
 import sys
@@ -19,6 +18,7 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.memory import GIB, free_memory
 from fedveil.orchestrator.cluster.connection import first_line
 
 PATIENCE = 5.0
@@ -26,7 +26,6 @@ PATIENCE = 5.0
 LITTLE_MEMORY = 4.0
 LITTLE_DISK = 2.0
 """GiB below which the doctor warns: two workers with PyTorch take about 2 GiB, a sweep's checkpoints some 100 MiB."""
-GIB = 2**30
 
 
 class Level(IntEnum):
@@ -125,31 +124,15 @@ def _processors() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    free = free_memory()
-    if free is None:
+    known = free_memory()
+    if known is None:
         return
+    free = known / GIB
     if free < LITTLE_MEMORY:
         advice = "close other programs or set resources.workers to 1"
         yield Finding("memory", Level.WARN, f"{free:.1f} GiB free", advice)
     else:
         yield Finding("memory", Level.OK, f"{free:.1f} GiB free")
-
-
-def free_memory() -> float | None:
-    """Return the GiB that new processes may take (the container's limit counts), or None where that can't be told."""
-    try:
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, flags=re.MULTILINE)
-    free = [] if found is None else [int(found[1]) * 1024 / GIB]
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        free.append((limit - int((group / "memory.current").read_text(encoding="ascii"))) / GIB)
-    except (OSError, ValueError):
-        pass  # no such group, or no limit
-    return min(free, default=None)
 
 
 def _data() -> Iterator[Finding]:

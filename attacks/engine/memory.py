@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from fedveil.fl import memory
 
 
 @dataclass(frozen=True)
@@ -69,57 +70,4 @@ def _storages(values: object) -> Iterable[torch.UntypedStorage]:
 
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that are free on a device, on a CPU within the container's limit; None where that can't be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = [left for left in (_available(), *map(_left_in_group, _GROUPS)) if left is not None]
-    return min(free, default=None)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Where a version of control groups says what is allowed and used, and how it calls cached files that nobody needs.
-
-    The system counts them as used, and gives them up before it refuses an allocation.
-    """
-
-    limit: Path
-    used: Path
-    parts: Path
-    cached: str
-
-
-_SECOND, _FIRST = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
-_GROUPS: tuple[_Group, ...] = (
-    _Group(_SECOND / "memory.max", _SECOND / "memory.current", _SECOND / "memory.stat", "inactive_file"),
-    _Group(
-        _FIRST / "memory.limit_in_bytes",
-        _FIRST / "memory.usage_in_bytes",
-        _FIRST / "memory.stat",
-        "total_inactive_file",
-    ),
-)
-"""The second and the first version."""
-
-
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _left_in_group(group: _Group) -> int | None:
-    try:
-        limit, used = (int(file.read_text(encoding="ascii")) for file in (group.limit, group.used))
-    except (OSError, ValueError):
-        return None  # no such group, or no limit
-    return max(0, limit - max(0, used - _cached(group)))
-
-
-def _cached(group: _Group) -> int:
-    try:
-        lines = [line.split() for line in group.parts.read_text(encoding="ascii").splitlines()]
-    except OSError:
-        return 0
-    return next((int(line[1]) for line in lines if line[:1] == [group.cached]), 0)
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else memory.free_memory()

@@ -62,8 +62,16 @@ def load_data(
             malformed.
     """
     places = [file for place in _source(name).entry().found for file in (place, *sorted(place.rglob("*")))]
-    stats = [(file.resolve(), file.stat()) for file in places]
-    return _loaded(name, size, limit, pool, seed, tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
+    return _loaded(name, size, limit, pool, seed, tuple(map(_state, places)))
+
+
+def _state(file: Path) -> tuple[Path, int, int]:
+    """Return what changes when the file does; of a link that leads nowhere, when the link does."""
+    try:
+        stat = file.stat()
+    except OSError:
+        stat = file.lstat()
+    return file.absolute(), stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=4)

@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fedveil.fl.data.checks import SplitArrays, checked_data, checked_images
+from fedveil.fl.data.files import open_picture
 from fedveil.fl.data.images import ImageData, Images
 from fedveil.fl.data.search import user_path
 from fedveil.fl.data.source import DataEntry, Source, prefixed
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.memory import check_room
 from fedveil.fl.seeding import numpy_stream
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -76,10 +78,16 @@ class FolderSource(Source):
         root = user_path(self.path, what=self.name)
         if not root.is_dir():
             raise FedveilError(f"{root}: this is not a folder; for an archive of arrays use npz:{self.path}")
-        ready_made = (root / "train").is_dir()
-        classes = _subfolders(root / "train" if ready_made else root)
-        splits = _splits_on_disk(root, classes) if ready_made else _drawn_splits(root, classes, seed)
-        grey = all(_is_grey(file.path) for file in (*splits.train, *splits.val, *splits.test))
+        try:
+            classes, splits = _listed(root, seed)
+        except OSError as error:
+            raise FedveilError(f"{error.filename}: this folder cannot be read ({error.strerror})") from error
+        every = (*splits.train, *splits.val, *splits.test)
+        grey = all(_is_grey(file.path) for file in every)
+        # They are there twice while they are checked.
+        check_room(
+            2 * len(every) * chosen**2 * (1 if grey else 3), f"{self.name}: {len(every)} images of {chosen}x{chosen} px"
+        )
 
         def read(files: tuple[LabelledFile, ...], split: str) -> Images:
             shape = (chosen, chosen) if grey else (chosen, chosen, 3)
@@ -98,6 +106,13 @@ class FolderSource(Source):
             classes=classes,
             published=False,
         )
+
+
+def _listed(root: Path, seed: int) -> tuple[tuple[str, ...], FileSplits]:
+    """Return the classes and which file belongs to which split."""
+    ready_made = (root / "train").is_dir()
+    classes = _subfolders(root / "train" if ready_made else root)
+    return classes, _splits_on_disk(root, classes) if ready_made else _drawn_splits(root, classes, seed)
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
@@ -145,11 +160,8 @@ def _drawn_splits(root: Path, classes: tuple[str, ...], seed: int) -> FileSplits
 
 
 def _is_grey(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-    except (OSError, Image.DecompressionBombError) as error:
-        raise FedveilError(f"{path}: this image cannot be read ({error})") from error
+    with open_picture(path) as image:
+        mode = image.mode
     # Pillow would clip 16-bit and floating-point pixels to a byte without a word.
     if mode not in _GREY_MODES and mode not in _COLOUR_MODES:
         raise FedveilError(f"{path}: the pixels are of Pillow's mode {mode}; allowed: 8 bits a channel")
@@ -157,10 +169,6 @@ def _is_grey(path: Path) -> bool:
 
 
 def _read(path: Path, size: int, grey: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-            square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FedveilError(f"{path}: this image is damaged ({error})") from error
-    return np.asarray(square, np.uint8)
+    with open_picture(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.uint8)

@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fedveil.fl.data.files import open_plain
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.search import user_path
 from fedveil.fl.data.source import DataEntry, Source, prefixed
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.memory import check_room
 
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL = ("val_images", "val_labels")
+_NAMES = "label_names"
+_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""How a member may be packed; of the other methods `zipfile` inflates a whole block at once, however long that becomes."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,11 @@ def read_npz(path: Path) -> NpzArrays:
         FedveilError: the file is missing or damaged, lacks a key, or holds pickled objects.
     """
     try:
-        present = path.is_file()
-    except OSError as error:
-        raise FedveilError(f"{path}: this path cannot be looked up ({error.strerror})") from error
-    if not present:
-        raise FedveilError(f"{path}: there is no such file")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise FedveilError(f"{path}: this is no .npz archive, or it is damaged or cut short")
-        with np.load(path, allow_pickle=False) as archive:
-            return _arrays(path, archive)
+        with open_plain(path) as file:
+            if not zipfile.is_zipfile(file):
+                raise FedveilError(f"{path}: this is no .npz archive, or it is damaged or cut short")
+            with np.load(file, allow_pickle=False) as archive:
+                return _arrays(path, archive)
     except FedveilError:
         raise
     except Exception as error:  # zipfile raises what its parts raise
@@ -68,6 +68,9 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
             f" found {', '.join(sorted(keys)) or 'nothing'}"
         )
 
+    assert archive.zip is not None  # until it is closed
+    _check_members(path, archive.zip, [key for key in (*_REQUIRED, *_VAL, _NAMES) if key in keys])
+
     def array(key: str) -> Array:
         try:
             return np.asarray(archive[key])
@@ -81,7 +84,7 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
                 reason = f"is damaged or cut short ({_reason(error)})"
             raise FedveilError(f"{path}: {key} {reason}; allowed: plain arrays of numbers") from error
 
-    names = array("label_names") if "label_names" in keys else None
+    names = array(_NAMES) if _NAMES in keys else None
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise FedveilError(f"{path}: label_names is {names.dtype} {names.shape}; allowed: (classes,) text")
     return NpzArrays(
@@ -90,6 +93,20 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
         test=SplitArrays(array("test_images"), array("test_labels")),
         label_names=None if names is None else tuple(names.tolist()),
     )
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile, keys: list[str]) -> None:
+    """Refuse what would not go into the memory, by the sizes that the archive claims: `zipfile` reads no further."""
+    wanted = {name for key in keys for name in (key, f"{key}.npy")}
+    members = [member for member in archive.infolist() if member.filename in wanted]
+    for member in members:
+        if member.compress_type not in _METHODS:
+            raise FedveilError(
+                f"{path}: {member.filename} is packed by method {member.compress_type}; allowed: stored or deflated, as"
+                " np.savez and np.savez_compressed write"
+            )
+    # Each array is there twice: as read, and as a tensor.
+    check_room(2 * sum(member.file_size for member in members), f"{path}: reading {', '.join(keys)}")
 
 
 def image_data(

@@ -13,11 +13,13 @@ import numpy as np
 
 from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
 from fedveil.fl.data.download import download, file_md5, official
+from fedveil.fl.data.files import open_plain, read_plain
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.npz import image_data, read_npz
 from fedveil.fl.data.search import cache_folder, find_all, find_first
 from fedveil.fl.data.source import DataEntry, Source, caution, chosen_size, named, register_data
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.memory import check_room
 
 _CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR_FOLDER = "cifar-10-batches-bin"
@@ -89,22 +91,22 @@ def _cifar_npz(path: Path) -> ImageData:
 
 def _cifar_folder(path: Path) -> ImageData:
     def content(member: str) -> bytes:
-        try:
-            return (path / member).read_bytes()
-        except OSError as error:
-            raise FedveilError(f"{path / member}: the file is missing or unreadable ({error.strerror})") from error
+        return read_plain(path / member)
 
     return _cifar_binary(path, content, notes=())
 
 
 def _cifar_archive(path: Path) -> ImageData:
-    md5 = file_md5(path)
-    notes = () if md5 == _CIFAR_MD5 else (f"{path} is not the official file: its md5 is {md5}, not {_CIFAR_MD5}",)
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_plain(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
+            md5 = file_md5(path)
+            other = f"{path} is not the official file: its md5 is {md5}, not {_CIFAR_MD5}"
+            notes = () if md5 == _CIFAR_MD5 else (other,)
 
             def content(member: str) -> bytes:
-                stream = archive.extractfile(f"{_CIFAR_FOLDER}/{member}")
+                inside = archive.getmember(f"{_CIFAR_FOLDER}/{member}")
+                check_room(inside.size, f"{path}/{member}")
+                stream = archive.extractfile(inside)
                 return b"" if stream is None else stream.read()
 
             return _cifar_binary(path, content, notes=tuple(map(caution, notes)))
@@ -249,16 +251,20 @@ def read_idx(path: Path) -> Array:
         FedveilError: the file is damaged, or is not such a file.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        with open_plain(path) as file, gzip.open(file) as stream:
+            head = stream.read(4)
+            if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+                raise FedveilError(f"{path}: this is no IDX file of bytes (it begins with {head!r})")
+            shape = tuple(np.frombuffer(stream.read(4 * head[3]), ">u4").tolist())
+            size = int(np.prod(shape, dtype=object))
+            check_room(size, f"{path}: the shape {shape}")
+            data = stream.read(size + 1)  # no further, however much it inflates to
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise FedveilError(f"{path}: the file is damaged or cut short ({error})") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise FedveilError(f"{path}: this is no IDX file of bytes (it begins with {content[:4]!r})")
-    start = 4 + 4 * content[3]
-    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
-    if len(shape) != content[3] or int(np.prod(shape, dtype=object)) != len(content) - start:
-        raise FedveilError(f"{path}: {len(content) - start} bytes of data for the shape {shape}; the file is damaged")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(shape) != head[3] or size != len(data):
+        count = f"more than {size}" if len(data) > size else str(len(data))
+        raise FedveilError(f"{path}: {count} bytes of data for the shape {shape}; the file is damaged")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 named.register("mnist")(

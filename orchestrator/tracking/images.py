@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedveil.fl.data.files import open_picture
+
 _PREVIEW = 256
 """Longest side of the preview that the user interface loads first, as in ``MlflowClient.log_image``."""
 
@@ -18,9 +20,10 @@ def as_picture(image: Path | NDArray[np.generic]) -> Image.Image:
 
     Raises:
         ValueError: the array has another shape, type or range.
+        FedveilError: the file cannot be read.
     """
     if isinstance(image, Path):
-        with Image.open(image) as opened:
+        with open_picture(image) as opened:
             return opened.convert("RGB")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"expected an image (H, W) or (H, W, 3), got {image.shape}")

@@ -111,7 +111,7 @@ def test_errors_are_one_line_and_name_the_place(tmp_path: Path) -> None:
     refuses(r"1\.png: this image cannot be read")
     whole = (tmp_path / "b" / "0.png").read_bytes()
     (tmp_path / "b" / "1.png").write_bytes(whole[:45])
-    refuses(r"1\.png: this image is damaged")
+    refuses(r"1\.png: this image cannot be read, or it is damaged")
     Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "b" / "1.png")
     refuses(r"1\.png: the pixels are of Pillow's mode I;16; allowed: 8 bits a channel")
     paint(tmp_path / "b" / "1.png", 1)

@@ -1,0 +1,80 @@
+"""Opening files of unknown make: nothing hangs, nothing runs a program, and what is too large is refused by its head."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.memory import check_room
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file for. It looks at the content and not at the name, and knows formats that run programs: an
+EPS goes to Ghostscript."""
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading; a pipe or a device might be waited for without end.
+
+    Raises:
+        FedveilError: it is something else, it is missing or it may not be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return os.fdopen(handle, "rb")
+        os.close(handle)
+        reason = "this is none"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise FedveilError(f"{path}: cannot be read ({reason}); allowed: plain files")
+
+
+def read_plain(path: Path) -> bytes:
+    """Return what a plain file holds.
+
+    Raises:
+        FedveilError: see `open_plain`; or it is larger than the memory.
+    """
+    with open_plain(path) as file:
+        check_room(os.fstat(file.fileno()).st_size, str(path))
+        return file.read()
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open an image file of one of `FORMATS`; its pixels are not read yet.
+
+    Raises:
+        FedveilError: see `open_plain`; or it is damaged or of another format, there or in the block; or it has more pixels
+            than Pillow holds for safe.
+    """
+    with open_plain(path) as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of damaged metadata, and of what is refused below
+                with Image.open(file, formats=FORMATS) as image:
+                    _check_pixels(path, image)
+                    yield image
+        except FedveilError:
+            raise
+        except Exception as error:  # Pillow's readers each raise their own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise FedveilError(
+                f"{path}: this image cannot be read, or it is damaged ({reason}); allowed: {', '.join(FORMATS)}"
+            ) from error
+
+
+def _check_pixels(path: Path, image: Image.Image) -> None:
+    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise FedveilError(
+            f"{path}: an image of {image.width}x{image.height} = {pixels} pixels; allowed: at most {most}"
+        )
