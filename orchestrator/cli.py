@@ -156,6 +156,12 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key, for example fl.rounds=5",
     )
+    parser.add_argument(
+        "--runs-dir",
+        metavar="PLACE",
+        help="folder for results and checkpoints, or an address for a copy of them, s3://BUCKET/FOLDER for example; default"
+        " runs_dir in FILE, else FEDVEIL_RUNS, else runs",
+    )
     _add_plugins(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well")
     parser.add_argument("--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here")
@@ -193,11 +199,18 @@ def _writable(path: Path | None) -> None:
         raise FedveilError(f"--json {path}: no permission to write there")
 
 
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    place = arguments.runs_dir
+    return [*arguments.set, *([] if place is None else [f"runs_dir={json.dumps(place)}"])]
+
+
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.run.api import run
 
     _writable(arguments.json)
-    result = run(arguments.file, overrides=arguments.set, plugins=arguments.plugin, ray=arguments.ray, console=console)
+    result = run(
+        arguments.file, overrides=_overrides(arguments), plugins=arguments.plugin, ray=arguments.ray, console=console
+    )
     return _finish(result.rows, result.records, result.experiment, arguments.json, console)
 
 
@@ -207,7 +220,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     _writable(arguments.json)
     result = sweep(
         arguments.file,
-        overrides=arguments.set,
+        overrides=_overrides(arguments),
         plugins=arguments.plugin,
         ray=arguments.ray,
         resume=arguments.resume,

@@ -12,6 +12,17 @@ VARIABLE = "FEDVEIL_DATA"
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+_NOT_UPLOADED = (
+    "; a Ray job leaves out of its upload what .gitignore and .rayignore name: give the data's absolute path on the cluster,"
+    f" or put its folder on all nodes and into {VARIABLE}, or submit with RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1"
+)
+
+
+def in_job_copy(folder: Path) -> bool:
+    """Return whether Ray unpacked ``folder`` from a job's ``--working-dir``: a temporary copy, lost with the job."""
+    return "working_dir_files" in folder.parts
+
+
 def cache_folder() -> Path:
     """Return where downloads go: ``data/cache`` below the working folder. It need not exist yet."""
     return Path.cwd() / "data" / "cache"
@@ -68,5 +79,6 @@ def user_path(given: str, *, what: str) -> Path:
         raise FedveilError(f"{what}: this path cannot be looked up ({error})") from error
     if found is None:
         places = "" if path.is_absolute() else f" in {Path.cwd()}, {searched()}"
-        raise FedveilError(f"{what}: there is no {given!r}{places}")
+        upload = "" if path.is_absolute() or not in_job_copy(Path.cwd()) else _NOT_UPLOADED
+        raise FedveilError(f"{what}: there is no {given!r}{places}{upload}")
     return found

@@ -22,6 +22,7 @@ from fedveil.orchestrator.config.values import (
     Name,
     Named,
     Round,
+    RunsDir,
     Seed,
     SeveralNamed,
     TrackingUri,
@@ -145,6 +146,8 @@ class Experiment(Section):
         seed: of all randomness.
         seeds: in the place of ``seed``: every trial is repeated with each of them; empty for one trial with ``seed``.
         data, model, fl, references, audit, tracking, resources, search: see there.
+        runs_dir: folder for results, checkpoints and what MLflow has not taken yet, or address of a copy of it
+            (``s3://BUCKET/FOLDER``); None for the variable ``FEDVEIL_RUNS``, or else ``runs`` here.
         defense: a name, ``{name: NAME, option: value}``, or a list of these, which are applied in their order.
     """
 
@@ -159,6 +162,7 @@ class Experiment(Section):
     references: ReferencesSection = ReferencesSection()
     audit: AuditSection = AuditSection()
     tracking: TrackingSection = TrackingSection()
+    runs_dir: RunsDir | None = None
     resources: ResourcesSection = ResourcesSection()
     search: SearchSection | None = None
 

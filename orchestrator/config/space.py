@@ -19,6 +19,7 @@ FIXED = {
     "data.name": "one sweep, one data set: errors on two data sets do not compare",
     "data.pool": "one sweep, one data set: errors on two data sets do not compare",
     "tracking": "a sweep has one record",
+    "runs_dir": "a sweep has one folder",
     "resources": "all trials of a sweep have the same",
     "search": "describes the sweep itself",
 }

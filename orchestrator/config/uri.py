@@ -1,4 +1,4 @@
-"""Which tracking URIs there are, for the settings and for the commands that take one."""
+"""Which tracking URIs there are, and places for runs, for the settings and for the commands that take one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,34 @@ def uri_fault(uri: str) -> str | None:
     'allowed: sqlite:///FILE, h'
     """
     return None if _usable(uri) else _ALLOWED
+
+
+RUNS_SCHEMES = ("s3", "gs", "abfs", "hdfs", "file")
+
+
+def is_address(place: str) -> bool:
+    """Return whether a place for runs is an address, not a folder.
+
+    >>> is_address("s3://bucket/runs"), is_address("/mnt/shared/runs")
+    (True, False)
+    """
+    return "://" in place
+
+
+def runs_fault(place: str) -> str | None:
+    """Return what is allowed where ``place`` is neither a folder nor an address that runs can be kept at, or None.
+
+    Nothing is opened.
+
+    >>> runs_fault("s3://bucket/runs")
+    >>> runs_fault("http://server/runs")
+    'allowed: a folder, or s3://BUCKET/FOLDER, gs://..., abfs://..., hdfs://..., file://...'
+    """
+    scheme, is_one, rest = place.partition("://")
+    if "\0" in place or not place.strip() or (is_one and not (scheme in RUNS_SCHEMES and rest.strip("/"))):
+        others = ", ".join(f"{one}://..." for one in RUNS_SCHEMES[1:])
+        return f"allowed: a folder, or {RUNS_SCHEMES[0]}://BUCKET/FOLDER, {others}"
+    return None
 
 
 def _usable(uri: str) -> bool:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
 from fedveil.orchestrator.config.options import normalise
-from fedveil.orchestrator.config.uri import uri_fault
+from fedveil.orchestrator.config.uri import runs_fault, uri_fault
 from fedveil.orchestrator.tracking import ImagePolicy
 
 MOST = 1_000_000_000
@@ -52,6 +52,13 @@ def _tracking_uri(uri: str) -> str:
     return uri
 
 
+def _runs_dir(place: str) -> str:
+    fault = runs_fault(place)
+    if fault is not None:
+        raise ValueError(fault)
+    return place
+
+
 def _gpu_share(share: float) -> float:
     if 0 < share < LEAST_SHARE:
         raise ValueError(f"allowed: 0, or {LEAST_SHARE} or more")
@@ -75,5 +82,6 @@ Kinded = Annotated[dict[str, Any], _named("kind")]
 SeveralNamed = Annotated[list[dict[str, Any]], BeforeValidator(_several)]
 Round = Annotated[int | RoundName, BeforeValidator(_round)]
 Images = Annotated[ImagePolicy, BeforeValidator(_image_policy)]
+RunsDir = Annotated[str, AfterValidator(_runs_dir)]
 TrackingUri = Annotated[str, AfterValidator(_tracking_uri)]
 GpuShare = Annotated[float, AfterValidator(_gpu_share)]

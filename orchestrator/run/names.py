@@ -90,10 +90,14 @@ def claimed(claims: Path, name: str, owner: str) -> str:
 
 
 def _is_claimed(claim: Path, owner: str) -> bool:
+    scratch = claim.with_name(f"{uuid.uuid4().hex}.part")
+    scratch.write_text(owner, encoding="utf-8")
     try:
-        claim.symlink_to(owner)  # there with its content or not at all, whoever else claims it now
+        os.link(scratch, claim)  # there with its content or not at all, whoever else claims it now
     except FileExistsError:
-        return os.readlink(claim) == owner
+        return claim.read_text(encoding="utf-8") == owner
+    finally:
+        scratch.unlink()
     return True
 
 

@@ -1,4 +1,4 @@
-"""Where an experiment writes: its folder below ``runs``, and its MLflow record."""
+"""Where an experiment writes: its folder below ``runs_dir``, and its MLflow record."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedveil.fl.data.search import in_job_copy
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.config.uri import is_address, runs_fault
 from fedveil.orchestrator.run.private import private_folder
-from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings
+from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings, without_passwords
+
+RUNS = "runs"
+RUNS_VARIABLE = "FEDVEIL_RUNS"
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,40 @@ class ExperimentPaths:
     """Where a sweep writes, absolute.
 
     Attributes:
-        root: ``runs/<experiment>``.
+        root: ``runs/<experiment>``, or below the folder that ``runs_dir`` or the variable ``FEDVEIL_RUNS`` names.
+        copy: address of a copy of it, where one of these gives an address.
     """
 
     root: Path
+    copy: str | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> ExperimentPaths:
-        """Return the paths of an experiment below the working folder."""
-        return cls(Path("runs").absolute() / experiment.experiment)
+        """Return the paths of an experiment; call it in the user's folder.
+
+        Raises:
+            FedveilError: the folder would lie in a Ray job's temporary copy of that folder, lost with the job, or there is a
+                file at its place.
+        """
+        asked = experiment.runs_dir or os.environ.get(RUNS_VARIABLE) or RUNS
+        what = "runs_dir" if experiment.runs_dir or RUNS_VARIABLE not in os.environ else RUNS_VARIABLE
+        fault = runs_fault(asked)
+        if fault is not None:
+            raise FedveilError(f"{what}: given {without_passwords(asked)!r}; {fault}")
+        if is_address(asked):
+            place, mark, query = asked.partition("?")
+            copy = f"{place.rstrip('/')}/{experiment.experiment}{mark}{query}"
+            return cls(Path(RUNS).absolute() / experiment.experiment, copy)
+        folder = Path(asked).expanduser().absolute()
+        if in_job_copy(folder):
+            raise FedveilError(
+                f"{what}: this job runs in a temporary copy of your folder, where its runs ({asked}) would be lost; by"
+                f" --runs-dir, runs_dir or {RUNS_VARIABLE} name a folder that outlives it, or an address such as"
+                " s3://bucket/runs"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise FedveilError(f"{what}: {folder} is no folder")
+        return cls(folder / experiment.experiment)
 
     @property
     def tune(self) -> Path:
@@ -100,7 +130,7 @@ def tracking_settings(
     """
     images = experiment.tracking.images or (ImagePolicy.GRID if published else ImagePolicy.NONE)
     uri = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and _in_job_copy(Path.cwd()):
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and in_job_copy(Path.cwd()):
         raise FedveilError(
             "tracking.uri: this job runs in a temporary copy of your folder, where the record would be lost; start an"
             " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
@@ -108,8 +138,3 @@ def tracking_settings(
     return TrackingSettings(
         experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images, deliver=deliver
     )
-
-
-def _in_job_copy(folder: Path) -> bool:
-    """Whether Ray unpacked ``folder`` from a job's ``--working-dir``."""
-    return "working_dir_files" in folder.parts

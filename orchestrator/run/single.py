@@ -14,6 +14,7 @@ from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.callbacks import Costs, Speech
 from fedveil.orchestrator.run.failures import logged
+from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.names import fitted, params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.recording import Files, Tracking
@@ -44,29 +45,30 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
     console.print(
         f"{resources.workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True
     )
-    replay(tracking.spool_folder)
-    rows = []
-    try:
-        with (
-            progress_on(console) as board,
-            RayExecutor(
-                resources.workers,
-                cpus_per_worker=resources.cpus_per_worker,
-                gpus_per_worker=resources.gpus_per_worker,
-                plugins=loaded(),
-            ) as executor,
-        ):
-            for number, one in enumerate(one_per_seed(experiment)):
-                own = setup if number == 0 else make_setup(one)
-                rows.append(_run_seed(one, own, executor, paths, tracking, board))
-    finally:
-        waiting = replay(tracking.spool_folder).waiting
-        if waiting:
-            console.print(
-                f"MLflow did not take the records of {waiting} run(s): they wait in {escape(str(tracking.spool_folder))}"
-                f" for the next run or sweep of {escape(experiment.experiment)}",
-                soft_wrap=True,
-            )
+    with mirrored(paths.root, paths.copy, console.print):
+        replay(tracking.spool_folder)
+        rows = []
+        try:
+            with (
+                progress_on(console) as board,
+                RayExecutor(
+                    resources.workers,
+                    cpus_per_worker=resources.cpus_per_worker,
+                    gpus_per_worker=resources.gpus_per_worker,
+                    plugins=loaded(),
+                ) as executor,
+            ):
+                for number, one in enumerate(one_per_seed(experiment)):
+                    own = setup if number == 0 else make_setup(one)
+                    rows.append(_run_seed(one, own, executor, paths, tracking, board))
+        finally:
+            waiting = replay(tracking.spool_folder).waiting
+            if waiting:
+                console.print(
+                    f"MLflow did not take the records of {waiting} run(s): they wait in {escape(str(tracking.spool_folder))}"
+                    f" for the next run or sweep of {escape(experiment.experiment)}",
+                    soft_wrap=True,
+                )
     return RunResult(experiment.experiment, tuple(rows), paths.root)
 
 

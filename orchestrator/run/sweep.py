@@ -25,12 +25,13 @@ from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
+from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_trial
 from fedveil.orchestrator.run.tuning import Part, settings_of, sweep_parts
-from fedveil.orchestrator.tracking import Replayed, SweepTracker, SweptKey, without_passwords
+from fedveil.orchestrator.tracking import Replayed, SweepTracker, SweptKey, TrackingSettings, without_passwords
 
 CHART = "pareto.png"
 """The one figure of a sweep that shows no images."""
@@ -66,12 +67,11 @@ def run_sweep(
         FedveilError: the trial does not fit the cluster, or there is nothing to resume, or with other settings, or a sweep
             of that name runs in this folder.
     """
-    search = experiment.search
-    if search is None:
+    if experiment.search is None:
         raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
     paths = ExperimentPaths.of(experiment)
-    settings = without_passwords(experiment.model_dump(mode="json"))
-    before = _interrupted(paths, settings) if resume else None
+    if resume and paths.copy is None:
+        recall(paths)  # before anything is written
     resources = experiment.resources
     check_fit(
         resources.workers,
@@ -79,6 +79,23 @@ def run_sweep(
         gpus_per_worker=resources.gpus_per_worker,
     )
     tracking = tracking_settings(experiment, paths, published=published, deliver=True)
+    with only_sweep(paths), mirrored(paths.root, paths.copy, console.print, resume=resume):
+        return _sweep_in(paths, experiment, experiment.search, raw, console, tracking, resume=resume)
+
+
+def _sweep_in(
+    paths: ExperimentPaths,
+    experiment: Experiment,
+    search: SearchSection,
+    raw: Mapping[str, Any],
+    console: Console,
+    tracking: TrackingSettings,
+    *,
+    resume: bool,
+) -> SweepResult:
+    settings = without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"}))
+    before = _interrupted(paths, settings) if resume else None
+    resources = experiment.resources
     # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.
     for_trials = replace(tracking, deliver=False)
     seeds = [one.seed for one in one_per_seed(experiment)]
@@ -89,7 +106,6 @@ def run_sweep(
         soft_wrap=True,
     )
     with (
-        only_sweep(paths),
         SweepTracker(
             tracking,
             name=experiment.experiment,

@@ -100,6 +100,8 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
         "tune_configs/demo.yaml",
         "--plugin",
         str(tmp_path / "mine.py"),
+        "--runs-dir",
+        str(tmp_path / "kept"),
     ]
     for override in [*CUT_DOWN, "experiment=by-job"]:
         entry += ["--set", override]
@@ -128,3 +130,5 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert {run.data.params["defense.name"] for run in trials} == {"latent_autoencoder", "darken"}
     assert all({"privacy/mse", "attack/grey/mse"} <= run.data.metrics.keys() for run in trials)
+    assert (tmp_path / "kept" / "by-job" / "pareto.png").is_file()
+    assert not (unpacked / "runs").exists()

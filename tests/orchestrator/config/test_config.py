@@ -27,7 +27,10 @@ search:
   objectives: {utility/accuracy: max, privacy/mse: max}
 resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
 """
-SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
+SECTIONS = (
+    "audit, data, defense, experiment, fl, model, plugins, references, resources, runs_dir, search, seed, seeds,"
+    " tracking"
+)
 FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 LATENT_KEYS = (
     "adversary_steps, client_steps, error_cap, privacy_weight, public_steps, scope, steps, strength, utility_weight"

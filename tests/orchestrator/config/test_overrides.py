@@ -13,7 +13,10 @@ from fedveil.orchestrator.config.load import set_key
 from fedveil.orchestrator.config.training import FLSection
 from fedveil.orchestrator.config.yaml import parse
 
-SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
+SECTIONS = (
+    "audit, data, defense, experiment, fl, model, plugins, references, resources, runs_dir, search, seed, seeds,"
+    " tracking"
+)
 FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 
 

@@ -9,7 +9,10 @@ from mistakes import lines_of
 from fedveil.orchestrator.config import ConfigError, check
 from fedveil.orchestrator.config.space import corners, grid_points
 
-SECTIONS = "audit, data, defense, experiment, fl, model, plugins, references, resources, search, seed, seeds, tracking"
+SECTIONS = (
+    "audit, data, defense, experiment, fl, model, plugins, references, resources, runs_dir, search, seed, seeds,"
+    " tracking"
+)
 LATENT_KEYS = (
     "adversary_steps, client_steps, error_cap, privacy_weight, public_steps, scope, steps, strength, utility_weight"
 )

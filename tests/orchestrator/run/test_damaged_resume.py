@@ -1,62 +1,21 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
+from resuming import STUMBLING, numbers, sweep
 from tiny import tiny_experiment, write_bars
 
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
-from fedveil.orchestrator.run import api, checkpoint
-from fedveil.orchestrator.run.results import SweepResult
+from fedveil.orchestrator.run import checkpoint
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
-
-STUMBLING = '''
-import pathlib
-from dataclasses import dataclass
-
-import fedveil as fv
-from fedveil.fl.strategies import FedAvg
-
-
-@fv.register_strategy("stumbling")
-@dataclass(frozen=True)
-class Stumbling(FedAvg):
-    """Fails in the third round as long as there is a stone."""
-
-    def init(self, weights):
-        return {"done": 0 * next(iter(weights.values())).flatten()[:1]}
-
-    def step(self, weights, state, totals, updates):
-        if state["done"].item() == 2 and pathlib.Path("stone").exists():
-            raise RuntimeError("stumbled")
-        weights, _ = super().step(weights, {}, totals, updates)
-        return weights, {"done": state["done"] + 1}
-'''
-
-
-def sweep(
-    raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> tuple[SweepResult, str]:
-    monkeypatch.chdir(folder)
-    screen = io.StringIO()
-    return api.sweep(raw, console=Console(file=screen, width=500), **options), screen.getvalue()
 
 
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x40
     file.write_bytes(content)
-
-
-def numbers(result: SweepResult) -> dict[str, dict[str, float]]:
-    return {
-        row.name: {key: value for key, value in row.metrics.items() if not key.startswith("cost/")}
-        for row in result.rows
-    }
 
 
 def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(

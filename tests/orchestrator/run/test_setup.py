@@ -160,6 +160,44 @@ def test_where_an_experiment_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tracking_settings(own, files, published=True, deliver=True).uri == f"sqlite:///{tmp_path / 'own.db'}"
 
 
+def test_who_says_where_runs_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    silent, told = check({"experiment": "mine"}), check({"experiment": "mine", "runs_dir": "beside"})
+    monkeypatch.setenv("FEDVEIL_RUNS", str(tmp_path / "shared"))
+    assert ExperimentPaths.of(silent).root == tmp_path / "shared" / "mine"
+    assert ExperimentPaths.of(told).root == tmp_path / "beside" / "mine"
+    monkeypatch.setenv("FEDVEIL_RUNS", "s3://bucket/runs/?region=x")
+    assert ExperimentPaths.of(silent) == ExperimentPaths(tmp_path / "runs" / "mine", "s3://bucket/runs/mine?region=x")
+
+
+@pytest.mark.parametrize("place", ["http://server/runs", "s3://", " ", "a\0b"])
+def test_a_place_where_no_runs_can_lie_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FedveilError, match=r"runs_dir: given .*; allowed: a folder, or s3://BUCKET/FOLDER"):
+        check({"experiment": "mine", "runs_dir": place})
+    if "\0" not in place:
+        monkeypatch.setenv("FEDVEIL_RUNS", place)
+        with pytest.raises(FedveilError, match=r"FEDVEIL_RUNS: given .*; allowed: a folder, or s3://BUCKET/FOLDER"):
+            ExperimentPaths.of(check({"experiment": "mine"}))
+
+
+def test_a_job_keeps_no_runs_in_its_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(FedveilError, match=r"runs_dir: .* temporary copy .* \(runs\) would be lost; by --runs-dir"):
+        ExperimentPaths.of(check({"experiment": "mine"}))
+    monkeypatch.setenv("FEDVEIL_RUNS", "kept")
+    with pytest.raises(FedveilError, match=r"FEDVEIL_RUNS: .*\(kept\) would be lost"):
+        ExperimentPaths.of(check({"experiment": "mine"}))
+    for outlives in (str(tmp_path / "kept"), "s3://bucket/runs"):
+        monkeypatch.setenv("FEDVEIL_RUNS", outlives)
+        ExperimentPaths.of(check({"experiment": "mine"}))
+    with pytest.raises(
+        FedveilError, match=r"there is no 'mine.npz'.*a Ray job leaves out of its upload what \.gitignore"
+    ):
+        make_setup(check({"experiment": "mine", "data": {"name": "npz:mine.npz"}}))
+
+
 @pytest.mark.parametrize(
     ("published", "asked", "policy"),
     [
