@@ -163,6 +163,16 @@ def own_node() -> str:
     return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == own)
 
 
+def room(*, cpus_per_worker: float = 1, gpus_per_worker: float = 0) -> int:
+    """Return how many workers the connected cluster could hold if nobody else were there.
+
+    Raises:
+        FedveilError: a number is out of range.
+    """
+    wanted = _bundle(1, cpus_per_worker, gpus_per_worker)
+    return sum(_room(node, wanted) for node in _nodes())
+
+
 def check_fit(
     workers: int, *, cpus_per_worker: float = 1, gpus_per_worker: float = 0
 ) -> list[PlacementGroupSchedulingStrategy | None]:
@@ -207,14 +217,12 @@ def _bundle(workers: int, cpus: float, gpus: float) -> Mapping[str, float]:
 
 
 def _check_nodes(workers: int, wanted: Mapping[str, float]) -> None:
-    import ray
-
-    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_room(node, wanted) for node in nodes)
-    if room < workers:
+    nodes = _nodes()
+    there = sum(_room(node, wanted) for node in nodes)
+    if there < workers:
         raise FedveilError(
             f"{_asked(workers, wanted)} do not fit: the cluster has {_listed(nodes, wanted)}, room for"
-            f" {room}; missing {_missing(workers, wanted, nodes)}; lower resources.workers or their share"
+            f" {there}; missing {_missing(workers, wanted, nodes)}; lower resources.workers or their share"
         )
 
 
@@ -226,6 +234,12 @@ def _check_bundles(workers: int, wanted: Mapping[str, float], bundles: Sequence[
             f" {_listed(bundles, wanted)}; missing {workers - sum(fitting)} bundle(s) of {amounts(wanted)};"
             " reserve the trial's resources with placement_group of fedveil.orchestrator.cluster.connection"
         )
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _room(there: Mapping[str, float], wanted: Mapping[str, float]) -> int:

@@ -110,11 +110,10 @@ def _federation(experiment: Experiment) -> list[str]:
             strategy.centre(torch.zeros(min(fl.cohort_size, ENOUGH)))
         except FedveilError as error:
             lines.append(f"fl.strategy: {error} (fl.clients, fl.cohort)")
-    chunks = min(fl.client_chunks, fl.cohort_size)
-    if workers > chunks:
+    if workers is not None and workers > fl.pieces:
         lines.append(
-            f"resources.workers: given {workers}; a round is cut into {chunks} piece(s) (fl.client_chunks, clients per"
-            f" round), more workers would idle; allowed: 1 to {chunks}"
+            f"resources.workers: given {workers}; a round is cut into {fl.pieces} piece(s) (fl.client_chunks, clients per"
+            f" round), more workers would idle; allowed: 1 to {fl.pieces}, or null for as many as there is room for"
         )
     return lines
 

@@ -49,6 +49,8 @@ class AuditSection(Section):
             always. Of two with one name the second is called ``NAME_2``.
         balanced: victims are drawn evenly over the classes.
         gallery: images among which a victim has to be found; never fewer than the victims.
+        chunks: pieces into which the victims are cut; at least as many as workers keeps all of them busy, while few make the
+            most of batched attacks. Each is attacked by itself.
         membership: at the end an attacker that holds all that a client trained on tells the client's images from others
             (`privacy/membership_auc`), for the first two audited clients.
     """
@@ -63,6 +65,7 @@ class AuditSection(Section):
     attacks: list[Named] = Field(default=[{"name": "strongest"}, {"name": "adaptive"}])
     balanced: bool = True
     gallery: Count = 1000
+    chunks: Count = 2
     membership: bool = False
 
     def build_attacks(self) -> list[Attack]:
@@ -98,12 +101,13 @@ class ResourcesSection(Section):
     """What one trial may use.
 
     Attributes:
-        workers: worker slots.
+        workers: worker slots; None for what the cluster has room for, shared among the trials that run at once, but no
+            more than a round has pieces (``fl.client_chunks``). Results do not depend on it.
         cpus_per_worker: cores of each; Ray counts in ten-thousandths.
         gpus_per_worker: share of a GPU of each, 0 or as for the cores.
     """
 
-    workers: Count = 2
+    workers: Count | None = None
     cpus_per_worker: float = Field(default=1.0, ge=LEAST_SHARE, le=10_000)
     gpus_per_worker: GpuShare = Field(default=0.0, ge=0, le=10_000)
 

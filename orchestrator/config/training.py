@@ -120,6 +120,11 @@ class FLSection(Section):
         """Clients per round, at least one."""
         return max(1, round(self.cohort * self.clients))
 
+    @property
+    def pieces(self) -> int:
+        """Pieces into which a round is cut: no more workers have something to do in it."""
+        return min(self.client_chunks, self.cohort_size)
+
 
 class ReferencesSection(Section):
     """What federating has to beat: classifiers that do without, trained as well as can be; see `fedveil.fl.central`.

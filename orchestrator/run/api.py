@@ -126,7 +126,7 @@ def _other(experiment: str | Path | Mapping[str, Any], has: str, command: str) -
 def _ray_for(experiment: Experiment, address: str | None, console: Console) -> Iterator[None]:
     resources = experiment.resources
     # Cores that a cluster of our own declares: the machine's, or what the trial asks for where that is more.
-    cpus = max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus_per_worker))
+    cpus = max(os.cpu_count() or 1, math.ceil((resources.workers or 1) * resources.cpus_per_worker))
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())
         with console.status("starting Ray"):

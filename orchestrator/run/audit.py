@@ -67,7 +67,7 @@ class Auditor:
         if not victims:
             raise FedveilError("audit: the defence leaves all victims out of training, so there is nothing to attack")
         self._left_out = everyone - len(victims)
-        chunk = -(-len(victims) // experiment.resources.workers)
+        chunk = -(-len(victims) // experiment.audit.chunks)
         self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps

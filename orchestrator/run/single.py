@@ -22,6 +22,7 @@ from fedveil.orchestrator.run.results import RunResult
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.setup import Setup, make_setup
 from fedveil.orchestrator.run.trial import Trial
+from fedveil.orchestrator.run.workers import workers_of
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay, without_passwords
 
 
@@ -42,9 +43,8 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
     paths = ExperimentPaths.of(experiment)
     tracking = tracking_settings(experiment, paths, published=setup.data.published, deliver=True)
     resources = experiment.resources
-    console.print(
-        f"{resources.workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True
-    )
+    workers = workers_of(experiment, at_once=1)
+    console.print(f"{workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True)
     with mirrored(paths.root, paths.copy, console.print):
         replay(tracking.spool_folder)
         rows = []
@@ -52,7 +52,7 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
             with (
                 progress_on(console) as board,
                 RayExecutor(
-                    resources.workers,
+                    workers,
                     cpus_per_worker=resources.cpus_per_worker,
                     gpus_per_worker=resources.gpus_per_worker,
                     plugins=loaded(),

@@ -31,6 +31,7 @@ from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_trial
 from fedveil.orchestrator.run.tuning import Part, settings_of, sweep_parts
+from fedveil.orchestrator.run.workers import workers_of
 from fedveil.orchestrator.tracking import Replayed, SweepTracker, SweptKey, TrackingSettings, without_passwords
 
 CHART = "pareto.png"
@@ -74,7 +75,7 @@ def run_sweep(
         recall(paths)  # before anything is written
     resources = experiment.resources
     check_fit(
-        resources.workers,
+        max(workers_of(experiment, at_once=part.at_once) for part in sweep_parts(experiment, experiment.search)),
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
     )
@@ -99,9 +100,11 @@ def _sweep_in(
     # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.
     for_trials = replace(tracking, deliver=False)
     seeds = [one.seed for one in one_per_seed(experiment)]
+    parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
+    workers = " or ".join(map(str, sorted({one for _, one in parts})))
     console.print(
-        f"[bold]{experiment.experiment}[/bold]: {settings_of(search) * len(seeds)} trials, {resources.workers} workers with"
-        f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})} each, recorded in"
+        f"[bold]{experiment.experiment}[/bold]: {settings_of(search) * len(seeds)} trials, {workers} worker(s) each with"
+        f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})}, recorded in"
         f" {escape(without_passwords(tracking.uri))}",
         soft_wrap=True,
     )
@@ -139,11 +142,12 @@ def _sweep_in(
             storage=storage,
             board=board,
             folder=Path.cwd(),
+            workers=1,
         )
         rows: list[TrialRow] = []
-        for part in sweep_parts(experiment, search):
+        for part, own in parts:
             with without_repeats():
-                results = _tuner(part, job, experiment, Speaker(board, part.name)).fit()
+                results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
             parent.deliver()
@@ -210,7 +214,7 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.
     trainable = tune.with_resources(
         tune.with_parameters(run_tuned_trial, job=job),
         placement_group(
-            resources.workers,
+            job.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             # It only waits for its workers, and leaves its checkpoints and records where this process finds them.

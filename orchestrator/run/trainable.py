@@ -56,6 +56,7 @@ class TrialJob:
         storage: Tune's, for this sweep alone.
         board: for progress.
         folder: the user's, below which data files are found; Tune gives each trial one of its own.
+        workers: worker slots of each trial.
     """
 
     raw: dict[str, Any]
@@ -67,6 +68,7 @@ class TrialJob:
     storage: Path
     board: Any
     folder: Path
+    workers: int
 
     def named(self, config: Mapping[str, Any], part: str, trial_id: str) -> tuple[dict[str, Any], str]:
         """Return what a trial that Tune drew overrides, and its name, which no other trial of the sweep has.
@@ -181,7 +183,7 @@ def _run_seed(
             Tracking(tracker, paths, experiment),
             _Reports(job, saved.finished, tracker, costs),
         ]
-        slots = _slots(experiment, job.plugins)
+        slots = _slots(experiment, job)
         slots.say = say
         trial = Trial(experiment, setup, slots, cache=paths.cache, callbacks=callbacks)
         return trial.run(saved.progress).metrics
@@ -217,12 +219,12 @@ def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:
 _pool: tuple[tuple[Any, ...], RayExecutor] | None = None
 
 
-def _slots(experiment: Experiment, plugins: tuple[Plugin, ...]) -> RayExecutor:
+def _slots(experiment: Experiment, job: TrialJob) -> RayExecutor:
     """Return this process's worker slots; a process that runs several trials keeps them between two."""
     global _pool
     resources = experiment.resources
     shape = (
-        resources.workers,
+        job.workers,
         resources.cpus_per_worker,
         resources.gpus_per_worker,
         ray.get_runtime_context().get_placement_group_id(),
@@ -232,10 +234,10 @@ def _slots(experiment: Experiment, plugins: tuple[Plugin, ...]) -> RayExecutor:
         _pool = None
     if _pool is None:
         executor = RayExecutor(
-            resources.workers,
+            job.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
-            plugins=plugins,
+            plugins=job.plugins,
         )
         _pool = (shape, executor)
     return _pool[1]

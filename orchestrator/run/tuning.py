@@ -10,6 +10,7 @@ from ray import tune
 
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.space import grid_points
+from fedveil.orchestrator.config.values import MOST
 from fedveil.orchestrator.run.names import panel_names, trial_name
 from fedveil.orchestrator.run.seeds import one_per_seed
 
@@ -24,26 +25,30 @@ class Part:
         name: ``panel``, the fixed trials, or ``search``.
         space: for Tune.
         config: for Tune.
+        at_once: trials that may run side by side.
     """
 
     name: str
     space: dict[str, Any]
     config: tune.TuneConfig
+    at_once: int
 
 
 def sweep_parts(experiment: Experiment, search: SearchSection) -> list[Part]:
     """Return a sweep's passes, in their order."""
     parts = []
+    most = search.concurrent or MOST
     fixed = [dict(overrides) for overrides in search.panel]
     if search.searcher == "grid" and search.space:
         fixed += grid_points(search.space)
     if fixed:
         named = [{"name": n, "overrides": o} for n, o in zip(panel_names(fixed), fixed, strict=True)]
         config = tune_config(experiment, search, samples=1, searching=False)
-        parts.append(Part("panel", {PANEL_KEY: tune.grid_search(named)}, config))
+        parts.append(Part("panel", {PANEL_KEY: tune.grid_search(named)}, config, min(most, len(fixed))))
     if search.space and search.searcher != "grid":
         space = {key: _range(*next(iter(one.items())), search) for key, one in search.space.items()}
-        parts.append(Part("search", space, tune_config(experiment, search, samples=search.samples, searching=True)))
+        config = tune_config(experiment, search, samples=search.samples, searching=True)
+        parts.append(Part("search", space, config, min(most, settings_of(search) - len(fixed))))
     return parts
 
 

@@ -334,8 +334,11 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
             "fl.strategy: strategy trimmed_mean: trim 0.4 cuts 1 of 2 updates on each side and leaves none",
         ),
         ("fl: {clients: 4}\nresources: {workers: 5}", "resources.workers: given 5; a round is cut into 4 piece(s)"),
-        ("fl: {cohort: 0.1}", "resources.workers: given 2; a round is cut into 1 piece(s)"),
-        ("fl: {client_chunks: 1}", "resources.workers: given 2; a round is cut into 1 piece(s)"),
+        ("resources: {workers: 2}\nfl: {cohort: 0.1}", "resources.workers: given 2; a round is cut into 1 piece(s)"),
+        (
+            "resources: {workers: 2}\nfl: {client_chunks: 1}",
+            "resources.workers: given 2; a round is cut into 1 piece(s)",
+        ),
         ("resources: {gpus_per_worker: 1.5}", "resources.gpus_per_worker: given 1.5; above 1 it has to be a whole"),
         ("model: {name: lenet, norm: batch}", "model.norm: given 'batch'; model lenet allows: none"),
         (

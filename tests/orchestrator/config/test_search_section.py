@@ -76,7 +76,7 @@ def search(text: str) -> str:
         ("panel: [{data.name: mnist}]", "search.panel.0.data.name: a sweep cannot vary this (one sweep, one data set"),
         ("panel: [{}, {defence: none}]", f"search.panel.1: defence: unknown key; allowed: {SECTIONS}"),
         ("panel: [{defense: none, defense.keep: 1}]", "search.panel.0: defense.keep: unknown key; allowed: none"),
-        ("panel: [{fl.clients: 1}]", "search.panel.0: resources.workers: given 2; a round is cut into 1 piece(s)"),
+        ("panel: [{fl.clients: 1, audit.clients: 2}]", "search.panel.0: audit.clients: given 2; allowed: 1 to 1"),
         (
             "space: {seed: {grid: [1]}}, scheduler: asha",
             "search.scheduler: asha stops trials by one objective",
