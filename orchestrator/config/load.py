@@ -30,6 +30,7 @@ from fedveil.orchestrator.config.space import check_space, corners, grid_points
 from fedveil.orchestrator.config.uri import place_fault, uri_fault
 from fedveil.orchestrator.config.yaml import YAMLError, fault, parse
 from fedveil.orchestrator.metrics import objectives
+from fedveil.orchestrator.tracking import without_passwords
 
 Raw = dict[str, Any]
 
@@ -77,11 +78,11 @@ def load_experiment(
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not all(part.strip() for part in key.split(".")):
-            raise ConfigError([f"--set {brief(override)}: expected KEY=VALUE, for example --set fl.rounds=5"])
+            raise ConfigError([f"--set {_typed(override)}: expected KEY=VALUE, for example --set fl.rounds=5"])
         try:
             set_key(raw, key.strip(), parse(text))
         except YAMLError as error:
-            raise ConfigError([f"--set {brief(override)}: the value is not YAML ({brief(fault(error)[0])})"]) from None
+            raise ConfigError([f"--set {_typed(override)}: the value is not YAML ({brief(fault(error)[0])})"]) from None
     unspeakable = list(_unspeakable(raw))
     if unspeakable:
         raise ConfigError(unspeakable)
@@ -91,6 +92,11 @@ def load_experiment(
     if lines:
         raise ConfigError(lines)
     return experiment, raw
+
+
+def _typed(override: str) -> str:
+    """Return an override for a message, which may end up in a log."""
+    return brief(without_passwords(override))
 
 
 def _unspeakable(value: Any, path: str = "") -> Iterator[str]:

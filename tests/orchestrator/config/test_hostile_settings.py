@@ -184,3 +184,10 @@ def test_a_sqlite_file_needs_its_folder(variable: bool, tmp_path: Path, monkeypa
 def test_an_error_of_a_search_is_refused_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"search\.panel\.0: model\.width: given 1000000000; allowed: at most 100000"):
         load_experiment({**copy.deepcopy(BASE), "search": {"panel": [{"model.width": 10**9}]}})
+
+
+def test_the_password_of_an_override_is_not_said() -> None:
+    for text in ("http://me:hunter2@host/?token=hunter2", "tracking.uri=[http://me:hunter2@host"):
+        (line,) = refused(text)
+        assert "hunter2" not in line
+        assert "//" in line
