@@ -14,7 +14,7 @@ from fedveil.attacks.matching.attack import GradientMatching, Visible, problem_o
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.matching.yardstick import misfit
 from fedveil.attacks.target.smoothness import is_smooth
-from fedveil.defense.base import at_least, whole
+from fedveil.defense.base import MOST_STEPS, at_least, whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 
@@ -63,7 +63,7 @@ class Strongest(Attack):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        whole(self.name, steps=(self.steps, 20))
+        whole(self.name, most=MOST_STEPS, steps=(self.steps, 20))
         at_least(self.name, smoothness=(self.smoothness, 0))
         whole(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
         if isinstance(self.contenders, str):

@@ -263,6 +263,11 @@ class Stateless(PreparedDefense):
         return f"Stateless({self.settings!r})"
 
 
+MOST = 1_000_000_000
+"""Above any count that makes sense, and well inside what the libraries below take."""
+MOST_STEPS = 10_000_000
+
+
 def at_least(defense: str, **settings: tuple[float, float]) -> None:
     """Check that each setting, given as (value, least), is finite and at least that.
 
@@ -274,8 +279,8 @@ def at_least(defense: str, **settings: tuple[float, float]) -> None:
             raise SettingError(defense, key, value, f"it has to be at least {least:g} and finite")
 
 
-def whole(owner: str, **settings: tuple[int, int]) -> None:
-    """Check that each setting, given as (value, least), is a whole number and at least that.
+def whole(owner: str, *, most: int = MOST, **settings: tuple[int, int]) -> None:
+    """Check that each setting, given as (value, least), is a whole number, at least that and at most ``most``.
 
     Raises:
         FedveilError: naming the first that is not.
@@ -284,6 +289,9 @@ def whole(owner: str, **settings: tuple[int, int]) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
             raise SettingError(owner, key, value, f"it has to be a whole number, not {type(value).__name__}")
     at_least(owner, **settings)
+    for key, (value, _) in settings.items():
+        if value > most:
+            raise SettingError(owner, key, value, f"it has to be at most {most}")
 
 
 def above_zero(defense: str, **settings: float) -> None:

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST = 200
+"""Characters of a value that a message shows."""
+
+
+def brief(text: object) -> str:
+    """Return a text for a message of one line: control characters are escaped, and a long one loses its middle.
+
+    >>> brief("folder:scans"), len(brief("x" * 5000))
+    ('folder:scans', 200)
+    """
+    shown = str(text)
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
+    head = LONGEST - 60
+    return shown if len(shown) <= LONGEST else f"{shown[:head]}...{shown[-57:]}"
+
 
 class FedveilError(Exception):
     """A problem that the user can mend: a bad setting, a damaged file, a missing download.
@@ -43,9 +59,9 @@ class SettingError(FedveilError):
         self._what = what
 
     def __str__(self) -> str:
-        return f"{self._what}: {self.key} is {self.value}; {self.rule}"
+        return f"{self._what}: {self.key} is {brief(self.value)}; {self.rule}"
 
 
 def unknown_name(what: str, given: str, allowed: Iterable[str]) -> FedveilError:
     """Return the error for a name that no registry holds, listing the names that are allowed."""
-    return FedveilError(f"unknown {what} {given!r}; allowed: {', '.join(sorted(allowed))}")
+    return FedveilError(f"unknown {what} {brief(repr(given))}; allowed: {', '.join(sorted(allowed))}")

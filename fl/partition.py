@@ -15,6 +15,8 @@ from fedveil.fl.registry import Registry
 from fedveil.fl.seeding import numpy_stream
 
 Indices = NDArray[np.int64]
+_DRAWS = 1000
+"""Of proportions, before they are held for impossible."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,18 @@ class Dirichlet(Partition):
 
     def _deal(self, labels: Indices, clients: int, stream: np.random.Generator) -> list[Indices]:
         members = [stream.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        draws = 1000 if clients * self.min_size <= len(labels) else 0
-        for _ in range(draws):
+        if clients * self.min_size > len(labels):
+            raise FedveilError(
+                f"partition dirichlet: min_size is {self.min_size}; {clients} clients with {len(labels)} examples have"
+                f" {len(labels) // clients} each at most"
+            )
+        for _ in range(_DRAWS):
             spread = [self._spread(m, clients, stream) for m in members]
             parts = [np.concatenate(own) for own in zip(*spread, strict=True)]
             if min(len(part) for part in parts) >= self.min_size:
                 return parts
         raise FedveilError(
-            f"partition dirichlet: {draws} draws with alpha {self.alpha} gave none in which each of "
+            f"partition dirichlet: {_DRAWS} draws with alpha {self.alpha} gave none in which each of "
             f"{clients} clients has {self.min_size} of {len(labels)} examples; "
             "raise alpha, or lower clients or min_size"
         )

@@ -16,7 +16,7 @@ from fedveil.attacks.learned.own_updates import OwnClients
 from fedveil.attacks.learned.update_features import UpdateFeatures, entries
 from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.yardstick import misfit
-from fedveil.defense.base import above_zero, whole
+from fedveil.defense.base import MOST_STEPS, above_zero, whole
 from fedveil.defense.inverse.variation import mirrors, varied
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
@@ -69,13 +69,9 @@ class LearningToInvert(Attack):
     tolerance: float = 0.03
 
     def __post_init__(self) -> None:
-        whole(
-            self.name,
-            steps=(self.steps, 1),
-            width=(self.width, 1),
-            features=(self.features, 1),
-            pool=(self.pool, 1),
-        )
+        whole(self.name, most=MOST_STEPS, steps=(self.steps, 1))
+        whole(self.name, most=8192, width=(self.width, 1), features=(self.features, 1))
+        whole(self.name, most=1_000_000, pool=(self.pool, 1))
         above_zero(self.name, tolerance=self.tolerance)
 
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:

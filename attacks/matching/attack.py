@@ -21,7 +21,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.optimizers.progress import begin, progress
 from fedveil.attacks.target.problem import Tensors
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import at_least, whole
+from fedveil.defense.base import MOST_STEPS, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction
@@ -107,7 +107,8 @@ class GradientMatching(Attack):
         for name, allowed in (("place", get_args(Place)), ("start", get_args(Start))):
             if getattr(self, name) not in allowed:
                 raise FedveilError(f"{self.name}: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        whole(self.name, steps=(self.steps, 1), restarts=(self.restarts, 1))
+        whole(self.name, most=MOST_STEPS, steps=(self.steps, 1))
+        whole(self.name, restarts=(self.restarts, 1))
         at_least(self.name, tv=(self.tv, 0))
         whole(self.name, chunk=(1 if self.chunk is None else self.chunk, 1))
 

@@ -14,7 +14,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 from fedveil.attacks.priors import Denoiser, Prior, TotalVariation
 from fedveil.attacks.priors.denoiser import train_denoiser
-from fedveil.defense.base import at_least, whole
+from fedveil.defense.base import MOST_STEPS, at_least, whole
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.seeding import torch_stream
 
@@ -45,7 +45,7 @@ class Denoised(InvertingGradients):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self.name, denoiser=(self.denoiser, 0))
-        whole(self.name, denoiser_steps=(self.denoiser_steps, 1))
+        whole(self.name, most=MOST_STEPS, denoiser_steps=(self.denoiser_steps, 1))
 
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""

@@ -42,7 +42,7 @@ class IDLG(GradientMatching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(self.name, history=(self.history, 1))
+        whole(self.name, most=1000, history=(self.history, 1))
 
     @property
     def image_copies(self) -> int:

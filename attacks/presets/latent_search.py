@@ -14,7 +14,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import LBFGS, Adam
 from fedveil.attacks.presets.latent import Latent, train_decoder
 from fedveil.attacks.priors import TotalVariation
-from fedveil.defense.base import above_zero, whole
+from fedveil.defense.base import MOST_STEPS, above_zero, whole
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.seeding import torch_stream
 
@@ -46,7 +46,7 @@ class LatentSearch(GradientMatching):
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self.name, learning_rate=self.learning_rate)
-        whole(self.name, decoder_steps=(self.decoder_steps, 1))
+        whole(self.name, most=MOST_STEPS, decoder_steps=(self.decoder_steps, 1))
 
     @property
     def image_copies(self) -> int:

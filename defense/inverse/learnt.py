@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedveil.defense.base import above_zero, at_least, whole
+from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.defense.inverse.lessons import CHUNK, Lessons, gathered
 from fedveil.defense.inverse.muon import Muon
@@ -56,7 +56,9 @@ class InverseTraining:
     artefacts: float = 0.03
 
     def __post_init__(self) -> None:
-        whole("inverse", steps=(self.steps, 1), batch_size=(self.batch_size, 1), width=(self.width, 1))
+        whole("inverse", most=MOST_STEPS, steps=(self.steps, 1))
+        whole("inverse", most=65_536, batch_size=(self.batch_size, 1))
+        whole("inverse", most=1024, width=(self.width, 1))
         at_least("inverse", artefacts=(self.artefacts, 0), tolerance=(self.tolerance, 0))
         above_zero("inverse", learning_rate=self.learning_rate)
 

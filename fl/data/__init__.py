@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
+from fedveil.fl.data.files import state_of
 from fedveil.fl.data.images import ImageData, Images
 from fedveil.fl.data.search import search_folders
 from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
@@ -62,16 +63,7 @@ def load_data(
             malformed.
     """
     places = [file for place in _source(name).entry().found for file in (place, *sorted(place.rglob("*")))]
-    return _loaded(name, size, limit, pool, seed, tuple(map(_state, places)))
-
-
-def _state(file: Path) -> tuple[Path, int, int]:
-    """Return what changes when the file does; of a link that leads nowhere, when the link does."""
-    try:
-        stat = file.stat()
-    except OSError:
-        stat = file.lstat()
-    return file.absolute(), stat.st_mtime_ns, stat.st_size
+    return _loaded(name, size, limit, pool, seed, tuple(map(state_of, places)))
 
 
 @lru_cache(maxsize=4)
@@ -79,7 +71,7 @@ def _loaded(
     name: str, size: int | None, limit: int | None, pool: bool, seed: int, files: tuple[object, ...]
 ) -> ImageData:
     """Load as `load_data` does; other ``files`` are another call."""
-    data = _source(name).load(size=size, seed=seed)
+    data = _read(name, size, seed if _source(name).seeded else 0, files)
     if pool:
         data = pooled(data, seed)
     if limit is None:
@@ -90,6 +82,12 @@ def _loaded(
         val=limited(data.val, limit, seed, "val"),
         test=limited(data.test, limit, seed, "test"),
     )
+
+
+@lru_cache(maxsize=2)
+def _read(name: str, size: int | None, seed: int, files: tuple[object, ...]) -> ImageData:
+    """Return what the source has, which most read once for all seeds."""
+    return _source(name).load(size=size, seed=seed)
 
 
 def available() -> list[DataEntry]:

@@ -20,6 +20,18 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 EPS goes to Ghostscript."""
 
 
+FileState = tuple[Path, int, int]
+
+
+def state_of(path: Path) -> FileState:
+    """Return what changes when a file does; of a link that leads nowhere, when the link does."""
+    try:
+        state = path.stat()
+    except OSError:
+        state = path.lstat()
+    return path.absolute(), state.st_mtime_ns, state.st_size
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a plain file for reading; a pipe or a device might be waited for without end.
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fedveil.fl.data.checks import SplitArrays, checked_data, checked_images
-from fedveil.fl.data.files import open_picture
+from fedveil.fl.data.files import FileState, open_picture, state_of
 from fedveil.fl.data.images import ImageData, Images
 from fedveil.fl.data.search import user_path
 from fedveil.fl.data.source import DataEntry, Source, prefixed
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.memory import check_room
 from fedveil.fl.seeding import numpy_stream
+
+Pixels = NDArray[np.uint8]
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
@@ -74,7 +79,7 @@ class FolderSource(Source):
         """See `Source.load`. Any size from 1 up is allowed."""
         chosen = _DEFAULT_SIZE if size is None else size
         if chosen < 1:
-            raise FedveilError(f"{self.name}: size {chosen} is not available; allowed: 1 and above")
+            raise SettingError(self.name, "size", chosen, "allowed: 1 and above")
         root = user_path(self.path, what=self.name)
         if not root.is_dir():
             raise FedveilError(f"{root}: this is not a folder; for an archive of arrays use npz:{self.path}")
@@ -82,27 +87,21 @@ class FolderSource(Source):
             classes, splits = _listed(root, seed)
         except OSError as error:
             raise FedveilError(f"{error.filename}: this folder cannot be read ({error.strerror})") from error
-        every = (*splits.train, *splits.val, *splits.test)
-        grey = all(_is_grey(file.path) for file in every)
-        # They are there twice while they are checked.
-        check_room(
-            2 * len(every) * chosen**2 * (1 if grey else 3), f"{self.name}: {len(every)} images of {chosen}x{chosen} px"
-        )
+        paths = sorted({file.path for file in (*splits.train, *splits.val, *splits.test)})
+        whole = _read_all(tuple(map(state_of, paths)), chosen, self.name)
+        rows = {path: row for row, path in enumerate(paths)}
 
-        def read(files: tuple[LabelledFile, ...], split: str) -> Images:
-            shape = (chosen, chosen) if grey else (chosen, chosen, 3)
-            pixels = np.empty((len(files), *shape), np.uint8)
-            for row, file in enumerate(files):
-                pixels[row] = _read(file.path, chosen, grey)
+        def part(files: tuple[LabelledFile, ...], split: str) -> Images:
+            pixels = whole[[rows[file.path] for file in files]]
             labels = np.array([file.label for file in files], np.int64)
             return checked_images(SplitArrays(pixels, labels), where=str(root), split=split)
 
         return checked_data(
             name=self.name,
             where=str(root),
-            train=read(splits.train, "train"),
-            val=read(splits.val, "val"),
-            test=read(splits.test, "test"),
+            train=part(splits.train, "train"),
+            val=part(splits.val, "val"),
+            test=part(splits.test, "test"),
             classes=classes,
             published=False,
         )
@@ -159,6 +158,19 @@ def _drawn_splits(root: Path, classes: tuple[str, ...], seed: int) -> FileSplits
     return FileSplits(tuple(train), tuple(val), tuple(test))
 
 
+@lru_cache(maxsize=1)  # another seed splits the same images otherwise
+def _read_all(files: tuple[FileState, ...], size: int, name: str) -> Pixels:
+    """Return the images, (n, size, size) if all are grey, else (n, size, size, 3)."""
+    grey = all(_is_grey(path) for path, *_ in files)
+    shape = (len(files), size, size) if grey else (len(files), size, size, 3)
+    # Here, in the splits, and in the tensors that are made of these.
+    check_room(3 * math.prod(shape), f"{name}: reading {len(files)} images of {size}x{size} px")
+    pixels = np.empty(shape, np.uint8)
+    for row, (path, *_) in enumerate(files):
+        pixels[row] = _read(path, size, grey)
+    return pixels
+
+
 def _is_grey(path: Path) -> bool:
     with open_picture(path) as image:
         mode = image.mode
@@ -168,7 +180,7 @@ def _is_grey(path: Path) -> bool:
     return mode in _GREY_MODES
 
 
-def _read(path: Path, size: int, grey: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _read(path: Path, size: int, grey: bool) -> Pixels:
     with open_picture(path) as image:
         upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
         return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.uint8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from fedveil.fl.data.checks import SplitArrays
 from fedveil.fl.data.download import download, file_md5, official
@@ -92,6 +93,8 @@ class MedMNIST(Source):
     Args:
         flag: as in `FLAGS`.
     """
+
+    seeded: ClassVar[bool] = False
 
     def __init__(self, flag: str) -> None:
         self.name = flag

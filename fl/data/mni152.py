@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -199,6 +200,8 @@ class Mni152(Source):
     too. Of five blocks three are for training, one for validation, one for test. A block is a group, so that a split
     of the training images makes no near-copies either.
     """
+
+    seeded: ClassVar[bool] = False
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""

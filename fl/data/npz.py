@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fedveil.fl.data.files import open_plain
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.search import user_path
 from fedveil.fl.data.source import DataEntry, Source, prefixed
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.memory import check_room
 
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
@@ -145,6 +146,8 @@ class NpzSource(Source):
         path: absolute, or relative to the working folder or to a search folder.
     """
 
+    seeded: ClassVar[bool] = False
+
     def __init__(self, path: str) -> None:
         self.path = path
         self.name = f"npz:{path}"
@@ -168,5 +171,5 @@ class NpzSource(Source):
         data = image_data(arrays, name=self.name, where=str(path), classes=arrays.label_names, published=False)
         if size is not None and data.train.shape[1:] != (size, size):
             height, width = data.train.shape[1:]
-            raise FedveilError(f"{self.name}: size {size} is not available; allowed: the file's own {height}x{width}")
+            raise SettingError(self.name, "size", size, f"allowed: the file's own {height}x{width}")
         return data

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, brief
 
 VARIABLE = "FEDVEIL_DATA"
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,11 +74,11 @@ def user_path(given: str, *, what: str) -> Path:
             return path
         found = None if path.is_absolute() else find_first([given])
     except OSError as error:
-        raise FedveilError(f"{what}: this path cannot be looked up ({error.strerror})") from error
+        raise FedveilError(f"{brief(what)}: this path cannot be looked up ({error.strerror})") from error
     except RuntimeError as error:  # of `expanduser`: a home folder that is not known
-        raise FedveilError(f"{what}: this path cannot be looked up ({error})") from error
+        raise FedveilError(f"{brief(what)}: this path cannot be looked up ({brief(error)})") from error
     if found is None:
         places = "" if path.is_absolute() else f" in {Path.cwd()}, {searched()}"
         upload = "" if path.is_absolute() or not in_job_copy(Path.cwd()) else _NOT_UPLOADED
-        raise FedveilError(f"{what}: there is no {given!r}{places}{upload}")
+        raise FedveilError(f"{brief(what)}: there is no {brief(repr(given))}{places}{upload}")
     return found

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from fedveil.fl.data.images import ImageData
-from fedveil.fl.errors import FedveilError, FedveilWarning
+from fedveil.fl.errors import FedveilError, FedveilWarning, SettingError
 from fedveil.fl.registry import Registry
 
 Registered = TypeVar("Registered", bound=type)
@@ -65,6 +65,8 @@ class Source(ABC):
 
     name: str
     """As in the configuration; a registered class has it from its registry."""
+    seeded: ClassVar[bool] = True
+    """False where `load` reads the same images whatever the seed: they are read once for all."""
 
     def entry(self) -> DataEntry:
         """Say what this source holds and what of it is on this machine. Never touches the network.
@@ -127,7 +129,7 @@ def chosen_size(entry: DataEntry, size: int | None) -> int:
     """
     chosen = entry.default_size if size is None else size
     if chosen is None or chosen not in entry.sizes:
-        raise FedveilError(f"{entry.name}: size {size} is not available; allowed: {entry.size_text()}")
+        raise SettingError(entry.name, "size", size, f"allowed: {entry.size_text()}")
     return chosen
 
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Cifar10(Source):
     Looked for, in this order: the folder ``cifar-10-batches-bin``, the archive ``cifar-10-binary.tar.gz``,
     and ``cifar10.npz`` or ``cifar10_subset.npz`` with MedMNIST's keys. There is no validation split.
     """
+
+    seeded: ClassVar[bool] = False
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""
@@ -171,6 +174,8 @@ class IdxSource(Source):
         classes: one name per label.
         train_images, train_labels, test_images, test_labels: the four files.
     """
+
+    seeded: ClassVar[bool] = False
 
     name: str
     origin: str

@@ -55,10 +55,10 @@ def _seeds(experiment: Experiment) -> list[str]:
     lines = []
     if seeds and "seed" in experiment.model_fields_set:
         lines.append(
-            f"seed: given {experiment.seed} beside seeds {seeds}; one of the two ('seeds: []' is none of them)"
+            f"seed: given {experiment.seed} beside seeds {shown(seeds)}; one of the two ('seeds: []' is none of them)"
         )
     if len(set(seeds)) < len(seeds):
-        lines.append(f"seeds: given {seeds}; each seed once")
+        lines.append(f"seeds: given {shown(seeds)}; each seed once")
     if seeds and search is not None and search.scheduler == "asha":
         lines.append(
             "seeds: asha compares trials after each round, and a setting with several seeds has its results only when the"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fedveil.fl.errors import brief
 from fedveil.orchestrator.tracking import without_passwords
 
 _ALLOWED = {
@@ -42,7 +43,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 def _line(item: Mapping[str, Any], model: type[BaseModel], prefix: str) -> str:
     place = tuple(part for part in item["loc"] if part != "[key]")
-    path = prefix + ".".join(str(part) for part in place)
+    path = brief(without_passwords(prefix + ".".join(str(part) for part in place)))
     kind = item["type"]
     if kind in ("extra_forbidden", "invalid_key"):
         return f"{path}: unknown key; allowed: {listed(_keys_at(model, place[:-1]))}"

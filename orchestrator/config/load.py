@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 from fedveil.attacks import ATTACKS
 from fedveil.defense import DEFENSES
 from fedveil.fl.augmentation import AUGMENTATIONS
-from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.fl.errors import FedveilError, SettingError, brief
 from fedveil.fl.models import MODELS
 from fedveil.fl.optimizers import OPTIMIZERS
 from fedveil.fl.partition import PARTITIONS
@@ -25,11 +27,21 @@ from fedveil.orchestrator.config.options import build, normalise, schema_of
 from fedveil.orchestrator.config.plugins import load_plugins
 from fedveil.orchestrator.config.schema import SECTIONS, Experiment, SearchSection
 from fedveil.orchestrator.config.space import check_space, corners, grid_points
-from fedveil.orchestrator.config.uri import uri_fault
+from fedveil.orchestrator.config.uri import place_fault, uri_fault
 from fedveil.orchestrator.config.yaml import YAMLError, fault, parse
 from fedveil.orchestrator.metrics import objectives
+from fedveil.orchestrator.tracking import without_passwords
 
 Raw = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A trial that a search may make: the place where it stands, what tells it apart, and the checked whole."""
+
+    where: str
+    overrides: Mapping[str, Any]
+    experiment: Experiment
 
 
 class ConfigError(FedveilError):
@@ -66,17 +78,45 @@ def load_experiment(
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not all(part.strip() for part in key.split(".")):
-            raise ConfigError([f"--set {override}: expected KEY=VALUE, for example --set fl.rounds=5"])
+            raise ConfigError([f"--set {_typed(override)}: expected KEY=VALUE, for example --set fl.rounds=5"])
         try:
             set_key(raw, key.strip(), parse(text))
         except YAMLError as error:
-            raise ConfigError([f"--set {override}: the value is not YAML ({fault(error)[0]})"]) from None
+            raise ConfigError([f"--set {_typed(override)}: the value is not YAML ({brief(fault(error)[0])})"]) from None
+    unspeakable = list(_unspeakable(raw))
+    if unspeakable:
+        raise ConfigError(unspeakable)
     _import_plugins(raw, folder, plugins)
-    experiment = check(raw)
-    lines = [*_recording(experiment), *_idle(raw, experiment)]
+    experiment, variants = _checked(raw)
+    lines = [*_recording(experiment), *_idle(experiment, variants)]
     if lines:
         raise ConfigError(lines)
     return experiment, raw
+
+
+def _typed(override: str) -> str:
+    """Return an override for a message, which may end up in a log."""
+    return brief(without_passwords(override))
+
+
+def _unspeakable(value: Any, path: str = "") -> Iterator[str]:
+    """Yield what holds control characters but line breaks and tabs: no path can, and a terminal would obey them."""
+    if isinstance(value, str) and not _speakable(value):
+        yield f"{path}: given {shown(value)}; no control characters, such as NUL, are allowed"
+    elif isinstance(value, Mapping):
+        for key, below in value.items():
+            own = brief(f"{path}.{key}" if path else key)
+            if isinstance(key, str) and not _speakable(key):
+                yield f"{own}: no control characters, such as NUL, are allowed in a key"
+            yield from _unspeakable(below, own)
+    elif isinstance(value, list | tuple):
+        for index, below in enumerate(value):
+            yield from _unspeakable(below, f"{path}.{index}")
+
+
+def _speakable(text: str) -> bool:
+    # Halves of surrogate pairs (Cs) can be written down in YAML, and nowhere else.
+    return not any(unicodedata.category(one) in ("Cc", "Cs") for one in text if one not in "\n\t")
 
 
 def _import_plugins(raw: Raw, folder: Path, more: Sequence[str]) -> None:
@@ -94,10 +134,11 @@ def _import_plugins(raw: Raw, folder: Path, more: Sequence[str]) -> None:
 
 
 def _recording(experiment: Experiment) -> list[str]:
-    """Return what is wrong with the environment's tracking URI, where the file gives none."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    rule = uri_fault(uri) if uri and experiment.tracking.uri is None else None
-    return [f"MLFLOW_TRACKING_URI: given {shown(uri)}; {rule}"] if rule else []
+    """Return what is wrong with the place of the record: that of the file, or the environment's where it gives none."""
+    own, variable = experiment.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI")
+    key, uri = ("MLFLOW_TRACKING_URI", variable) if own is None else ("tracking.uri", own)
+    rule = (uri_fault(uri) or place_fault(uri)) if uri else None
+    return [f"{key}: given {shown(uri)}; {rule}"] if rule else []
 
 
 def _read(path: Path) -> Raw:
@@ -109,7 +150,7 @@ def _read(path: Path) -> Raw:
         raise ConfigError([f"{path}: is not UTF-8 text"]) from None
     except YAMLError as error:
         reason, where = fault(error)
-        raise ConfigError([f"{path}{where}: is not YAML that fedveil reads ({reason})"]) from None
+        raise ConfigError([f"{path}{where}: is not YAML that fedveil reads ({brief(reason)})"]) from None
     if not isinstance(raw, dict):
         raise ConfigError([f"{path}: expected keys and values, for example 'experiment: my-first'"])
     return raw
@@ -146,13 +187,13 @@ def set_key(raw: Raw, key: str, value: Any) -> None:
             below = {}
         if parts[:depth] == ("defense",) and isinstance(below, list):
             if len(below) != 1:
-                raise ConfigError([f"{key}: 'defense' is a list of {len(below)}; override it as a whole"])
+                raise ConfigError([f"{brief(key)}: 'defense' is a list of {len(below)}; override it as a whole"])
             below = below[0]
         if parts[:depth] in SHORT_FORMS:
             below = normalise(below, SHORT_FORMS[parts[:depth]])
         if not isinstance(below, dict):
             kind = "a list; override it as a whole" if isinstance(below, list) else "a value, not a section"
-            raise ConfigError([f"{key}: {'.'.join(parts[:depth])!r} is {kind}"])
+            raise ConfigError([f"{brief(key)}: {shown('.'.join(parts[:depth]))} is {kind}"])
         # A copy: an alias may have put the same mapping in two places, and only this one is meant.
         here[part] = here = dict(below)
     before = here.get(parts[-1])
@@ -175,24 +216,29 @@ def check(raw: Raw) -> Experiment:
     Raises:
         ConfigError: see `load_experiment`.
     """
+    return _checked(raw)[0]
+
+
+def _checked(raw: Raw) -> tuple[Experiment, list[_Variant]]:
+    """Return the experiment, and what its search makes of it."""
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error, Experiment)) from None
     lines = _free_form(experiment) or conflicts(experiment)
-    if not lines:
-        lines = check_space(experiment) or _check_variants(raw, experiment)
+    lines = lines or check_space(experiment)
     if lines:
         raise ConfigError(lines)
-    return experiment
+    return experiment, _checked_variants(raw, experiment.search)
 
 
-def _check_variants(raw: Raw, experiment: Experiment) -> list[str]:
-    if experiment.search is None:
+def _checked_variants(raw: Raw, search: SearchSection | None) -> list[_Variant]:
+    if search is None:
         return []
     base = {k: v for k, v in raw.items() if k != "search"}
     lines: list[str] = []
-    for where, overrides in _variants(experiment.search):
+    variants: list[_Variant] = []
+    for where, overrides in _variants(search):
         try:
             varied = check(with_overrides(base, overrides))
         except ConfigError as error:
@@ -201,12 +247,15 @@ def _check_variants(raw: Raw, experiment: Experiment) -> list[str]:
         attacks = varied.audit.attack_labels()
         known = objectives(attacks)
         lines += [
-            f"{where}: audit.attacks: given {listed(attacks[1:])}; search.objectives has {name!r}, which these attacks do"
-            " not report"
-            for name in experiment.search.objectives
+            f"{where}: audit.attacks: given {listed(attacks[1:])}; search.objectives has {shown(name)}, which these attacks"
+            " do not report"
+            for name in search.objectives
             if name not in known
         ]
-    return lines
+        variants.append(_Variant(where, overrides, varied))
+    if lines:
+        raise ConfigError(lines)
+    return variants
 
 
 def _variants(search: SearchSection) -> list[tuple[str, Mapping[str, Any]]]:
@@ -218,21 +267,21 @@ def _variants(search: SearchSection) -> list[tuple[str, Mapping[str, Any]]]:
     ]
 
 
-def _idle(raw: Raw, experiment: Experiment) -> list[str]:
+def _idle(experiment: Experiment, variants: Sequence[_Variant]) -> list[str]:
     """Return the settings that no trial reads, and those of a panel's entry that its own trial does not.
 
     A setting that only some trials read is fine: the others ignore it.
     """
     if experiment.search is None:
         return idle(experiment)
-    base = {k: v for k, v in raw.items() if k != "search"}
     lines: list[str] = []
     common: set[str] | None = None
-    for where, overrides in _variants(experiment.search):
-        unread = idle(check(with_overrides(base, overrides)))
+    for variant in variants:
+        unread = idle(variant.experiment)
         common = set(unread) if common is None else common & set(unread)
-        if where != "search.space":
-            lines += [f"{where}: {line}" for line in unread if _gives(overrides, line.partition(":")[0])]
+        if variant.where != "search.space":
+            given = (line for line in unread if _gives(variant.overrides, line.partition(":")[0]))
+            lines += [f"{variant.where}: {line}" for line in given]
     return sorted(common or ()) or lines
 
 
@@ -271,7 +320,7 @@ def _free_form(experiment: Experiment) -> list[str]:
         except FedveilError as error:
             lines.append(f"references.augmentation: {error}")
     if experiment.model.name not in MODELS:
-        lines.append(f"model.name: given {experiment.model.name!r}; allowed: {listed(MODELS)}")
+        lines.append(f"model.name: given {shown(experiment.model.name)}; allowed: {listed(MODELS)}")
     return lines
 
 

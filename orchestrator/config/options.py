@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
@@ -76,6 +77,11 @@ def schema_of(cls: type[Any]) -> type[_Options]:
     Raises:
         FedveilError: it is no dataclass, or a field's type is none that can be checked.
     """
+    return _schema_of(cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
+
+
+@cache
+def _schema_of(cls: type[Any]) -> type[_Options]:
     hints, defaults = types_of(cls), options_of(cls)
     fields: dict[str, Any] = {
         name: (_as_written(hint), ... if defaults[name] is dataclasses.MISSING else defaults[name])

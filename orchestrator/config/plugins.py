@@ -21,7 +21,7 @@ from importlib.util import find_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, brief
 
 GROUP = "fedveil.plugins"
 PREFIX = "fedveil_plugin_"
@@ -159,12 +159,14 @@ def _found(spec: str, folders: Sequence[Path]) -> Plugin:
     if spec.endswith(".py") or "/" in spec or "\\" in spec:
         return _file(spec, folders)
     if not re.fullmatch(r"\w+(\.\w+)*", spec):
-        raise FedveilError(f"{spec!r}: neither a module's name nor a Python file such as ./my_attack.py")
+        raise FedveilError(f"{brief(repr(spec))}: neither a module's name nor a Python file such as ./my_attack.py")
     top = spec.partition(".")[0]
     # Last, so that a file of the user's hides no module of that name that something else imports.
     where = PathFinder.find_spec(top, [*sys.path, *map(str, folders)]) or find_spec(top)
     if where is None:
-        raise FedveilError(f"{spec}: there is no module {top!r}; looked in {_listed(folders)} and where Python looks")
+        raise FedveilError(
+            f"{brief(spec)}: there is no module {brief(repr(top))}; looked in {_listed(folders)} and where Python looks"
+        )
     path = Path(next(iter(where.submodule_search_locations or [where.origin or ""])))
     if any(path.is_relative_to(place) for place in _INSTALLED):
         return Plugin(spec, spec)
@@ -184,12 +186,19 @@ def _package(spec: str, name: str, root: Path) -> Iterable[Source]:
 
 
 def _file(spec: str, folders: Sequence[Path]) -> Plugin:
-    path = next((found for folder in folders if (found := folder / Path(spec).expanduser()).is_file()), None)
+    try:
+        path = next((found for folder in folders if (found := folder / Path(spec).expanduser()).is_file()), None)
+    except (OSError, RuntimeError) as error:  # too long, or of a home folder that is not known
+        raise FedveilError(f"{brief(spec)}: this path cannot be looked up ({_cause(error)})") from None
     if path is None:
-        raise FedveilError(f"{spec}: there is no such file in {_listed(folders)}")
+        raise FedveilError(f"{brief(spec)}: there is no such file in {_listed(folders)}")
     path = path.resolve()
     module = _imported_as(path) or PREFIX + re.sub(r"\W", "_", path.stem)
     return Plugin(spec, module, (Source(module, str(path), _text(spec, path)),), str(path.parent))
+
+
+def _cause(error: OSError | RuntimeError) -> str:
+    return getattr(error, "strerror", None) or brief(error)
 
 
 def _imported_as(path: Path) -> str | None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedveil.fl.errors import brief
 from fedveil.orchestrator import metrics
 from fedveil.orchestrator.config.explain import listed, shown
 from fedveil.orchestrator.config.schema import Experiment, SearchSection
@@ -35,13 +36,13 @@ def check_space(experiment: Experiment) -> list[str]:
     for index, overrides in enumerate(search.panel):
         lines += [f"search.panel.{index}.{line}" for line in _check_keys(overrides)]
     for key, distribution in search.space.items():
-        lines += [f"search.space.{key}: {line}" for line in _check_distribution(distribution, search.searcher)]
+        lines += [f"search.space.{brief(key)}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
     known = metrics.objectives(experiment.audit.attack_labels())
     common = [name for name in known if not name.startswith("attack/")]
     lines += [
-        f"search.objectives: given {name!r}; allowed: {listed(common)}, attack/NAME/METRIC of audit.attacks"
+        f"search.objectives: given {shown(name)}; allowed: {listed(common)}, attack/NAME/METRIC of audit.attacks"
         for name in search.objectives
         if name not in known
     ]
@@ -77,7 +78,7 @@ def _check_keys(overrides: Mapping[str, Any]) -> list[str]:
     for key in overrides:
         reason = FIXED.get(key) or next((FIXED[top] for top in _ALL_OF if key.startswith(f"{top}.")), None)
         if reason:
-            lines.append(f"{key}: a sweep cannot vary this ({reason})")
+            lines.append(f"{brief(key)}: a sweep cannot vary this ({reason})")
     return lines
 
 
@@ -86,7 +87,7 @@ _ALL_OF = ("experiment", "tracking", "resources", "search")
 
 def _check_distribution(distribution: Mapping[str, list[Any]], searcher: str) -> list[str]:
     if len(distribution) != 1 or next(iter(distribution)) not in KINDS:
-        return [f"given {dict(distribution)}; allowed: exactly one of {', '.join(KINDS)} with a list"]
+        return [f"given {shown(dict(distribution))}; allowed: exactly one of {', '.join(KINDS)} with a list"]
     kind, values = next(iter(distribution.items()))
     if kind in ("grid", "choice"):
         return [] if values else [f"{kind} has no values"]
@@ -94,11 +95,11 @@ def _check_distribution(distribution: Mapping[str, list[Any]], searcher: str) ->
         return [f"given {kind}; the grid searcher needs 'grid' with a list of values"]
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        return [f"given {kind}: {values}; allowed: two numbers, the lower first"]
+        return [f"given {kind}: {shown(values)}; allowed: two numbers, the lower first"]
     if kind == "loguniform" and numbers[0] <= 0:
-        return [f"given {kind}: {values}; both have to be above 0"]
+        return [f"given {kind}: {shown(values)}; both have to be above 0"]
     if kind == "int" and not all(isinstance(v, int) for v in values):
-        return [f"given {kind}: {values}; both have to be whole numbers"]
+        return [f"given {kind}: {shown(values)}; both have to be whole numbers"]
     return []
 
 

@@ -6,13 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedveil.defense.base import MOST
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.optimizers import OPTIMIZERS, LocalOptimizer
 from fedveil.fl.partition import PARTITIONS, Partition
 from fedveil.fl.strategies import STRATEGIES, Strategy
 from fedveil.orchestrator.config.options import build_named
 from fedveil.orchestrator.config.section import Section
-from fedveil.orchestrator.config.values import MOST, Count, Kinded, Named
+from fedveil.orchestrator.config.values import Count, Kinded, Named
 
 
 class DataSection(Section):
@@ -52,7 +53,7 @@ class ModelSection(Section):
 
     name: str = "convnet"
     norm: Literal["none", "group", "batch"] | None = None
-    width: Count | None = None
+    width: int | None = Field(default=None, ge=1, le=100_000)
 
     def spec(self, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
         """Return the classifier's specification for these images."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from fedveil.fl.errors import brief
 
 SQLITE = "sqlite:///"
 _DATABASE = re.compile(r"(postgresql|mysql|mssql)(\+[a-z0-9_]+)?://.+")
@@ -50,6 +55,33 @@ def runs_fault(place: str) -> str | None:
         others = ", ".join(f"{one}://..." for one in RUNS_SCHEMES[1:])
         return f"allowed: a folder, or {RUNS_SCHEMES[0]}://BUCKET/FOLDER, {others}"
     return None
+
+
+def place_fault(uri: str) -> str | None:
+    """Return why the SQLite file of a tracking URI can't be made or written here, or None, as for other stores."""
+    if not uri.startswith(SQLITE):
+        return None
+    file = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    try:
+        if file.is_dir():
+            return "this is a folder, name a file"
+        if not file.parent.is_dir():
+            return f"there is no folder {brief(file.parent)}: make it, or name another"
+        there = file.exists()
+    except OSError as error:
+        return f"the file cannot be looked up ({error.strerror})"
+    if there:
+        return None if os.access(file, os.W_OK) else "the file cannot be written"
+    return unwritable(file.parent)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, by trying, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"no file can be made in {brief(folder)} ({error.strerror or error})"
 
 
 def _usable(uri: str) -> bool:

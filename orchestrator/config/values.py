@@ -7,13 +7,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from fedveil.defense.base import MOST
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
 from fedveil.orchestrator.config.options import normalise
 from fedveil.orchestrator.config.uri import runs_fault, uri_fault
 from fedveil.orchestrator.tracking import ImagePolicy
-
-MOST = 1_000_000_000
-"""Above any count that makes sense, and well inside what the libraries below take."""
 
 
 def _one(value: Any, allowed: str) -> Any:

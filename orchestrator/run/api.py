@@ -60,7 +60,7 @@ def run(
         checked, raw = load_experiment(experiment, overrides, plugins)
         if checked.search is not None:
             raise _other(experiment, "has a", "sweep")
-        setup = check_setups(checked, raw)
+        setup = check_setups(checked, raw, here=_is_here(ray))
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.single import run_single
 
@@ -108,7 +108,7 @@ def sweep(
         checked, raw = load_experiment(experiment, overrides, plugins)
         if checked.search is None:
             raise _other(experiment, "has no", "run")
-        published = check_setups(checked, raw).data.published
+        published = check_setups(checked, raw, here=_is_here(ray)).data.published
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.sweep import run_sweep
 
@@ -120,6 +120,11 @@ def _other(experiment: str | Path | Mapping[str, Any], has: str, command: str) -
     if isinstance(experiment, Mapping):
         return FedveilError(f"this experiment {has} 'search' section; run it with fedveil.{command}")
     return FedveilError(f"{experiment}: {has} 'search' section; run it with: fedveil {command} {experiment}")
+
+
+def _is_here(address: str | None) -> bool:
+    """Whether the cluster is one of this process's own."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 @contextmanager

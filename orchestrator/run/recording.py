@@ -43,14 +43,14 @@ class Files(TrialCallback):
         self._classes = setup.data.classes
         private_folder(paths.folder)
         text = dump(resolved(experiment))
-        (paths.folder / "experiment.yaml").write_text(text, encoding="utf-8")
+        private_file(paths.folder / "experiment.yaml").write_text(text, encoding="utf-8")
 
     def on_final(self, result: TrialResult) -> None:
         """Write them."""
         text = json.dumps(dict(result.metrics), indent=2) + "\n"
-        (self._paths.folder / "metrics.json").write_text(text, encoding="utf-8")
+        private_file(self._paths.folder / "metrics.json").write_text(text, encoding="utf-8")
         records, pictures = result.progress.records, result.progress.pictures
-        save_records(records, self._paths.records)
+        save_records(records, private_file(self._paths.records))
         if pictures is None:
             return
         pictures.save(private_file(self._paths.pictures))

@@ -66,7 +66,7 @@ def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: Experiment
     if any(row.finished and TRADE_OFF.keys() <= row.metrics.keys() for row in rows):
         from fedveil.orchestrator.report.figures import pareto_figure
 
-        figures.append(paths.root / "pareto.png")
+        figures.append(private_file(paths.root / "pareto.png"))
         pareto_figure(rows, figures[0], title=f"{experiment}: accuracy against reconstruction error")
         figures += _comparison(result, paths)
     metrics = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
 from fedveil.attacks.scoring.victims import VictimBatch, draw_victims
 from fedveil.fl.augmentation import augment
 from fedveil.fl.data import ImageData, Images, load_data, split_train
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, SettingError, brief
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
 from fedveil.orchestrator.config import Experiment, check, with_overrides
+from fedveil.orchestrator.config.explain import shown
 from fedveil.orchestrator.config.space import corners
+from fedveil.orchestrator.run.room import check_memory, weight_and_step
 from fedveil.orchestrator.run.seeds import one_per_seed
 
 JUDGED = 500
@@ -58,32 +61,40 @@ def make_setup(experiment: Experiment) -> Setup:
         FedveilError: the data, the model, the augmentation or the audit do not fit each other.
     """
     settings, audit, seed = experiment.data, experiment.audit, experiment.seed
-    data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
+    with _named("data", "name"):
+        data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
     if len(data.test) == 0:
-        raise FedveilError(f"data {settings.name!r} has no test images, so utility cannot be measured")
+        raise FedveilError(f"data.name: {brief(settings.name)} has no test images, so utility cannot be measured")
     sides = data.train.shape[1:]
     if min(sides) < SMALLEST_SIDE:
         raise FedveilError(
-            f"data {settings.name!r}: images of {sides[0]}x{sides[1]} px; at least"
+            f"data.name: {brief(settings.name)} has images of {sides[0]}x{sides[1]} px; at least"
             f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
         )
     own_views = experiment.references.augmentation
     if own_views is not None and (experiment.references.measure or experiment.fl.start == "public"):
-        try:
+        with _named("references.augmentation"):
             augment(torch.zeros(1, *data.train.shape), own_views, torch.Generator())
-        except FedveilError as error:
-            raise FedveilError(f"references.augmentation: {error}") from error
     split = split_train(
         data.train,
         public_fraction=settings.public_fraction,
         auxiliary_fraction=settings.auxiliary_fraction,
         seed=seed,
     )
-    parts = settings.build_partition().split(split.private.labels, experiment.fl.clients, seed)
+    clients, most = experiment.fl.clients, len(split.private)
+    if clients > most:
+        raise FedveilError(
+            f"fl.clients: given {clients}; allowed: 1 to {most}, the images that are left to the clients"
+        )
+    with _named("data.partition, fl.clients"):
+        parts = settings.build_partition().split(split.private.labels, clients, seed)
     shards = tuple(split.private.take(part) for part in parts)
     model = experiment.model.spec(data.train.shape, len(data.classes))
-    build_model(model)
-    augment(torch.zeros(1, *data.train.shape), experiment.fl.augmentation, torch.Generator())
+    with _named("model"):
+        if weight_and_step(model, 1) is None:
+            build_model(model)
+    with _named("fl.augmentation"):
+        augment(torch.zeros(1, *data.train.shape), experiment.fl.augmentation, torch.Generator())
     victims, gallery = draw_victims(
         shards,
         victims=audit.victims,
@@ -107,7 +118,20 @@ def make_setup(experiment: Experiment) -> Setup:
     )
 
 
-def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> Setup:
+@contextmanager
+def _named(section: str, key: str = "") -> Iterator[None]:
+    """Begin what is refused inside with the key of the file that it is about: ``section.key`` where it names none itself."""
+    try:
+        yield
+    except SettingError as error:
+        raise FedveilError(f"{section}.{error.key}: given {shown(error.value)}; {error.rule}") from error
+    except FedveilError as error:
+        own = str(error).startswith(f"{section}.")
+        path = f"{section}.{key}" if key else section
+        raise FedveilError(str(error) if own else f"{path}: {error}") from error
+
+
+def check_setups(experiment: Experiment, raw: Mapping[str, Any], *, here: bool = True) -> Setup:
     """Make the setup of an experiment, of each of its seeds and of each variant that its search can make.
 
     So no trial fails for it later.
@@ -115,15 +139,22 @@ def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> Setup:
     Args:
         experiment: perhaps with a ``search`` section.
         raw: the mapping behind it.
+        here: the workers are on this machine, which has to hold them.
 
     Returns:
         That of the experiment itself, under its first seed.
 
     Raises:
-        FedveilError: as for `make_setup`; the line says which variant.
+        FedveilError: as for `make_setup`, or the memory does not hold it; the line says which variant.
     """
+
+    def checked(one: Experiment) -> Setup:
+        setup = make_setup(one)
+        check_memory(one, setup.model, shard=max(map(len, setup.shards)), here=here)
+        return setup
+
     first, *others = one_per_seed(experiment)
-    setup = make_setup(first)
+    setup = checked(first)
     seen = {_settings(first)}
     for where, variant in [("seeds", other) for other in others] + list(_variants(experiment, raw)):
         for one in one_per_seed(variant):
@@ -131,7 +162,7 @@ def check_setups(experiment: Experiment, raw: Mapping[str, Any]) -> Setup:
                 continue
             seen.add(_settings(one))
             try:
-                make_setup(one)
+                checked(one)
             except FedveilError as error:
                 raise FedveilError(f"{where}: {error}") from error
     return setup
@@ -148,8 +179,11 @@ def _variants(experiment: Experiment, raw: Mapping[str, Any]) -> Sequence[tuple[
 
 
 def _settings(experiment: Experiment) -> str:
-    """What the setup depends on."""
+    """What the setup and its memory depend on."""
     audit = experiment.audit
     dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
     without = (experiment.references, experiment.fl.start)
-    return repr((*dealt, *without, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced))
+    room = (experiment.fl.batch_size, audit.attacks)
+    return repr(
+        (*dealt, *without, *room, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced)
+    )

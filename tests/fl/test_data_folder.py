@@ -115,7 +115,7 @@ def test_errors_are_one_line_and_name_the_place(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "b" / "1.png")
     refuses(r"1\.png: the pixels are of Pillow's mode I;16; allowed: 8 bits a channel")
     paint(tmp_path / "b" / "1.png", 1)
-    refuses("size 0 is not available", size=0)
+    refuses("size is 0", size=0)
     assert len(load_data(name).train) == 2
 
 

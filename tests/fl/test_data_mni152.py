@@ -149,7 +149,7 @@ def test_sizes(size: int) -> None:
 
 @pytest.mark.parametrize("size", [27, 65])
 def test_a_size_out_of_range(size: int) -> None:
-    with pytest.raises(FedveilError, match=f"mni152: size {size} is not available; allowed: 28 to 64"):
+    with pytest.raises(FedveilError, match=f"mni152: size is {size}; allowed: 28 to 64"):
         load_data("mni152", size=size)
 
 

@@ -73,7 +73,7 @@ def test_the_limit_holds_for_every_split(tmp_path: Path) -> None:
 
 
 def test_the_size_is_the_files_own(tmp_path: Path) -> None:
-    with pytest.raises(FedveilError, match=r"size 28 is not available; allowed: the file's own 4x5"):
+    with pytest.raises(FedveilError, match=r"size is 28; allowed: the file's own 4x5"):
         load_data(saved(tmp_path), size=28)
 
 

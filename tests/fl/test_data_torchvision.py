@@ -149,7 +149,7 @@ def test_damaged_cifar(folder: Path) -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 28), ("mnist", 32), ("fashionmnist", 64)])
 def test_their_own_size_only(name: str, size: int) -> None:
-    with pytest.raises(FedveilError, match=f"{name}: size {size} is not available; allowed: "):
+    with pytest.raises(FedveilError, match=f"{name}: size is {size}; allowed: "):
         load_data(name, size=size)
 
 

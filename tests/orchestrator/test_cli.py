@@ -71,15 +71,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "tiny.yaml", "--set", "fl.rounds=0"], "fl.rounds: given 0; allowed: 1 or more"),
         (
             ["run", "tiny.yaml", "--set", "data={name: mni152, size: 20}"],
-            "mni152: size 20 is not available; allowed: 28 to 64",
+            "data.size: given 20; allowed: 28 to 64",
         ),
-        (["run", "tiny.yaml", "--set", "data.name=npz:no.npz"], "npz:no.npz: there is no 'no.npz'"),
+        (["run", "tiny.yaml", "--set", "data.name=npz:no.npz"], "data.name: npz:no.npz: there is no 'no.npz'"),
         (["run", "tiny.yaml", "--set", "audit.victims=400"], "audit.victims: 400 in batches of 1; the 2 audited"),
         (["run", "tiny.yaml", "--json", "no/r.json"], "--json no/r.json: there is no folder "),
         (["run", "tiny.yaml", "--json", "."], "--json .: this is a folder; name a file"),
         (["run", "sweep.yaml"], "sweep.yaml: has a 'search' section; run it with: fedveil sweep sweep.yaml"),
         (["sweep", "tiny.yaml"], "tiny.yaml: has no 'search' section; run it with: fedveil run tiny.yaml"),
-        (["sweep", "sweep.yaml", "--set", "data={name: mni152, size: 20}"], "mni152: size 20 is not available"),
+        (["sweep", "sweep.yaml", "--set", "data={name: mni152, size: 20}"], "data.size: given 20"),
         (
             ["sweep", "sweep.yaml", "--set", "search.panel=[{seed: 1}, {fl.clients: 70}]"],
             "search.panel.1: ",
@@ -96,7 +96,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "tiny.yaml", "--set", "plugins=[./no.py]"], "plugins: ./no.py: there is no such file in "),
         (["list", "models", "nothing"], "unknown model 'nothing'; allowed: convnet, lenet, mlp, resnet18, resnet20"),
         (["data", "get", "nothing"], "unknown data set 'nothing'; allowed: "),
-        (["data", "get", "mni152", "--size", "7"], "mni152: size 7 is not available"),
+        (["data", "get", "mni152", "--size", "7"], "mni152: size is 7"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_before_ray(

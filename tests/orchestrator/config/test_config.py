@@ -382,7 +382,7 @@ def test_a_setting_that_some_trials_read_is_no_mistake(tmp_path: Path) -> None:
     ("uri", "usable"),
     [
         ("sqlite:///mlflow.db", True),
-        ("sqlite:////data/mlflow.db", True),
+        ("sqlite:////tmp/mlflow.db", True),
         ("postgresql://me:secret@host/runs", True),
         ("mysql+pymysql://host/runs", True),
         ("mssql+pyodbc://host/runs", True),

@@ -126,14 +126,14 @@ def test_a_variant_that_does_not_fit_is_named_before_the_sweep(npz: Path) -> Non
         ({"data": {"name": "folder:nowhere"}}, "there is no 'nowhere'"),
         ({"data": {"name": "nothing"}}, r"unknown data set 'nothing'; allowed: .*mni152.*npz:PATH"),
         ({"data": {"name": "npz:"}}, "unknown data set 'npz:'"),
-        ({"data": {"name": "mni152", "size": 20}}, "mni152: size 20 is not available; allowed: 28 to 64"),
-        ({"fl": {"clients": 100}}, "partition: 100 clients for 90 examples; allowed: 1 to 90"),
-        ({"fl": {"clients": 10**9}}, "partition: 1000000000 clients for 90 examples"),
+        ({"data": {"name": "mni152", "size": 20}}, "data.size: given 20; allowed: 28 to 64"),
+        ({"fl": {"clients": 100}}, "fl.clients: given 100; allowed: 1 to 90"),
+        ({"fl": {"clients": 10**9}}, "fl.clients: given 1000000000; allowed: 1 to 90"),
         (
             {"audit": {"victims": 64}},
             r"audit\.victims: 64 in batches of 1; the 2 audited client\(s\) have images for 46",
         ),
-        ({"model": {"name": "resnet20", "width": 16}, "data": {"size": 8}}, "size 8"),
+        ({"model": {"name": "resnet20", "width": 16}, "data": {"size": 8}}, "data.size: given 8"),
     ],
 )
 def test_what_does_not_fit_is_one_line(npz: Path, sections: dict[str, Any], said: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_a_second_run_has_a_folder_and_an_mlflow_run_of_its_own(raw: dict[str, A
     assert sorted(path.name for path in (tmp_path / "runs/tiny/trials").iterdir()) == ["none-seed0", "none-seed0-2"]
     recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
     assert [row.name for row in recorded] == ["none-seed0", "none-seed0-2"]
+
+
+def test_no_other_user_reads_what_a_run_leaves(raw: dict[str, Any], tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        run(raw)
+    finally:
+        os.umask(before)
+    left = list((tmp_path / "runs" / "tiny").rglob("*"))
+    assert {"experiment.yaml", "metrics.json", "privacy_records.json"} <= {path.name for path in left}
+    open_ones = [path for path in left if path.stat().st_mode & 0o077]
+    assert open_ones == []
 
 
 def test_each_seed_has_a_folder_and_an_mlflow_run_of_its_own(raw: dict[str, Any], tmp_path: Path) -> None:
