@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
 
 from packaging.requirements import Requirement
 from rich.markup import escape
@@ -20,9 +20,12 @@ from rich.markup import escape
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.memory import GIB, free_memory
 from fedveil.orchestrator.cluster.connection import first_line
+from fedveil.orchestrator.cluster.nodes import unreachable
+from fedveil.orchestrator.tracking.settings import without_passwords
 
-PATIENCE = 5.0
-"""Seconds within which a server has to accept a connection."""
+if TYPE_CHECKING:
+    from fedveil.orchestrator.cluster.nodes import NodeReport
+
 LITTLE_MEMORY = 4.0
 LITTLE_DISK = 2.0
 """GiB below which the doctor warns: two workers with PyTorch take about 2 GiB, a sweep's checkpoints some 100 MiB."""
@@ -63,7 +66,7 @@ class Finding:
 
 
 def examine(uri: str) -> Iterator[Finding]:
-    """Yield what is found, one thing after the other. Nothing is started, and nothing is left behind.
+    """Yield what is found, one thing after the other. Nothing is left behind, and nothing started but a question per node.
 
     Args:
         uri: where MLflow is to record.
@@ -76,6 +79,7 @@ def examine(uri: str) -> Iterator[Finding]:
         "mlflow uri": lambda: _mlflow(uri),
         "ray": _ray,
         "ray token": _token,
+        "nodes": lambda: _nodes(uri),
         "disk": _disk,
     }
     yield Finding("python", Level.OK, ".".join(map(str, sys.version_info[:3])))
@@ -151,13 +155,11 @@ def _data() -> Iterator[Finding]:
 
 def _mlflow(uri: str) -> Iterator[Finding]:
     from fedveil.orchestrator.config.uri import uri_fault
-    from fedveil.orchestrator.tracking import without_passwords
 
     parts = urlsplit(uri)
     advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"
     if parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        trouble = _unreachable(parts.hostname or "", port)
+        trouble = unreachable(parts.hostname or "", _port(parts))
         if trouble:
             yield Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)} does not answer ({trouble})", advice)
         else:
@@ -189,12 +191,64 @@ def _ray() -> Iterator[Finding]:
         else:
             yield Finding("ray", Level.WARN, f"RAY_ADDRESS is {address}, which names no port", "use HOST:PORT")
         return
-    trouble = _unreachable(host.strip("[]"), int(port))
+    trouble = unreachable(host.strip("[]"), int(port))
     if trouble:
         advice = "start the cluster, or unset RAY_ADDRESS to run here"
         yield Finding("ray", Level.FAIL, f"RAY_ADDRESS {address} does not answer ({trouble})", advice)
     else:
         yield Finding("ray", Level.OK, f"RAY_ADDRESS {address} accepts connections")
+
+
+def _nodes(uri: str) -> Iterator[Finding]:
+    """Join the cluster that RAY_ADDRESS names, if it answers, and ask its nodes. Addresses of Ray clients are not tried."""
+    from fedveil.orchestrator.cluster.connection import connect
+    from fedveil.orchestrator.cluster.nodes import survey
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local") or "://" in address or any(finding.level is Level.FAIL for finding in _ray()):
+        return
+    parts = urlsplit(uri)
+    server = (parts.hostname or "", _port(parts)) if parts.scheme in ("http", "https") else None
+    try:
+        with connect(address):
+            answers = survey(server)
+    except FedveilError as error:
+        yield Finding("nodes", Level.FAIL, str(error), "see the line on the token, and the head node's log")
+        return
+    yield from _compared(answers, uri)
+
+
+def _compared(answers: Mapping[str, NodeReport | str], uri: str) -> Iterator[Finding]:
+    """Say what keeps a node from taking part, and what only holds on one."""
+    from fedveil.orchestrator.cluster.nodes import versions
+
+    own = versions()
+    for address, answer in sorted(answers.items()):
+        what = f"node {address}"
+        if isinstance(answer, str):
+            yield Finding(what, Level.FAIL, answer, "install fedveil on each node, at this version")
+            continue
+        other = [
+            f"{name} {answer.versions[name]}, here {own[name]}" for name in own if answer.versions[name] != own[name]
+        ]
+        if other:
+            yield Finding(what, Level.FAIL, "; ".join(other), "install the same versions on all nodes")
+        if answer.unreached is not None:
+            text = f"does not reach {without_passwords(uri)} ({answer.unreached})"
+            yield Finding(what, Level.FAIL, text, "give the MLflow server an address that all nodes reach")
+        if answer.free_disk < LITTLE_DISK * GIB:
+            yield Finding(what, Level.WARN, f"{answer.free_disk / GIB:.1f} GiB free for temporary files", "make room")
+        elif not other and answer.unreached is None:
+            yield Finding(what, Level.OK, f"fit, {answer.free_disk / GIB:.1f} GiB free for temporary files")
+    if len(answers) > 1 and uri.startswith("sqlite:"):
+        text = f"{uri} is a file of this machine, and the cluster has {len(answers)} nodes"
+        yield Finding(
+            "mlflow uri", Level.WARN, text, "start an MLflow server that all reach, and set MLFLOW_TRACKING_URI"
+        )
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _token() -> Iterator[Finding]:
@@ -236,12 +290,3 @@ def _unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return str(error.strerror or error)
-
-
-def _unreachable(host: str, port: int) -> str | None:
-    """Return why nothing accepts a connection there within `PATIENCE` seconds, or None."""
-    try:
-        socket.create_connection((host, port), timeout=PATIENCE).close()
-    except OSError as error:
-        return first_line(error)
-    return None

@@ -39,7 +39,12 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
             "victims": 4,
             "attacks": [
                 TINY_INVERSION,
-                {"name": "adaptive_modules", "inversion": TINY_INVERSION, "inverse": TINY_INVERSE},
+                {
+                    "name": "adaptive_modules",
+                    "inversion": TINY_INVERSION,
+                    "inverse": TINY_INVERSE,
+                    "calibration": 4,  # the least that teaches anything
+                },
             ],
             "gallery": 20,
         },

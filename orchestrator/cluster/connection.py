@@ -75,11 +75,13 @@ def connect(address: str | None = None, *, cpus: int | None = None, log_to_drive
     if where == "local":
         _start_local(cpus, log_to_driver)
     else:
+        hint = ""
         try:
             _check_reachable(where)
+            hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ray.init(address=where, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise FedveilError(f"no Ray cluster answers at {where!r}: {first_line(error)}") from error
+            raise FedveilError(f"no Ray cluster answers at {where!r}: {first_line(error)}{hint}") from error
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ def check_memory(experiment: Experiment, spec: ModelSpec, *, shard: int, here: b
     if estimate is not None:
         weight, step = estimate
         check_room(_COPIES * weight, f"model.width: model {spec.name}")
-        workers = experiment.resources.workers
+        workers = experiment.resources.workers or 1  # where it is left open there may be one
         if here and not experiment.resources.gpus_per_worker:
             check_room(
                 _COPIES * weight + workers * (weight + step),

@@ -8,9 +8,9 @@ from typing import Any
 
 from ray import tune
 
+from fedveil.defense.base import MOST
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.space import grid_points
-from fedveil.orchestrator.config.values import MOST
 from fedveil.orchestrator.run.names import panel_names, trial_name
 from fedveil.orchestrator.run.seeds import one_per_seed
 

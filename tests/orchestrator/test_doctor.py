@@ -7,12 +7,15 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fedveil.orchestrator import doctor
 from fedveil.orchestrator.cli import main
+from fedveil.orchestrator.cluster import nodes
+from fedveil.orchestrator.cluster.nodes import NodeReport
 from fedveil.orchestrator.doctor import Finding, Level, examine
 
 SQLITE = "sqlite:///mlflow.db"
@@ -199,3 +202,57 @@ def test_disks(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_keeps_brackets() -> None:
     finding = Finding("data", Level.WARN, "a[b]", "[/c]")
     assert finding.line() == r"[yellow]warn[/yellow]  data        a\[b] -> \[/c]"
+
+
+def answer(address: str, **changes: Any) -> NodeReport:
+    plain = {"versions": nodes.versions(), "unreached": None, "free_disk": 9 * 2**30}
+    return NodeReport(address, **{**plain, **changes})
+
+
+def test_nodes_that_can_take_part_and_those_that_cannot() -> None:
+    old = {**nodes.versions(), "torch": "1.0", "mlflow": "missing"}
+    answers: dict[str, NodeReport | str] = {
+        "10.0.0.1": answer("10.0.0.1"),
+        "10.0.0.2": answer("10.0.0.2", versions=old),
+        "10.0.0.3": answer("10.0.0.3", unreached="timed out"),
+        "10.0.0.4": answer("10.0.0.4", free_disk=2**30),
+        "10.0.0.5": "ModuleNotFoundError: No module named 'fedveil'",
+    }
+    found = list(doctor._compared(answers, "http://me:hunter2@mlflow:5000"))
+    own = nodes.versions()
+    assert [(f.what, f.level, f.text) for f in found] == [
+        ("node 10.0.0.1", Level.OK, "fit, 9.0 GiB free for temporary files"),
+        ("node 10.0.0.2", Level.FAIL, f"torch 1.0, here {own['torch']}; mlflow missing, here {own['mlflow']}"),
+        ("node 10.0.0.3", Level.FAIL, "does not reach http://mlflow:5000 (timed out)"),
+        ("node 10.0.0.4", Level.WARN, "1.0 GiB free for temporary files"),
+        ("node 10.0.0.5", Level.FAIL, "ModuleNotFoundError: No module named 'fedveil'"),
+    ]
+
+
+def test_a_sqlite_record_on_several_nodes() -> None:
+    one: dict[str, NodeReport | str] = {"10.0.0.1": answer("10.0.0.1")}
+    assert all(f.level is Level.OK for f in doctor._compared(one, SQLITE))
+    (line,) = [f for f in doctor._compared({**one, "10.0.0.2": answer("10.0.0.2")}, SQLITE) if f.level is Level.WARN]
+    assert "the cluster has 2 nodes" in line.text
+    assert "start an MLflow server" in line.advice
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_nodes_of_a_running_cluster_are_asked(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    (node,) = doctor._nodes(f"http://127.0.0.1:{listening}")
+    assert (node.level, node.what) == (Level.OK, f"node {address.rpartition(':')[0]}")
+    (node,) = doctor._nodes("http://127.0.0.1:9")
+    assert node.level is Level.FAIL
+    assert node.text.startswith("does not reach http://127.0.0.1:9 (")
+
+
+@pytest.mark.parametrize("address", [None, "local", "ray://127.0.0.1:1", "127.0.0.1:1"])
+def test_nobody_is_asked_where_no_cluster_answers(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "survey", lambda _: pytest.fail("asked"))
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert list(doctor._nodes(SQLITE)) == []

@@ -29,7 +29,7 @@ CUT_DOWN = [
     "audit.victims=4",
     (
         "audit.attacks=[{name: adaptive, inversion: {name: inverting_gradients, steps: 3},"
-        " inverse: {steps: 3, batch_size: 8, width: 8}}, {name: grey, level: 0.25}]"
+        " inverse: {steps: 3, batch_size: 8, width: 8}, calibration: 4}, {name: grey, level: 0.25}]"
     ),
     "resources.workers=1",
     "resources.cpus_per_worker=0.5",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -84,6 +85,43 @@ def test_an_address_where_nothing_answers() -> None:
     ran = subprocess.run([sys.executable, "-c", NOTHING_THERE], check=True, capture_output=True, text=True)
     assert ran.stdout.startswith("no Ray cluster answers at '127.0.0.1:1': ")
     assert ran.stdout.count("\n") == 1
+
+
+JOIN = """
+import sys
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.cluster.connection import connect
+try:
+    with connect(sys.argv[1]):
+        print("joined")
+except FedveilError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("token", "said"), [(None, "no Ray cluster answers"), ("0" * 64, "no Ray cluster"), ("", "joined")]
+)
+def test_nobody_joins_the_local_cluster_without_its_token(token: str | None, said: str) -> None:
+    """With the right one (the empty one stands for it) the same program joins."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or os.environ["RAY_AUTH_TOKEN"]}
+    with tempfile.TemporaryDirectory() as home:  # without a token of Ray's own in it
+        ran = subprocess.run(
+            [sys.executable, "-c", JOIN, address],
+            env={**environment, "HOME": home},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    assert ran.stdout.startswith(said)
+    assert ("set RAY_AUTH_MODE=token" in ran.stdout) == (said != "joined")
 
 
 @pytest.mark.usefixtures("ray_cluster")
