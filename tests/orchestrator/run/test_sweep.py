@@ -239,7 +239,8 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     raw = parse(path.read_text())
     check({**raw, "data": {**raw["data"], "name": f"npz:{bars}"}})
     tiny = tiny_experiment(bars)
-    smaller = {key: tiny["audit"][key] for key in ("victims", "attacks")}
+    plain, adaptive = tiny["audit"]["attacks"]
+    smaller = {"victims": 2, "chunks": 1, "attacks": [plain, {**adaptive, "calibration": 0}]}
     length = {"local_steps": 2} if "local_steps" in raw["fl"] else {"local_epochs": 1}
     cut = {
         **{key: value for key, value in raw.items() if key != "search"},
