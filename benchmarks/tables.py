@@ -198,6 +198,26 @@ def strength(results: Path) -> str:
     return f"{table(head, lines)}\n\n{machine(record)}"
 
 
+def cores(results: Path) -> str:
+    """Return the section on how busy a sweep keeps the machine."""
+    record = read(results, "cores.json")
+    if record is None:
+        return MISSING
+    lines = [
+        [
+            ", ".join(f"`{one}`" for one in row["overrides"]) or "as shipped",
+            str(row["trials"]),
+            f"{row['wall_seconds']:.0f}",
+            f"{row['slot_cpu_seconds']:.0f}",
+            f"{row['other_cpu_seconds']:.0f}",
+            f"{row['busy']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    head = ["settings", "trials", "wall, s", "workers' CPU, s", "other CPU, s", "busy"]
+    return f"{table(head, lines)}\n\n{machine(record)}"
+
+
 INTRODUCTION = """# Benchmarks
 
 Generated from the records in `benchmarks/results/` by `python -m benchmarks.tables`. The peer is breaching 0.1.2 (Geiping et
@@ -230,6 +250,12 @@ Mean squared error of the reconstruction (lower leaks more) at the leakiest audi
 trained on. One setting per defence: compare attackers within a row, not defences between rows."""
 
 
+CORES = """## Cores that work
+
+A sweep from `tune_configs/pneumonia-minimax.yaml` with two fixed trials and six of its search, from the start of Python to
+its end. Busy: CPU seconds of the worker processes, which train and attack, over wall seconds times cores."""
+
+
 def page(results: Path) -> str:
     """Return the whole page."""
     sections = [
@@ -237,6 +263,7 @@ def page(results: Path) -> str:
         (SPEED, speed(results)),
         (MEMORY, memory(results)),
         (STRENGTH, strength(results)),
+        (CORES, cores(results)),
     ]
     return "\n\n".join([INTRODUCTION, *(part for section in sections for part in section)]) + "\n"
 
