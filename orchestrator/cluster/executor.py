@@ -151,6 +151,10 @@ class _Work(Generic[Item, Result]):
         return [self.done[index] for index in range(len(self.items))]
 
 
+class _LateError(FedveilError):
+    """A worker did not start in time."""
+
+
 class RayExecutor:
     """A pool of worker slots, each a Ray actor that trains many clients in turn: a `fedveil.fl.executor.Executor`.
 
@@ -220,7 +224,7 @@ class RayExecutor:
         """See `fedveil.fl.executor.Executor.map`. A failure awaits what runs already, so the pool stays usable.
 
         Raises:
-            FedveilError: an item's worker died under it too often, or a new worker did not start.
+            FedveilError: an item's worker died under it too often, or none is left and a new one did not start in time.
         """
         if self._closed:
             raise RuntimeError("this RayExecutor is closed")
@@ -244,6 +248,12 @@ class RayExecutor:
                     try:
                         started = self._started(ref)
                         free += [] if started is None else [started]
+                    except _LateError as error:
+                        # Its node may be gone for good, and the others have taken over; the next call tries again.
+                        if not (running or free):
+                            work.fail(error)
+                        elif self.say is not None:
+                            self.say(f"note: {error}; going on with {len(self._actors)}")
                     except FedveilError as error:
                         work.fail(error)
                 else:
@@ -307,7 +317,7 @@ class RayExecutor:
         except GetTimeoutError as error:
             self._vacate(slot)
             free = cast(dict[str, float], ray.available_resources())
-            raise FedveilError(
+            raise _LateError(
                 f"worker {slot} of {len(self._places)} did not start within {self.start_timeout:g} s; free on"
                 f" the cluster: {amounts({name: free.get(name, 0.0) for name in ('CPU', 'GPU')})}"
             ) from error

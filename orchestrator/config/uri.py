@@ -29,7 +29,7 @@ def uri_fault(uri: str) -> str | None:
     return None if _usable(uri) else _ALLOWED
 
 
-RUNS_SCHEMES = ("s3", "gs", "abfs", "hdfs", "file")
+RUNS_SCHEMES = ("s3", "gs", "abfs", "hdfs")
 
 
 def is_address(place: str) -> bool:
@@ -48,7 +48,7 @@ def runs_fault(place: str) -> str | None:
 
     >>> runs_fault("s3://bucket/runs")
     >>> runs_fault("http://server/runs")
-    'allowed: a folder, or s3://BUCKET/FOLDER, gs://..., abfs://..., hdfs://..., file://...'
+    'allowed: a folder, or s3://BUCKET/FOLDER, gs://..., abfs://..., hdfs://...'
     """
     scheme, is_one, rest = place.partition("://")
     if "\0" in place or not place.strip() or (is_one and not (scheme in RUNS_SCHEMES and rest.strip("/"))):

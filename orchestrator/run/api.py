@@ -55,11 +55,13 @@ def run(
     console = console or Console(quiet=True)
     with console.status("loading PyTorch, checking the settings and the data"):
         from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.paths import ExperimentPaths
         from fedveil.orchestrator.run.setup import check_setups
 
         checked, raw = load_experiment(experiment, overrides, plugins)
         if checked.search is not None:
             raise _other(experiment, "has a", "sweep")
+        ExperimentPaths.of(checked)  # what is wrong with them is said before Ray starts
         setup = check_setups(checked, raw, here=_is_here(ray))
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.single import run_single
@@ -103,11 +105,13 @@ def sweep(
     console = console or Console(quiet=True)
     with console.status("loading PyTorch, checking the settings and the data"):
         from fedveil.orchestrator.config import load_experiment
+        from fedveil.orchestrator.run.paths import ExperimentPaths
         from fedveil.orchestrator.run.setup import check_setups
 
         checked, raw = load_experiment(experiment, overrides, plugins)
         if checked.search is None:
             raise _other(experiment, "has no", "run")
+        ExperimentPaths.of(checked)
         published = check_setups(checked, raw, here=_is_here(ray)).data.published
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.sweep import run_sweep

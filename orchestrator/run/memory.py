@@ -59,16 +59,20 @@ def recall(paths: ExperimentPaths) -> Memory:
 
 
 def whole_states(folder: Path, say: Say) -> bool:
-    """Set aside the damaged ones of the states that Tune wrote of a part of a sweep; return whether a whole one is left.
+    """Set aside all states that Tune wrote of a part of a sweep but the last whole one; return whether there is one.
 
-    Tune writes one file per start of the part and begins with the newest.
+    Tune writes one file per start of the part, and takes the one whose name has the latest time: that of the clock, and in
+    the zone, of the machine where the part was started.
 
     Args:
         folder: of the part.
         say: is told what is set aside.
     """
     whole = False
-    for state in sorted(folder.glob("experiment_state-*.json"), reverse=True):
+    for state in sorted(folder.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if whole:
+            state.rename(state.with_name(f"earlier-{state.name}"))
+            continue
         try:
             json.loads(state.read_bytes())
             whole = True

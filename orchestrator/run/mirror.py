@@ -6,15 +6,15 @@ written may be torn: resuming takes the last whole one, see `checkpoint` and `me
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pyarrow import ArrowException
@@ -29,11 +29,19 @@ EVERY = 30.0
 """Seconds between two times of sending."""
 STALE = 4 * EVERY
 """Seconds without a sign of another process after which it is taken for dead."""
+SOON = 5.0
+"""Seconds until the first time."""
+AGAIN = (1.0, 4.0, 15.0, 40.0)
+"""Seconds between the attempts to send what the place did not take at the end."""
 _SIGN = "running-"
 _LAST = re.compile(r"(.*/)?(experiment_state-[^/]*|sweep)\.json")
 """What refers to other files, and is sent after them."""
-_OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|[^/]*\.(part|new|tmp)|\.tmp[^/]*)")
+_SENDINGS = ".sent.json"
+_OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|\.sent\.json|[^/]*\.(part|new|tmp)|\.tmp[^/]*)")
 """What is for the processes of this machine alone."""
+_TROUBLE = (OSError, ArrowException, ValueError)
+"""What a place, a file that goes, or a name that the place does not take may raise."""
+_LOGIN = re.compile(r"://[^?]*@")
 
 Stamp = tuple[int, int]
 
@@ -49,7 +57,7 @@ class Place:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = without_passwords(address)
+        self.address = without_passwords(_LOGIN.sub("://", address))  # a secret may hold a slash
         with self.reached():
             system, base = FileSystem.from_uri(address)
         self._system: Any = system
@@ -60,10 +68,8 @@ class Place:
         """Turn what goes wrong at the place into a sentence."""
         try:
             yield
-        except (OSError, ArrowException) as error:
-            raise FedveilError(
-                f"runs_dir: {self.address}: {' '.join(without_passwords(str(error)).split())}"
-            ) from error
+        except _TROUBLE as error:
+            raise FedveilError(f"runs_dir: {self.address}: {_said(error)}") from error
 
     def times(self, below: str = "") -> dict[str, float]:
         """Return when each file below a folder was written, in seconds by the place's own clock, by path."""
@@ -78,19 +84,10 @@ class Place:
             content: bytes = stream.read()
         return content
 
-    def write(self, name: str, content: Any) -> None:
-        """Write an open file, or bytes, as the file of that name."""
-        path = f"{self._base}/{name}"
-        try:
-            stream = self._system.open_output_stream(path)
-        except FileNotFoundError:  # where folders have to be made
-            self._system.create_dir(str(PurePosixPath(path).parent), recursive=True)
-            stream = self._system.open_output_stream(path)
-        with stream:
-            if isinstance(content, bytes):
-                stream.write(content)
-            else:
-                shutil.copyfileobj(content, stream)
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file of that name, all of it: the content is there before it begins."""
+        with self._system.open_output_stream(f"{self._base}/{name}") as stream:
+            stream.write(content)
 
     def delete(self, name: str) -> None:
         """Delete a file that may be gone already."""
@@ -106,83 +103,124 @@ class Mirror:
     Args:
         folder: local.
         place: for this folder alone.
+        resume: what is there is to be here, and all of the folder there. If not, only what changes from now on is sent: what
+            lies in the folder may be older than what another machine has sent.
     """
 
-    def __init__(self, folder: Path, place: Place) -> None:
+    def __init__(self, folder: Path, place: Place, *, resume: bool = True) -> None:
         self.place = place
         self._folder = folder
         self._sign = f"{_SIGN}{uuid.uuid4().hex}"
-        self._sent: dict[str, Stamp] = {}
-        self._signed = 0.0
+        self._sent: dict[str, Stamp] = {} if resume else self._here()
+        self._signed = False
 
-    def claim(self) -> None:
+    def claim(self, *, patience: float = 0.0, say: Callable[[str], None] = print) -> None:
         """Become the only one to write there.
 
+        Args:
+            patience: seconds to wait for another process to give no more signs of life.
+            say: is told of the wait.
+
         Raises:
-            FedveilError: another process does, or has until a moment ago.
+            FedveilError: another process writes there, or has until a moment ago.
         """
+        deadline = time.monotonic() + patience
+        waited = False
         with self.place.reached():
-            self._sign_of_life()
-            signs = {name: at for name, at in self.place.times().items() if name.startswith(_SIGN)}
-            now = signs.pop(self._sign)
-            for name, at in signs.items():
-                if now - at < STALE:
+            while True:
+                self.sign()
+                signs = {name: at for name, at in self.place.times().items() if name.startswith(_SIGN)}
+                now = signs.pop(self._sign)
+                fresh = max((at for at in signs.values() if now - at < STALE), default=None)
+                if fresh is None:
+                    break
+                if time.monotonic() > deadline:
                     self.place.delete(self._sign)
                     raise FedveilError(
-                        f"another run or sweep named {self._folder.name!r} writes into {self.place.address} (last sign of"
-                        f" life {now - at:.0f} s ago): wait for its end, or give this one another name (experiment: NAME);"
-                        f" if it was killed, wait {STALE - (now - at):.0f} s"
+                        f"another run or sweep named {self._folder.name!r} writes into {self.place.address} (last sign"
+                        f" of life {now - fresh:.0f} s ago): wait for its end, or give this one another name"
+                        f" (experiment: NAME); if it was killed, wait {STALE - (now - fresh):.0f} s"
                     )
+                if not waited:
+                    say(
+                        f"waiting up to {STALE:.0f} s: another process has written into {self.place.address} a moment ago"
+                    )
+                waited = True
+                time.sleep(min(1.0, STALE))
+            for name in signs:
                 self.place.delete(name)
+        self._signed = True
 
     def release(self) -> None:
         """Leave the place to others."""
         self.place.delete(self._sign)
 
     def fetch(self, below: str = "") -> None:
-        """Bring what is there and not here, or older here.
+        """Bring what is there and not here, or older here. A file keeps the time at which it was sent.
 
         Raises:
             FedveilError: the place does not answer.
         """
+        before = self._sendings()
         with self.place.reached():
             for name, at in self.place.times(below).items():
                 own = self._folder / name
-                if name.startswith(_SIGN) or ".." in PurePosixPath(name).parts:
-                    continue
+                parts = name.split("/")
+                if name.startswith(_SIGN) or not {"", ".", ".."}.isdisjoint(parts) or before.get(name) == at:
+                    continue  # the last is this machine's own sending, than which its file is no older
                 if not own.exists() or own.stat().st_mtime < at:
                     write_whole(own, [self.place.read(name)])
+                    os.utime(own, (at, at))
                     self._sent[name] = _stamp(own)
 
     def reserve(self, below: str) -> None:
         """Make the folders that are there below one, so that nobody takes their names anew."""
         with self.place.reached():
             taken = {name.removeprefix(f"{below}/").partition("/")[0] for name in self.place.times(below)}
-        for name in taken - {".."}:
+        for name in taken - {"", ".", ".."}:
             private_folder(self._folder / below / name)
 
     def send(self) -> None:
-        """Send what has changed, and delete there what is here no longer.
+        """Send what has changed, and delete there what is here no longer. What cannot be sent holds up nothing else.
 
         Raises:
-            OSError: the place does not take it.
+            FedveilError: another process has taken the place for itself.
+            OSError: the place does not take something; likewise `ArrowException` and `ValueError`.
         """
-        self._sign_of_life()
-        here = self._here()
-        for name in sorted(here, key=lambda name: (_LAST.fullmatch(name) is not None, name)):
-            if self._sent.get(name) == here[name]:
-                continue
-            try:
-                with (self._folder / name).open("rb") as file:
-                    self.place.write(name, file)
-            except FileNotFoundError:  # gone meanwhile
-                continue
-            self._sent[name] = here[name]
-            if time.monotonic() - self._signed > EVERY:
-                self._sign_of_life()
+        signs = {name for name in self.place.times() if name.startswith(_SIGN)}
+        if self._signed and signs and self._sign not in signs:
+            raise FedveilError(f"another process has taken over {self.place.address} after a silence of this one")
+        here, trouble = self._here(), None
+        changed = [name for name in here if self._sent.get(name) != here[name]]
+        for last in (False, True):
+            for name in sorted(name for name in changed if bool(_LAST.fullmatch(name)) is last):
+                try:
+                    self.place.write(name, (self._folder / name).read_bytes())
+                    self._sent[name] = here[name]
+                except FileNotFoundError:  # gone meanwhile
+                    continue
+                except _TROUBLE as error:
+                    trouble = trouble or error
+            if trouble is not None:
+                raise trouble
         for name in self._sent.keys() - here.keys():
             self.place.delete(name)
             del self._sent[name]
+        there = self.place.times()
+        sendings = {name: there[name] for name in self._sent if name in there}
+        write_whole(self._folder / _SENDINGS, [json.dumps(sendings).encode()])
+
+    def sign(self) -> None:
+        """Give a sign of life."""
+        self.place.write(self._sign, f"{os.uname().nodename}, process {os.getpid()}\n".encode())
+
+    def _sendings(self) -> dict[str, float]:
+        """When the place says that it took each file, of those that this folder had sent."""
+        try:
+            known = json.loads((self._folder / _SENDINGS).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
     def _here(self) -> dict[str, Stamp]:
         found = {}
@@ -196,14 +234,14 @@ class Mirror:
                     continue
         return found
 
-    def _sign_of_life(self) -> None:
-        self.place.write(self._sign, f"{os.uname().nodename}, process {os.getpid()}\n".encode())
-        self._signed = time.monotonic()
-
 
 def _stamp(path: Path) -> Stamp:
     state = path.stat()
     return state.st_mtime_ns, state.st_size
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(without_passwords(_LOGIN.sub("://", str(error))).split())
 
 
 @contextmanager
@@ -222,53 +260,79 @@ def mirrored(
         every: seconds between two times of sending.
 
     Raises:
-        FedveilError: the place does not answer at the start, or another process writes there.
+        FedveilError: the place does not answer at the start, or another process writes there, or at the end the place lacks
+            the latest.
     """
     if address is None:
         yield
         return
-    mirror = Mirror(private_folder(folder), Place(address))
-    mirror.claim()
+    mirror = Mirror(private_folder(folder), Place(address), resume=resume)
+    mirror.claim(patience=STALE + every if resume else 0.0, say=say)
     try:
         mirror.fetch("" if resume else "spool")
         mirror.reserve("trials")
-        with _sending(mirror, say, every):
+        with _sending(mirror, folder, say, every):
             yield
     finally:
-        with suppress(OSError, ArrowException):  # it becomes stale
+        with suppress(*_TROUBLE):  # it becomes stale
             mirror.release()
 
 
 @contextmanager
-def _sending(mirror: Mirror, say: Callable[[str], None], every: float) -> Iterator[None]:
+def _sending(mirror: Mirror, folder: Path, say: Callable[[str], None], every: float) -> Iterator[None]:
     over = threading.Event()
-    troubled = False
+    trouble: list[BaseException] = []
+    taken = threading.Event()
+
+    def sign() -> None:
+        while not over.wait(every):
+            with suppress(*_TROUBLE):
+                if not taken.is_set():
+                    mirror.sign()
 
     def send() -> bool:
-        nonlocal troubled
+        if taken.is_set():
+            return False
         try:
             mirror.send()
-        except (OSError, ArrowException) as error:
-            if not troubled:
-                reason = " ".join(without_passwords(str(error)).split())
-                say(f"note: {mirror.place.address} does not take the runs, and is tried again: {reason}")
-            troubled = True
+        except FedveilError as error:
+            taken.set()
+            say(f"note: {error}: nothing more is sent there")
             return False
-        if troubled:
+        except _TROUBLE as error:
+            if not trouble:
+                say(f"note: {mirror.place.address} does not take the runs, and is tried again: {_said(error)}")
+            trouble[:] = [error]
+            return False
+        if trouble:
             say(f"note: {mirror.place.address} takes the runs again")
-        troubled = False
+        trouble.clear()
         return True
 
     def work() -> None:
-        while not over.wait(every):
+        # At first soon: whoever is killed now finds what it is that can be resumed.
+        pause = min(every, SOON)
+        while not over.wait(pause):
             send()
+            pause = every
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
+    workers = [threading.Thread(target=one, daemon=True) for one in (work, sign)]
+    for one in workers:
+        one.start()
     try:
         yield
     finally:
         over.set()
-        worker.join()
-        if not send():
-            say(f"note: {mirror.place.address} lacks the latest: it is in this machine's runs folder alone")
+        for one in workers:
+            one.join()
+        lacking = not send()
+        if lacking:
+            say(f"note: {mirror.place.address} lacks the latest: it is in {folder} alone")
+    for pause in AGAIN if lacking else ():
+        time.sleep(pause)
+        if send():
+            return
+    if lacking:
+        raise FedveilError(
+            f"runs_dir: {mirror.place.address} lacks the latest of the results: they are in {folder} alone"
+        )

@@ -74,15 +74,20 @@ class ExperimentPaths:
             place, mark, query = asked.partition("?")
             copy = f"{place.rstrip('/')}/{experiment.experiment}{mark}{query}"
             return cls(Path(RUNS).absolute() / experiment.experiment, copy)
-        folder = Path(asked).expanduser().absolute()
+        try:
+            folder = Path(asked).expanduser().absolute()
+            there = next(one for one in (folder, *folder.parents) if one.exists())
+            usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        except (OSError, RuntimeError) as error:  # also of `expanduser`: a home folder that is not known
+            raise FedveilError(f"{what}: {asked!r} cannot be looked up ({error})") from error
         if in_job_copy(folder):
             raise FedveilError(
                 f"{what}: this job runs in a temporary copy of your folder, where its runs ({asked}) would be lost; by"
                 f" --runs-dir, runs_dir or {RUNS_VARIABLE} name a folder that outlives it, or an address such as"
                 " s3://bucket/runs"
             )
-        if folder.exists() and not folder.is_dir():
-            raise FedveilError(f"{what}: {folder} is no folder")
+        if not usable:
+            raise FedveilError(f"{what}: {asked!r}: {there} is no folder that can be written into")
         return cls(folder / experiment.experiment)
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def test_a_damaged_state_of_a_part_is_set_aside_for_an_older_one(tmp_path: Path)
     first.write_text("")
     assert not whole_states(tmp_path, said.append)
     assert [str(second) in said[0], str(first) in said[1], len(said)] == [True, True, 2]
+
+
+def test_the_last_written_state_counts_whatever_clock_named_it(tmp_path: Path) -> None:
+    """One machine may be in Tokyo, and the next one in London."""
+    for name, written in (("2026-11-30_03-15-51", 1e9), ("2026-11-29_18-20-00", 2e9), ("2026-11-29_18-10-00", 1.5e9)):
+        state = tmp_path / f"experiment_state-{name}.json"
+        state.write_text("{}")
+        os.utime(state, (written, written))
+    assert whole_states(tmp_path, print)
+    assert [path.name for path in tmp_path.glob("experiment_state-*")] == ["experiment_state-2026-11-29_18-20-00.json"]
+    assert len(list(tmp_path.glob("earlier-*"))) == 2

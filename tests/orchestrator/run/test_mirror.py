@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -37,11 +37,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture(params=["folder", "object store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "folder":
-        return Place((tmp_path / "there").as_uri())
-    return Place(request.getfixturevalue("store"))
+@pytest.fixture
+def place(store: str) -> Place:
+    return Place(store)
 
 
 @pytest.fixture
@@ -131,29 +129,146 @@ def test_a_fresh_folder_takes_no_name_that_is_there_and_brings_what_waits_for_ml
     assert set(place.times()) == {"a.txt", "trials/none/record.json"}
 
 
-def test_what_the_place_does_not_take_is_said_once_and_sent_later(here: Path, tmp_path: Path) -> None:
-    place, said, again = tmp_path / "there", [], threading.Event()
+class Moody:
+    """Lets a place take files or not."""
 
-    def say(line: str) -> None:
-        said.append(line)
-        again.set()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuses: Callable[[str], bool] = lambda name: False
+        write = Place.write
 
-    with mirrored(here, place.as_uri(), say, every=0.01):
-        while not (place / "a.txt").exists():
-            pass
-        shutil.rmtree(place)
-        place.write_text("a file is in the way")
-        write(here / "a.txt", "22")
-        assert again.wait(30)
-        again.clear()
-        place.unlink()
-        place.mkdir()
-        write(here / "a.txt", "333")
-        assert again.wait(30)
-    assert "does not take the runs, and is tried again" in said[0]
+        def moody(place: Place, name: str, content: bytes) -> None:
+            if self.refuses(name):
+                raise OSError("not today")
+            write(place, name, content)
+
+        monkeypatch.setattr(Place, "write", moody)
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Moody:
+    return Moody(monkeypatch)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_cannot_be_sent_holds_up_only_what_refers_to_it(here: Path, place: Place, moody: Moody) -> None:
+    write(here / "sweep.json", "x")
+    moody.refuses = lambda name: name == "a.txt"
+    ours = Mirror(here, place)
+    with pytest.raises(OSError, match="not today"):
+        ours.send()
+    assert set(place.times()) == {"spool/run/journal.jsonl", "trials/none/record.json"}
+    moody.refuses = lambda name: False
+    ours.send()
+    assert {"a.txt", "sweep.json"} <= place.times().keys()
+
+
+def test_trouble_is_said_once_and_what_waited_is_sent_later(here: Path, place: Place, moody: Moody) -> None:
+    said: list[str] = []
+    with mirrored(here, place.address, said.append, every=0.01):
+        moody.refuses = lambda name: name == "b.txt"
+        write(here / "b.txt", "22")
+        until(lambda: said)
+        moody.refuses = lambda name: False
+        until(lambda: len(said) == 2)
+    assert "does not take the runs, and is tried again: not today" in said[0]
     assert "takes the runs again" in said[1]
     assert len(said) == 2
-    assert (place / "a.txt").read_text() == "333"
+    assert place.read("b.txt") == b"22"
+
+
+def test_who_leaves_the_latest_behind_is_told_and_fails(
+    here: Path, place: Place, moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN", (0.0,))
+    said: list[str] = []
+
+    def leave() -> None:
+        with mirrored(here, place.address, said.append):
+            moody.refuses = lambda name: name == "b.txt"
+            write(here / "b.txt", "22")
+
+    with pytest.raises(FedveilError, match=r"lacks the latest of the results: they are in .* alone"):
+        leave()
+    assert "lacks the latest" in said[-1]
+
+
+def test_an_outage_at_the_end_is_waited_for(
+    here: Path, place: Place, moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def back(pause: float) -> None:
+        moody.refuses = lambda name: False
+
+    monkeypatch.setattr(module.time, "sleep", back)
+    with mirrored(here, place.address, print):
+        moody.refuses = lambda name: name == "b.txt"
+        write(here / "b.txt", "22")
+    assert place.read("b.txt") == b"22"
+
+
+def test_what_another_machine_has_sent_is_not_replaced_by_what_lay_here(
+    here: Path, place: Place, tmp_path: Path
+) -> None:
+    write(tmp_path / "other/a.txt", "finished")
+    Mirror(tmp_path / "other", place).send()
+    with mirrored(here, place.address, print):
+        write(here / "new.txt", "6")
+    assert place.read("a.txt") == b"finished"
+    assert place.read("new.txt") == b"6"
+
+
+def test_who_was_taken_for_dead_sends_nothing_more(
+    here: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Mirror(here, place), Mirror(tmp_path / "other/e", place)
+    first.claim()
+    monkeypatch.setattr(module, "STALE", -1.0)
+    second.claim()
+    with pytest.raises(FedveilError, match="another process has taken over"):
+        first.send()
+    assert "a.txt" not in place.times()
+
+
+def test_who_resumes_waits_for_a_dead_process(
+    here: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Mirror(tmp_path / "other/e", place).claim()
+    monkeypatch.setattr(module, "STALE", 3.0)
+    said: list[str] = []
+    Mirror(here, place).claim(patience=60, say=said.append)
+    assert "another process has written" in said[0]
+    assert len(said) == 1
+
+
+def test_ones_own_sending_is_not_fetched_over_what_came_after_it(here: Path, place: Place) -> None:
+    Mirror(here, place).send()
+    write(here / "a.txt", "later")
+    os.utime(here / "a.txt", (1e9, 1e9))  # a place's clock may be ahead
+    Mirror(here, place).fetch()
+    assert (here / "a.txt").read_text() == "later"
+
+
+def test_names_that_lead_elsewhere_are_left(place: Place, tmp_path: Path, store: str) -> None:
+    host = store.partition("endpoint_override=")[2]
+    bucket = store.removeprefix("s3://").partition("/")[0]
+    client = boto3.client("s3", endpoint_url=f"http://{host}")
+    for name in ("runs/../x", "runs/trials/../../y", "runs/spool/z"):
+        client.put_object(Bucket=bucket, Key=name, Body=b"7")
+    Mirror(tmp_path / "new", place).fetch()
+    assert files(tmp_path / "new") == {"spool/z": "7"}
+
+
+@pytest.mark.parametrize("login", ["KEY:sEc/ReT@", "KEY:sE@c@"])
+def test_no_secret_of_an_address_is_said(login: str, here: Path) -> None:
+    address = f"s3://{login}hospital/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x"
+    with pytest.raises(FedveilError) as refusal, mirrored(here, address, print):
+        pytest.fail("it has to be refused")
+    assert "sE" not in str(refusal.value)
 
 
 def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path) -> None:

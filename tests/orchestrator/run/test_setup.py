@@ -170,7 +170,7 @@ def test_who_says_where_runs_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ExperimentPaths.of(silent) == ExperimentPaths(tmp_path / "runs" / "mine", "s3://bucket/runs/mine?region=x")
 
 
-@pytest.mark.parametrize("place", ["http://server/runs", "s3://", " ", "a\0b"])
+@pytest.mark.parametrize("place", ["http://server/runs", "file:///runs", "s3://", " ", "a\0b"])
 def test_a_place_where_no_runs_can_lie_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FedveilError, match=r"runs_dir: given .*; allowed: a folder, or s3://BUCKET/FOLDER"):
         check({"experiment": "mine", "runs_dir": place})
@@ -178,6 +178,13 @@ def test_a_place_where_no_runs_can_lie_is_refused(place: str, monkeypatch: pytes
         monkeypatch.setenv("FEDVEIL_RUNS", place)
         with pytest.raises(FedveilError, match=r"FEDVEIL_RUNS: given .*; allowed: a folder, or s3://BUCKET/FOLDER"):
             ExperimentPaths.of(check({"experiment": "mine"}))
+
+
+@pytest.mark.parametrize("place", ["~nobodyknows/x", "/etc/passwd/x", "/dev/null/x"])
+def test_a_folder_that_cannot_be_is_refused(place: str) -> None:
+    with pytest.raises(FedveilError, match="runs_dir: ") as refusal:
+        ExperimentPaths.of(check({"experiment": "mine", "runs_dir": place}))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_job_keeps_no_runs_in_its_temporary_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
