@@ -36,7 +36,7 @@ BASE: dict[str, Any] = {
     "model": {"name": "convnet", "width": 16},
     "fl": {"clients": 4, "rounds": 12, "learning_rate_decay": 0.85},
     "audit": {"rounds": [0, "last"], "victims": 32, "clients": 2, "chunks": 1},
-    "tracking": {"uri": "sqlite:///runs/strength.db", "images": "none"},
+    "tracking": {"uri": "sqlite:///strength.db", "images": "none"},
     "resources": {"workers": 1, "cpus_per_worker": 1},
 }
 

@@ -28,7 +28,7 @@ def experiment(data: str, seed: int, defense: str, settings: Mapping[str, Any], 
         "defense": {"name": defense, **settings},
         "audit": {**AUDIT, "attacks": ATTACKS},
         "references": {"clients": LOCAL, "augmentation": protocol["fl"]["augmentation"]},
-        "tracking": {"uri": "sqlite:///runs/study.db", "images": "grid"},
+        "tracking": {"uri": "sqlite:///study.db", "images": "grid"},
         "resources": {"workers": 1, "cpus_per_worker": 1},
         **overrides,
     }
