@@ -89,6 +89,7 @@ def test_a_node_that_is_killed_costs_no_bit_and_its_worker_is_not_waited_for(
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["same bits"] == seen["same bits afterwards"] == [True] * 4
     assert len(seen["lost"]) == 1
-    (line,) = seen["said"]
-    assert "did not start within 3 s" in line
-    assert line.endswith("going on with 1")
+    assert seen["said"]  # once more where the machine is slow
+    for line in seen["said"]:
+        assert "did not start within 3 s" in line
+        assert line.endswith("going on with 1")

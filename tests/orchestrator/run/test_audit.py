@@ -54,8 +54,7 @@ def run(bars: Path, observations: int, defense: str, resumed: Progress | None = 
         bars,
         fl={"rounds": 4},
         defense={"name": defense},
-        audit={"rounds": [0, 2, 3], "observations": observations, "attacks": ["baseline"]},
-        resources={"workers": 1},
+        audit={"rounds": [0, 2, 3], "observations": observations, "attacks": ["baseline"], "chunks": 1},
     )
     experiment, kept = check(raw), Kept()
     Trial(experiment, make_setup(experiment), SerialExecutor(), callbacks=[kept]).run(resumed)
