@@ -81,6 +81,7 @@ def until(true: Callable[[], Any]) -> None:
 def main(folder: Path, address: str, raylet: int) -> None:
     """Kill a node while both nodes train; write what came of it to ``seen.json``."""
     ray.init(address=address, log_to_driver=False)
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)  # a node that runs may not have registered yet
     lost: list[int] = []
     note = Note(folder / "said")
     items = [(folder, seed) for seed in range(4)]
