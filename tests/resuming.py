@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tiny import tiny_experiment, write_bars
 
 from fedveil.orchestrator.run import api
 from fedveil.orchestrator.run.results import SweepResult
@@ -34,6 +35,24 @@ class Stumbling(FedAvg):
         weights, _ = super().step(weights, {}, totals, updates)
         return weights, {"done": state["done"] + 1}
 '''
+
+
+def stumbling_experiment(folder: Path, **sections: Any) -> dict[str, Any]:
+    """Return a sweep of two tiny trials that fail in their third round wherever there is a file ``stone``.
+
+    Args:
+        folder: gets the data and the plug-in.
+        sections: as for `tiny.tiny_experiment`.
+    """
+    (folder / "stumbling.py").write_text(STUMBLING)
+    return tiny_experiment(
+        write_bars(folder / "bars.npz"),
+        fl={"rounds": 3, "strategy": "stumbling"},
+        audit={"rounds": [0]},
+        plugins=[str(folder / "stumbling.py")],
+        search={"panel": [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}]},
+        **sections,
+    )
 
 
 def sweep(

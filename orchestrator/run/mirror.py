@@ -41,7 +41,6 @@ _OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|\.sent\.json|[^/]*\.(part|new|t
 """What is for the processes of this machine alone."""
 _TROUBLE = (OSError, ArrowException, ValueError)
 """What a place, a file that goes, or a name that the place does not take may raise."""
-_LOGIN = re.compile(r"://[^?]*@")
 
 Stamp = tuple[int, int]
 
@@ -57,7 +56,7 @@ class Place:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = without_passwords(_LOGIN.sub("://", address))  # a secret may hold a slash
+        self.address = without_passwords(address)
         with self.reached():
             system, base = FileSystem.from_uri(address)
         self._system: Any = system
@@ -153,6 +152,7 @@ class Mirror:
 
     def release(self) -> None:
         """Leave the place to others."""
+        self._signed = False
         self.place.delete(self._sign)
 
     def fetch(self, below: str = "") -> None:
@@ -187,18 +187,22 @@ class Mirror:
             FedveilError: another process has taken the place for itself.
             OSError: the place does not take something; likewise `ArrowException` and `ValueError`.
         """
-        signs = {name for name in self.place.times() if name.startswith(_SIGN)}
-        if self._signed and signs and self._sign not in signs:
-            raise FedveilError(f"another process has taken over {self.place.address} after a silence of this one")
-        here, trouble = self._here(), None
+        self._check_mine()
+        here = self._here()
+        trouble: Exception | None = None
         changed = [name for name in here if self._sent.get(name) != here[name]]
         for last in (False, True):
             for name in sorted(name for name in changed if bool(_LAST.fullmatch(name)) is last):
                 try:
-                    self.place.write(name, (self._folder / name).read_bytes())
-                    self._sent[name] = here[name]
+                    content = (self._folder / name).read_bytes()
                 except FileNotFoundError:  # gone meanwhile
                     continue
+                except OSError as error:
+                    trouble = trouble or error
+                    continue
+                try:
+                    self.place.write(name, content)
+                    self._sent[name] = here[name]
                 except _TROUBLE as error:
                     trouble = trouble or error
             if trouble is not None:
@@ -210,8 +214,20 @@ class Mirror:
         sendings = {name: there[name] for name in self._sent if name in there}
         write_whole(self._folder / _SENDINGS, [json.dumps(sendings).encode()])
 
+    def _check_mine(self) -> None:
+        """Raise where another process has taken this one for dead, and its sign of life away."""
+        signs = {name for name in self.place.times() if name.startswith(_SIGN)}
+        if self._signed and signs and self._sign not in signs:
+            raise FedveilError(f"another process has taken over {self.place.address} after a silence of this one")
+
     def sign(self) -> None:
-        """Give a sign of life."""
+        """Give a sign of life.
+
+        Raises:
+            FedveilError: another process has taken the place for itself.
+            OSError: the place does not take it.
+        """
+        self._check_mine()
         self.place.write(self._sign, f"{os.uname().nodename}, process {os.getpid()}\n".encode())
 
     def _sendings(self) -> dict[str, float]:
@@ -241,7 +257,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(without_passwords(_LOGIN.sub("://", str(error))).split())
+    return " ".join(without_passwords(str(error)).split())
 
 
 @contextmanager
@@ -286,9 +302,8 @@ def _sending(mirror: Mirror, folder: Path, say: Callable[[str], None], every: fl
 
     def sign() -> None:
         while not over.wait(every):
-            with suppress(*_TROUBLE):
-                if not taken.is_set():
-                    mirror.sign()
+            with suppress(*_TROUBLE, FedveilError):  # the next time of sending says it
+                mirror.sign()
 
     def send() -> bool:
         if taken.is_set():

@@ -71,8 +71,9 @@ def run_sweep(
     if experiment.search is None:
         raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
     paths = ExperimentPaths.of(experiment)
+    settings = without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"}))
     if resume and paths.copy is None:
-        recall(paths)  # before anything is written
+        _interrupted(paths, settings)  # what is wrong is said before anything is written
     resources = experiment.resources
     check_fit(
         max(workers_of(experiment, at_once=part.at_once) for part in sweep_parts(experiment, experiment.search)),
@@ -81,7 +82,7 @@ def run_sweep(
     )
     tracking = tracking_settings(experiment, paths, published=published, deliver=True)
     with only_sweep(paths), mirrored(paths.root, paths.copy, console.print, resume=resume):
-        return _sweep_in(paths, experiment, experiment.search, raw, console, tracking, resume=resume)
+        return _sweep_in(paths, experiment, experiment.search, raw, console, tracking, settings, resume=resume)
 
 
 def _sweep_in(
@@ -91,10 +92,10 @@ def _sweep_in(
     raw: Mapping[str, Any],
     console: Console,
     tracking: TrackingSettings,
+    settings: Mapping[str, Any],
     *,
     resume: bool,
 ) -> SweepResult:
-    settings = without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"}))
     before = _interrupted(paths, settings) if resume else None
     resources = experiment.resources
     # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.

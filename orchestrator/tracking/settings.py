@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _SQLITE = "sqlite:///"
-_USER = re.compile(r"//[^/\s]*@")
+_USER = re.compile(r"(?:(?<=s3:)|(?<=abfs:))//[^\s?#]*@|//[^/\s]*@")
+"""Before a host. The secrets of object stores may hold a slash."""
 _SECRET = re.compile(
     r"""
     (\b[\w.-]{0,40}
@@ -44,6 +45,8 @@ def without_passwords(value: Any) -> Any:
     {'tracking': {'uri': 'http://host:5000'}}
     >>> without_passwords("mssql://host/db?user=me&password=secret&driver=x")
     'mssql://host/db?user=me&password=***&driver=x'
+    >>> without_passwords("s3://key:sec/ret@bucket/runs")
+    's3://bucket/runs'
     """
     if isinstance(value, str):
         return _SECRET.sub(r"\1***", _USER.sub("//", value))

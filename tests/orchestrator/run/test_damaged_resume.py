@@ -3,8 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from resuming import STUMBLING, numbers, sweep
-from tiny import tiny_experiment, write_bars
+from resuming import numbers, stumbling_experiment, sweep
 
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import checkpoint
@@ -22,15 +21,7 @@ def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    bars = write_bars(tmp_path / "bars.npz")
-    (tmp_path / "stumbling.py").write_text(STUMBLING)
-    raw = tiny_experiment(
-        bars,
-        fl={"rounds": 3, "strategy": "stumbling"},
-        audit={"rounds": [0]},
-        plugins=[str(tmp_path / "stumbling.py")],
-        search={"panel": [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}]},
-    )
+    raw = stumbling_experiment(tmp_path)
     once, damaged = tmp_path / "once", tmp_path / "damaged"
     for folder in (once, damaged):
         folder.mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from resuming import STUMBLING, numbers, sweep
+from resuming import numbers, stumbling_experiment, sweep
 from tiny import tiny_experiment, write_bars
 
 from fedveil.fl.errors import FedveilError
@@ -168,6 +168,15 @@ def test_what_cannot_be_sent_holds_up_only_what_refers_to_it(here: Path, place: 
     assert {"a.txt", "sweep.json"} <= place.times().keys()
 
 
+def test_a_place_that_is_gone_is_no_file_that_is_gone(here: Path, place: Place, moody: Moody) -> None:
+    def vanished(name: str) -> bool:
+        raise FileNotFoundError(name)
+
+    moody.refuses = vanished
+    with pytest.raises(FileNotFoundError):
+        Mirror(here, place).send()
+
+
 def test_trouble_is_said_once_and_what_waited_is_sent_later(here: Path, place: Place, moody: Moody) -> None:
     said: list[str] = []
     with mirrored(here, place.address, said.append, every=0.01):
@@ -229,9 +238,10 @@ def test_who_was_taken_for_dead_sends_nothing_more(
     first.claim()
     monkeypatch.setattr(module, "STALE", -1.0)
     second.claim()
-    with pytest.raises(FedveilError, match="another process has taken over"):
-        first.send()
-    assert "a.txt" not in place.times()
+    for act in (first.sign, first.send):  # a new sign would be one of two
+        with pytest.raises(FedveilError, match="another process has taken over"):
+            act()
+    assert [name.startswith("running-") for name in place.times()] == [True]
 
 
 def test_who_resumes_waits_for_a_dead_process(
@@ -282,16 +292,7 @@ def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path
 def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bars = write_bars(tmp_path / "bars.npz")
-    (tmp_path / "stumbling.py").write_text(STUMBLING)
-    raw = tiny_experiment(
-        bars,
-        fl={"rounds": 3, "strategy": "stumbling"},
-        audit={"rounds": [0]},
-        plugins=[str(tmp_path / "stumbling.py")],
-        tracking={"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"},
-        search={"panel": [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}]},
-    )
+    raw = stumbling_experiment(tmp_path, tracking={"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
     once, one_node, other_node = (tmp_path / name for name in ("once", "one", "other"))
     for folder in (once, one_node, other_node):
         folder.mkdir()
