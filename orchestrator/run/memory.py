@@ -12,6 +12,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.sealed import checksum, write_whole
 from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.tracking import without_passwords
 
 _CHECKSUM = "checksum"
 
@@ -47,7 +48,10 @@ def recall(paths: ExperimentPaths) -> Memory:
     """
     place = paths.memory
     if not place.exists():
-        raise FedveilError(f"--resume: there is nothing to resume, no {place}; start the sweep without --resume")
+        elsewhere = "" if paths.copy is None else f", and nothing at {without_passwords(paths.copy)}"
+        raise FedveilError(
+            f"--resume: there is nothing to resume, no {place}{elsewhere}; start the sweep without --resume"
+        )
     copies = sorted(paths.tune.glob(f"*/{place.name}"))[-1:]  # their folders' names begin with the time
     for one in (place, *copies):
         memory = _read(one)

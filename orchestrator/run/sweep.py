@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
-from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, progress_on
+from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, plainly, progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.interrupts import can_be_resumed
@@ -32,7 +30,7 @@ from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_trial
 from fedveil.orchestrator.run.tuning import Part, settings_of, sweep_parts
 from fedveil.orchestrator.run.workers import workers_of
-from fedveil.orchestrator.tracking import Replayed, SweepTracker, SweptKey, TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, delivering, without_passwords
 
 CHART = "pareto.png"
 """The one figure of a sweep that shows no images."""
@@ -80,8 +78,8 @@ def run_sweep(
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
     )
-    tracking = tracking_settings(experiment, paths, published=published, deliver=True)
-    with only_sweep(paths), mirrored(paths.root, paths.copy, console.print, resume=resume):
+    tracking = tracking_settings(experiment, paths, published=published)
+    with only_sweep(paths), mirrored(paths.root, paths.copy, plainly(console), resume=resume):
         return _sweep_in(paths, experiment, experiment.search, raw, console, tracking, settings, resume=resume)
 
 
@@ -98,8 +96,6 @@ def _sweep_in(
 ) -> SweepResult:
     before = _interrupted(paths, settings) if resume else None
     resources = experiment.resources
-    # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.
-    for_trials = replace(tracking, deliver=False)
     seeds = [one.seed for one in one_per_seed(experiment)]
     parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
     workers = " or ".join(map(str, sorted({one for _, one in parts})))
@@ -110,6 +106,7 @@ def _sweep_in(
         soft_wrap=True,
     )
     with (
+        delivering(tracking.spool_folder, plainly(console)),
         SweepTracker(
             tracking,
             name=experiment.experiment,
@@ -123,7 +120,6 @@ def _sweep_in(
             run_id=None if before is None else before.run_id,
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
-        delivering(parent.deliver),
         progress_on(console) as board,
         at_work(board),
     ):
@@ -137,7 +133,7 @@ def _sweep_in(
             raw={k: without_passwords(v) if k == "tracking" else v for k, v in raw.items() if k != "search"},
             plugins=loaded(),
             objectives=tuple(search.objectives),
-            tracking=for_trials,
+            tracking=tracking,
             parent_run_id=parent.run_id,
             paths=paths,
             storage=storage,
@@ -151,39 +147,11 @@ def _sweep_in(
                 results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
-            parent.deliver()
         outcome = summarise_sweep(experiment.experiment, rows, paths)
         drawn = [path for path in outcome.files if path.exists()]
         charts = [path for path in drawn if path.name == CHART]
         parent.summary(outcome.metrics, charts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
-
-
-@contextmanager
-def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterator[None]:
-    """Call ``deliver`` every so many seconds until the block ends, so that MLflow shows trials while they run.
-
-    While nothing is taken (the server does not answer) the pause doubles, up to twelve times ``every``.
-    """
-    over = threading.Event()
-
-    def work() -> None:
-        pause = every
-        while not over.wait(pause):
-            done = deliver()
-            pause = min(2 * pause, 12 * every) if done.waiting and not done.runs else every
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    patience = 60.0  # a server that never answers must not hold up the end; the spool keeps what is left
-    try:
-        yield
-    except KeyboardInterrupt:
-        patience = 2.0
-        raise
-    finally:
-        over.set()
-        worker.join(patience)
 
 
 def _interrupted(paths: ExperimentPaths, settings: Mapping[str, Any]) -> Memory:

@@ -95,7 +95,7 @@ class SweepTracker(RunRecorder):
         super().__exit__(kind, error, trace)
 
     def close(self, status: RunStatus) -> None:
-        """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""
+        """Close the run, mark trials that died as killed, and deliver what the trials left in the spool."""
         self._close(status)
 
     def _close(self, status: RunStatus) -> None:
@@ -104,6 +104,8 @@ class SweepTracker(RunRecorder):
         self._close_abandoned()
         self._record(CloseChildren(now()))
         super()._close(status)
+        if not self.settings.deliver:
+            return
         left = self.deliver()
         if left.waiting:
             _log.warning("%d runs wait in %s for MLflow to answer", left.waiting, self.settings.spool_folder)
