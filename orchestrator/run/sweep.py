@@ -24,7 +24,9 @@ from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
 from fedveil.orchestrator.run.mirror import mirrored
+from fedveil.orchestrator.run.names import release_claims
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
+from fedveil.orchestrator.run.private import private_tree
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_trial
@@ -126,7 +128,8 @@ def _sweep_in(
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
         new = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         storage = paths.tune / (new if before is None else before.tune)
-        keep(Memory(parent.run_id, storage.name, settings), paths)
+        starts = 0 if before is None else before.starts + 1
+        keep(Memory(parent.run_id, storage.name, settings, starts), paths)
         can_be_resumed()
         job = TrialJob(
             # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
@@ -143,14 +146,17 @@ def _sweep_in(
         )
         rows: list[TrialRow] = []
         for part, own in parts:
-            with without_repeats():
-                results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
+            try:
+                with without_repeats():
+                    results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
+            finally:
+                private_tree(storage)  # Tune writes for everybody, into a folder that is not
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
         outcome = summarise_sweep(experiment.experiment, rows, paths)
         drawn = [path for path in outcome.files if path.exists()]
         charts = [path for path in drawn if path.name == CHART]
-        parent.summary(outcome.metrics, charts, pictures=[path for path in drawn if path.name != CHART])
+        parent.summary(outcome.metrics, charts, step=starts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
 
 
@@ -202,5 +208,8 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.
     tuner = tune.Tuner(trainable, param_space=part.space, tune_config=part.config, run_config=run)
     path = job.storage / part.name
     if not whole_states(path, say):
+        release_claims(
+            job.names, f"{part.name}/"
+        )  # its trials go on from their checkpoints, under other numbers of Tune's
         return tuner
     return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=part.space)

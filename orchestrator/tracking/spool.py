@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedveil.fl.sealed import make_private
 from fedveil.orchestrator.tracking.operations import Close, Damaged, Open, Operation
 from fedveil.orchestrator.tracking.settings import without_passwords
 
@@ -274,6 +275,6 @@ class Spool:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Folders come and go only under this lock: none is deleted while a resumed run takes it up."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         with FileLock(self.folder / ".lock", mode=_PRIVATE):
             yield

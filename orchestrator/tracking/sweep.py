@@ -59,7 +59,7 @@ class SweepTracker(RunRecorder):
             self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
 
     def summary(
-        self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()
+        self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = (), step: int = 0
     ) -> None:
         """Record what came out of the sweep.
 
@@ -67,13 +67,14 @@ class SweepTracker(RunRecorder):
             metrics: by names in `metrics.SUMMARY`.
             files: without images of victims: the Pareto figure.
             pictures: with images of several victims; recorded if the settings let ``grid/*`` out.
+            step: how often the sweep was resumed: what a start of it has said stays, and the last one counts.
 
         Raises:
             ValueError: a name is not one of `metrics.SUMMARY`.
             FileNotFoundError: a file is missing.
         """
         check_names("summary metric", metrics, [metric.name for metric in SUMMARY])
-        self._points(metrics, step=0)
+        self._points(metrics, step=step)
         for path in (*files, *(path for path in pictures if self.settings.images.allows(f"grid/{path.stem}"))):
             self.log_file(path, "summary")
 
