@@ -70,14 +70,16 @@ class AttackerPreparation:
         inverse: from trained-on images to originals, on the CPU; None where the defence leaves images alone.
         reader: the attacker's own classifier of trained-on images, on the CPU; None if it has none.
         law: how likely an image had a part in what was trained on, for a defence that makes one image of many; else None.
-        rehearsed: for such a defence auxiliary images, of which the inverse has learnt nothing, and what became of each.
+        unlearnt: auxiliary images of which the inverse has learnt nothing, and for each what a client would hold in its
+            place: the image itself, or what became of it behind a defence that makes one image of many. None without an
+            inverse: then nothing was learnt of any.
     """
 
     surrogate: Surrogate
     inverse: LearntInverse | None
     reader: Reader | None = None
     law: SharedLaw | None = None
-    rehearsed: tuple[Images, Images] | None = None
+    unlearnt: tuple[Images, Images] | None = None
 
     @property
     def draws(self) -> int:

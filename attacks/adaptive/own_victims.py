@@ -64,7 +64,8 @@ def own_victims(
         batches: at most so many of the client's size, of different images.
     """
     auxiliary = knowledge.auxiliary_images()
-    originals, shown = (auxiliary, auxiliary) if preparation.rehearsed is None else preparation.rehearsed
+    # An inverse undoes the defence too well on images that it has learnt.
+    originals, shown = preparation.unlearnt or (auxiliary, auxiliary)
     stream = torch_stream(knowledge.seed, "own victims")
     order = torch.randperm(len(originals), generator=stream)
     whole = [indices for indices in order.split(like.batch_size) if len(indices) == like.batch_size][:batches]

@@ -86,9 +86,8 @@ def prepare_attacker(
     reader = None
     if len(auxiliary.labels.unique()) > 1:
         reader = train_reader(lessons, inverse, key.training, classes=classes, device=device, stream=stream)
-    if not isinstance(lessons, RehearsedLessons):
-        return AttackerPreparation(surrogate, inverse, reader)
-    return AttackerPreparation(surrogate, inverse, reader, SharedLaw.of(lessons), lessons.unlearnt())
+    law = SharedLaw.of(lessons) if isinstance(lessons, RehearsedLessons) else None
+    return AttackerPreparation(surrogate, inverse, reader, law, None if inverse is None else lessons.unlearnt())
 
 
 def _lessons(

@@ -47,6 +47,12 @@ class Lessons(Protocol):
     observations: int
     measured: Measured
 
+    def unlearnt(self) -> tuple[Images, Images]:
+        """Return originals that nothing is learnt of, each once, and for each what a client would hold instead of it.
+
+        Too few images to spare any are all learnt of, and returned all the same.
+        """
+
     def batch(self, at: Tensor, stream: torch.Generator, *, mirrored: Sequence[int]) -> Measured:
         """Return the examples numbered ``at``, varied, with what becomes of them: images, labels, draws.
 
@@ -152,6 +158,10 @@ class DefendedLessons:
         self._draws = draws
         self._device = device
 
+    def unlearnt(self) -> tuple[Images, Images]:
+        """See `Lessons.unlearnt`: a client holds the originals, and the defence acts on them as it trains."""
+        return self.held_out, self.held_out
+
     def batch(self, at: Tensor, stream: torch.Generator, *, mirrored: Sequence[int]) -> Measured:
         """See `Lessons.batch`."""
         x, y = self.train.batch(at)
@@ -204,7 +214,7 @@ class RehearsedLessons:
         return self.train, self._became
 
     def unlearnt(self) -> tuple[Images, Images]:
-        """Return originals that nothing was learnt of, each once, and what became of them."""
+        """See `Lessons.unlearnt`: a client holds what became of them."""
         distinct = {image.tobytes(): row for row, image in enumerate(self._measured.pixels.numpy())}
         at = torch.tensor(list(distinct.values()))
         return self._measured.take(at), Images(self._of_measured[at], self._measured.labels[at])

@@ -394,9 +394,21 @@ def test_a_defence_that_leaves_images_alone_needs_no_inverse(
     stream = torch_stream(1, "inverse")
     found = prepare_attacker(Stateless(defense), blobs(8, 2, side=12), key, classes=2, device=CPU, stream=stream)
     assert found.inverse is None
+    assert found.unlearnt is None
     assert found.draws == 1
     assert found.reader is not None
     assert found.reader.inverse is None
+
+
+def test_images_that_the_inverse_has_not_learnt_are_known(blobs: Blobs) -> None:
+    auxiliary = blobs(60, 2, side=12)
+    key = PreparationKey(False, None, InverseTraining(steps=1, batch_size=4, width=4))
+    stream = torch_stream(1, "inverse")
+    found = prepare_attacker(Stateless(PixelNoise()), auxiliary, key, classes=2, device=CPU, stream=stream)
+    assert found.unlearnt is not None
+    spared, shown = found.unlearnt
+    assert torch.equal(spared.pixels, shown.pixels)
+    assert 0 < len(spared) < 30
 
 
 def test_images_of_one_class_teach_no_classifier(blobs: Blobs) -> None:

@@ -31,7 +31,7 @@ def test_what_was_rehearsed_is_sent_and_the_original_is_the_truth(blobs: Blobs, 
     """As behind a defence that makes one image of many."""
     originals = blobs(10, 2, side=12)
     became = Images(255 - originals.pixels, originals.labels)
-    preparation = AttackerPreparation(Surrogate(), None, rehearsed=(originals, became))
+    preparation = AttackerPreparation(Surrogate(), None, unlearnt=(originals, became))
     like = observe(blobs(2, 1, side=12), SPEC)
     own = own_victims(like, preparation, known(blobs(30, 3, side=12)), 3)
     pool = originals.pixels.tolist()
@@ -39,6 +39,16 @@ def test_what_was_rehearsed_is_sent_and_the_original_is_the_truth(blobs: Blobs, 
     assert len(set(rows)) == len(rows) == 6
     for one in own:
         torch.testing.assert_close(one.trained, 1 - one.batch.floats())
+
+
+def test_victims_are_images_that_the_inverse_has_not_learnt(blobs: Blobs, observe: Observe) -> None:
+    auxiliary = blobs(30, 3, side=12)
+    spared = auxiliary.take(torch.arange(24, 30))
+    preparation = AttackerPreparation(Surrogate(data=PixelNoise().data), None, unlearnt=(spared, spared))
+    own = own_victims(observe(blobs(2, 1, side=12), SPEC), preparation, known(auxiliary), 5)
+    assert sum(len(one.batch) for one in own) == 6
+    pool = spared.pixels.tolist()
+    assert all(image in pool for one in own for image in one.batch.pixels.tolist())
 
 
 def test_labels_are_told_where_the_victims_are(blobs: Blobs, observe: Observe) -> None:

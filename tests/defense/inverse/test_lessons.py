@@ -125,6 +125,16 @@ def test_it_is_a_function_of_its_stream() -> None:
     assert not torch.equal(one.train.pixels, other.train.pixels)
 
 
+def test_what_is_not_learnt_of_single_images_is_none_of_those_that_are() -> None:
+    draws = Draws(lambda x, y, stream: x, 1, 1, 0.0)
+    single = DefendedLessons(numbered(100), draws, device=CPU, stream=torch_stream(1, "lessons"))
+    spared, shown = ({int(image[0, 0, 0]) for image in one.pixels} for one in single.unlearnt())
+    learnt = {int(image[0, 0, 0]) for image in single.train.pixels}
+    assert spared == shown == set(range(100)) - learnt
+    assert spared
+    assert learnt
+
+
 def test_single_images_are_varied_first_and_defended_then(blobs: Blobs) -> None:
     seen: list[torch.Tensor] = []
 
