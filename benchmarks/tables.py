@@ -8,19 +8,17 @@ A test holds the page to the records: no number in it is written by hand.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import MISSING, Row, machine, ratio, read, table
 from benchmarks.peers.cells import DATA, NETWORKS, VICTIMS, WEIGHTS
+from benchmarks.training_tables import FEDERATED, LAYOUTS, federated, layouts
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")
-MISSING = "Not measured yet."
-
-Row = dict[str, Any]
 
 
 def best(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
@@ -31,28 +29,6 @@ def best(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
         if one["victims"] == VICTIMS and (key not in found or found[key]["psnr_mean"] < one["psnr_mean"]):
             found[key] = one
     return found
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    every = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in every)
-
-
-def machine(record: dict[str, Any]) -> str:
-    """Return where a record was made, in one line."""
-    known = record["machine"]
-    device = known.get("gpu", f"{known['cpu']}, {known['threads']} thread(s)")
-    return f"{device}; PyTorch {known['torch']}, Python {known['python']}."
-
-
-def read(results: Path, name: str) -> dict[str, Any] | None:
-    """Return a record, or None where there is none."""
-    path = results / name
-    if not path.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record
 
 
 def _pair(theirs: Row | None, ours: Row | None) -> str:
@@ -104,10 +80,6 @@ def quality(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _ratio(found: dict[str, float] | None) -> str:
-    return "-" if found is None else f"{found['median']:.2f} ({found['least']:.2f} to {found['most']:.2f})"
-
-
 def speed(results: Path) -> str:
     """Return the section on time per step."""
     record = read(results, "speed.json")
@@ -128,7 +100,7 @@ def speed(results: Path) -> str:
         milliseconds = ", ".join(
             f"{taken[name]:.3g}" if name in taken else "-" for name in ("inverting_gradients", "step", "floor")
         )
-        found = [_ratio(row.get(name)) for name in ("peer_over_step", "peer_over_loop", "step_over_floor")]
+        found = [ratio(row.get(name)) for name in ("peer_over_step", "peer_over_loop", "step_over_floor")]
         lines.append([row["device"], row["network"], str(row["victims"]), *found, milliseconds])
     return f"{table(head, lines)}\n\n{machine(record)}"
 
@@ -264,6 +236,8 @@ def page(results: Path) -> str:
         (MEMORY, memory(results)),
         (STRENGTH, strength(results)),
         (CORES, cores(results)),
+        (FEDERATED, federated(results)),
+        (LAYOUTS, layouts(results)),
     ]
     return "\n\n".join([INTRODUCTION, *(part for section in sections for part in section)]) + "\n"
 

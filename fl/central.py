@@ -15,7 +15,7 @@ from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
 from fedveil.fl.metrics import accuracy
-from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.models import ModelSpec, model_on
 from fedveil.fl.seeding import derive_seed, seeded_globals, torch_stream
 from fedveil.fl.training import exchanged
 from fedveil.fl.until_flat import Adam, Curve, hold_out, train_for, train_until_flat
@@ -109,7 +109,7 @@ def train_classifier(
         wrong = (1 - accuracy(logits.cpu(), shown.labels)) * len(shown)
         return (wrong + 1) / (len(shown) + 1)
 
-    model = build_model(spec, seed).to(device).train()
+    model = model_on(device, spec, seed).train()
     with seeded_globals(derive_seed(seed, "central", "dropout"), device):
         if validation is None:
             train_for(model, loss, steps=training.steps, learning_rate=LEARNING_RATE, optimizer=optimizer)
@@ -175,4 +175,4 @@ def steps_for_few(count: int, *, most: int) -> int:
 
 
 def _on_cpu(model: nn.Module) -> State:
-    return {name: value.cpu().clone() for name, value in exchanged(model).items()}
+    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in exchanged(model).items()}

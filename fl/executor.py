@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.models import ModelSpec, model_on
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -30,7 +30,7 @@ class Slot:
     def model(self, spec: ModelSpec) -> nn.Module:
         """Return this slot's model of that kind, built on first use. Its weights are whatever the last user left."""
         if spec not in self._models:
-            self._models[spec] = build_model(spec).to(self.device)
+            self._models[spec] = model_on(self.device, spec)
         return self._models[spec]
 
 

@@ -204,10 +204,11 @@ def local_update(
         loss_sum += float(loss.detach()) * own
 
     after = exchanged(model)
-    change = {name: after[name].cpu() - weights[name].cpu() for name in after}
+    change = {name: (after[name].cpu() - weights[name].cpu()).contiguous() for name in after}
     tensors = change if spec.kind is UpdateKind.DELTA else gradient_sum
     update = ClientUpdate(
-        tensors={name: tensors[name].cpu() for name in parameters},
+        # How the model lies in memory is nobody's business.
+        tensors={name: tensors[name].cpu().contiguous() for name in parameters},
         buffers={name: change[name] for name, _ in model.named_buffers() if name in change},
         examples=len(shard) if spec.kind is UpdateKind.DELTA else examples,
         kind=spec.kind,

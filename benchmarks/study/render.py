@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.markdown import machine, table
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS, SEEDS
-from benchmarks.tables import RESULTS, machine, table
+from benchmarks.tables import RESULTS
 
 PAGE = Path("docs/results.md")
 T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from torch import Tensor, nn
 
 from fedveil.fl.errors import FedveilError
@@ -11,7 +12,18 @@ from fedveil.fl.models import convnet, lenet, mlp, resnet
 from fedveil.fl.models.base import MODELS, Classifier, ModelSpec
 from fedveil.fl.seeding import derive_seed, seeded_globals
 
-__all__ = ["MODELS", "Classifier", "ModelSpec", "build_model", "convnet", "init_model", "lenet", "mlp", "resnet"]
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "ModelSpec",
+    "build_model",
+    "convnet",
+    "init_model",
+    "lenet",
+    "mlp",
+    "model_on",
+    "resnet",
+]
 
 
 def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
@@ -49,6 +61,23 @@ def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
         raise FedveilError(f"{what}: {model.__name__} does not take {', '.join(keywords)} ({error})") from error
     with seeded_globals(derive_seed(seed, "model")):
         return model(**keywords)
+
+
+def model_on(device: torch.device, spec: ModelSpec, seed: int = 0) -> nn.Module:
+    """Build the classifier that ``spec`` names on a device, laid out in memory to train fast there.
+
+    On a CPU the kernels of a model that takes any layout hold their channels last, and its features follow them: a step of
+    training then takes 3 to 30 % less, most with few channels and GroupNorm (``benchmarks.layouts``). Sums are taken in
+    another order, so weights differ from those of `build_model` trained alike in the last digits. That is a matter of the
+    model and the kind of device alone, never of a measurement: all workers make the same.
+
+    Raises:
+        FedveilError: as `build_model`.
+    """
+    model = build_model(spec, seed).to(device)
+    if device.type == "cpu" and getattr(model, "any_layout", False):
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def init_model(spec: ModelSpec, seed: int) -> dict[str, Tensor]:

@@ -40,11 +40,14 @@ class Classifier(nn.Module):
         norms: the normalisations that this model allows; the first is its default.
         default_width: channels of the first layer where the specification leaves them open.
         smallest_side: the least height and width in pixels.
+        any_layout: it runs whatever the layout of images and features in memory, so it may be trained in the one that is
+            fastest. A model that says ``view`` where ``flatten`` or ``reshape`` would do cannot.
     """
 
     norms: ClassVar[tuple[str, ...]]
     default_width: ClassVar[int]
     smallest_side: ClassVar[int]
+    any_layout: ClassVar[bool] = False
 
 
 MODELS: Registry[type[nn.Module]] = Registry("model")

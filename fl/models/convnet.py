@@ -22,6 +22,7 @@ class ConvNet(Classifier):
     norms: ClassVar[tuple[str, ...]] = ("group", "none", "batch")
     default_width: ClassVar[int] = 32
     smallest_side: ClassVar[int] = 8
+    any_layout: ClassVar[bool] = True
 
     def __init__(self, *, image_shape: tuple[int, int, int], classes: int, norm: str, width: int) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class LeNet(Classifier):
     norms: ClassVar[tuple[str, ...]] = ("none",)
     default_width: ClassVar[int] = 12
     smallest_side: ClassVar[int] = 8
+    any_layout: ClassVar[bool] = True
 
     def __init__(self, *, image_shape: tuple[int, int, int], classes: int, norm: str, width: int) -> None:
         super().__init__()

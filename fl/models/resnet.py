@@ -72,6 +72,7 @@ class ResNet18(Classifier):
     norms: ClassVar[tuple[str, ...]] = ("group", "batch")
     default_width: ClassVar[int] = 64
     smallest_side: ClassVar[int] = 16
+    any_layout: ClassVar[bool] = True
 
     def __init__(self, *, image_shape: tuple[int, int, int], classes: int, norm: str, width: int) -> None:
         super().__init__()
@@ -97,6 +98,7 @@ class ResNet20(Classifier):
     norms: ClassVar[tuple[str, ...]] = ("group", "batch")
     default_width: ClassVar[int] = 16
     smallest_side: ClassVar[int] = 8
+    any_layout: ClassVar[bool] = True
 
     def __init__(self, *, image_shape: tuple[int, int, int], classes: int, norm: str, width: int) -> None:
         super().__init__()

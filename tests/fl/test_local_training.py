@@ -16,7 +16,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import NoHooks
 from fedveil.fl.messages import ClientUpdate, UpdateKind
-from fedveil.fl.models import ModelSpec, build_model, init_model
+from fedveil.fl.models import ModelSpec, build_model, init_model, model_on
 from fedveil.fl.optimizers import SGD, Adam, LocalOptimizer
 from fedveil.fl.training import LocalResult, LocalTraining, local_update
 
@@ -222,3 +222,18 @@ def test_impossible_settings_are_refused_in_words() -> None:
     for public in (None, images(3).take(torch.arange(0))):
         with pytest.raises(FedveilError, match=r"replay is 0\.5, and there are no public images"):
             train(replace(DELTA, replay=0.5), public=public)
+
+
+@pytest.mark.parametrize("how", [DELTA, replace(DELTA, kind=UpdateKind.GRADIENT)], ids=lambda how: how.kind)
+def test_an_update_does_not_show_how_the_model_lies_in_memory(how: LocalTraining) -> None:
+    spec = replace(SPEC, image_shape=(3, 12, 12))
+    pixels = torch.randint(256, (9, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shard, weights = Images(pixels, torch.arange(9) % 3), init_model(spec, seed=3)
+    models = (build_model(spec), model_on(torch.device("cpu"), spec))
+    plain, laid_out = (
+        local_update(model, weights, shard, NoHooks(), how, torch.Generator().manual_seed(1)).update.tensors
+        for model in models
+    )
+    assert not all(parameter.is_contiguous() for parameter in models[1].parameters())
+    assert all(tensor.is_contiguous() for tensor in laid_out.values())
+    torch.testing.assert_close(laid_out, plain, rtol=1e-3, atol=1e-6)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, jvp, replace_all_batch_norm_module
 from torch.nn import functional as F
 
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.models import MODELS, ModelSpec, build_model, init_model
+from fedveil.fl.models import MODELS, ModelSpec, build_model, init_model, model_on
 from fedveil.fl.models.norms import BatchNorm2d
 
 torch.set_num_threads(1)
@@ -257,3 +257,34 @@ def test_any_module_class_can_be_a_model() -> None:
 def test_a_module_that_does_not_take_a_setting_is_an_error_that_says_so(spec: ModelSpec, message: str) -> None:
     with pytest.raises(FedveilError, match=message):
         build_model(spec)
+
+
+@pytest.mark.parametrize(("name", "norm"), [variant for variant in VARIANTS if variant[0] != "mlp"])
+def test_a_model_that_takes_any_layout_computes_the_same_with_channels_last(name: str, norm: str) -> None:
+    there = spec(name, norm, (3, 16, 16), 4)
+    plain, laid_out = build_model(there, 3).double(), model_on(torch.device("cpu"), there, 3).double()
+    # A kernel of one channel or one pixel lies both ways at once.
+    kernels = [kernel for kernel in laid_out.parameters() if kernel.ndim == 4 and not kernel.is_contiguous()]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    x, y = images(5, (3, 16, 16)).double(), torch.arange(5) % 4
+    first, second = (
+        torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters())) for model in (plain, laid_out)
+    )
+    torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_does_not_say_so_keeps_its_layout() -> None:
+    @MODELS.register("old-fashioned")
+    class OldFashioned(nn.Module):
+        def __init__(self, *, image_shape: tuple[int, int, int], classes: int) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(image_shape[0], 4, 3, padding=1)
+            self.head = nn.Linear(4 * 8 * 8, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.convolution(x).view(len(x), -1))
+            return logits
+
+    model = model_on(torch.device("cpu"), ModelSpec("old-fashioned", (3, 8, 8), 2))
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 2)
