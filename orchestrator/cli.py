@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="open the MLflow user interface on the local record")
     ui.add_argument("--uri", help="as for report")
     ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--no-browser", action="store_false", dest="browser", help="print the links, open no browser")
     ui.set_defaults(run=_ui)
     return parser
 
@@ -319,14 +320,11 @@ def _uri(given: str | None) -> str:
 def _ui(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.report.recorded import check_uri, experiment_views
     from fedveil.orchestrator.tracking import without_passwords
+    from fedveil.orchestrator.ui import serve
 
     uri = _uri(arguments.uri)
     check_uri(uri)
     if uri.startswith(("http", "databricks")):
         console.print(f"MLflow runs at {without_passwords(uri)}")
         return 0
-    for name, path in experiment_views(uri).items():
-        console.print(f"{name}:  http://127.0.0.1:{arguments.port}{path}", soft_wrap=True)
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execv(sys.executable, [sys.executable, *command, "--port", str(arguments.port), "--workers", "1"])
+    return serve(uri, arguments.port, experiment_views(uri), console, browser=arguments.browser)

@@ -14,6 +14,8 @@ from typing import Any
 from fedveil.defense import DEFENSES, Defense, Stack
 from fedveil.fl.sealed import make_private
 from fedveil.orchestrator.config import Experiment
+from fedveil.orchestrator.report.rows import FINISHED, TrialRow
+from fedveil.orchestrator.tracking.names import TITLE
 
 Option = tuple[str, str]
 """(a defence's name, one of its options)."""
@@ -42,6 +44,7 @@ def params_of(experiment: Experiment) -> dict[str, str | float]:
         values = [getattr(part, key) for part in parts if hasattr(part, key)]
         if values:
             params[f"defense.{key}"] = float(values[0])
+    params[TITLE] = TrialRow("", FINISHED, params).title
     return params
 
 

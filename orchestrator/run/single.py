@@ -12,6 +12,7 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.callbacks import Costs, Speech
+from fedveil.orchestrator.run.colors import run_color
 from fedveil.orchestrator.run.failures import logged
 from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.names import fitted, params_of
@@ -23,6 +24,7 @@ from fedveil.orchestrator.run.setup import Setup, make_setup
 from fedveil.orchestrator.run.trial import Trial
 from fedveil.orchestrator.run.workers import workers_of
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, delivering, without_passwords
+from fedveil.orchestrator.tracking.names import COLOR_TAG
 
 
 def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunResult:
@@ -76,7 +78,9 @@ def _run_seed(
     executor.say = say = Speaker(board, name)
     with (
         logged(own.folder),
-        TrialTracker(tracking, parent_run_id=None, name=name, params=params) as tracker,
+        TrialTracker(
+            tracking, parent_run_id=None, name=name, params=params, tags={COLOR_TAG: run_color(experiment)}
+        ) as tracker,
     ):
         callbacks = [
             Costs(experiment.fl.rounds),

@@ -24,7 +24,7 @@ from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
 from fedveil.orchestrator.run.mirror import mirrored
-from fedveil.orchestrator.run.names import release_claims
+from fedveil.orchestrator.run.names import panel_names, release_claims
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
 from fedveil.orchestrator.run.private import private_tree
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
@@ -33,18 +33,23 @@ from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_tria
 from fedveil.orchestrator.run.tuning import Part, settings_of, sweep_parts
 from fedveil.orchestrator.run.workers import workers_of
 from fedveil.orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, delivering, without_passwords
+from fedveil.orchestrator.tracking.names import TITLE
 
 CHART = "pareto.png"
 """The one figure of a sweep that shows no images."""
 
 
 def swept_keys(search: SearchSection) -> list[SweptKey]:
-    """Return what a search varies, for descriptions and views."""
-    return [
+    """Return what a search varies, for descriptions and views: a panel's defences, with their settings, are one thing."""
+    found = [
         SweptKey(key, f"{kind} {values}", all(isinstance(v, (int, float)) for v in values))
         for key, one in search.space.items()
         for kind, values in one.items()
     ]
+    defenses = [{"defense": one["defense"]} for one in search.panel if "defense" in one]
+    if len(defenses) > 1:
+        found.append(SweptKey(TITLE, f"panel {', '.join(dict.fromkeys(panel_names(defenses)))}", numeric=False))
+    return found
 
 
 def run_sweep(

@@ -22,6 +22,7 @@ from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
+from fedveil.orchestrator.run.colors import run_color
 from fedveil.orchestrator.run.failures import logged, sentence_of
 from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
@@ -31,6 +32,7 @@ from fedveil.orchestrator.run.setup import make_setup
 from fedveil.orchestrator.run.trial import Trial
 from fedveil.orchestrator.run.tuning import overrides_of
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker
+from fedveil.orchestrator.tracking.names import COLOR_TAG
 from fedveil.orchestrator.tracking.spool import PENDING
 
 RUNNING = "running_seed"
@@ -192,6 +194,7 @@ def _run_seed(
         name=name,
         params={**params_of(experiment), **plain},
         swept=list(plain),
+        tags={COLOR_TAG: run_color(experiment)},
         run_id=saved.run_id or PENDING + token,
     ) as tracker:
         say = Speaker(job.board, name)

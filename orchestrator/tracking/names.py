@@ -35,6 +35,10 @@ NOT_FINITE = "not_finite/"
 """Prefix of the tag that says where a metric was NaN or infinite, and so was left out."""
 
 
+TITLE = "defense.title"
+"""Param: the defence with the setting that says how much it protects, in words."""
+COLOR_TAG = "mlflow.runColor"
+"""Tag of the interface's own: the colour of the run in its charts, ``#rrggbb``."""
 SWEPT = "swept/"
 """Prefix of the metric that repeats a swept number, because MLflow keeps params as text."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedveil.orchestrator.metrics import metric
-from fedveil.orchestrator.tracking.names import KIND_TAG, RECONSTRUCTION_GRID, SWEPT
+from fedveil.orchestrator.tracking.names import KIND_TAG, RECONSTRUCTION_GRID, SWEPT, TITLE
 
 VIEW_ID = "fedveil"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
@@ -40,8 +40,10 @@ _EXPLAINED = (
 _BETTER = {"max": " Higher is better.", "min": " Lower is better.", None: ""}
 
 _NOTE = """\
+**[Open the trade-off view]({link})**
+
 Each trial is federated training under one defence, then attacks on the updates that the clients really sent.
-Runs nest: a sweep, and below it its trials. **[Open the trade-off view]({link})**
+Runs nest: a sweep, and below it its trials.
 
 {metrics}
 
@@ -67,8 +69,12 @@ class SweptKey:
 
 
 def view_path(experiment_id: str) -> str:
-    """The part of the view's address after the server's, for example ``/#/experiments/1/runs?...``."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_ID}&compareRunsMode=CHART"
+    """The part of the view's address after the server's, for example ``/#/experiments/1/runs?...``.
+
+    Without ``workflowType`` the interface begins on its page for language models, which is empty here.
+    """
+    shared = f"viewStateShareKey={VIEW_ID}&compareRunsMode=CHART"
+    return f"/#/experiments/{experiment_id}/runs?{shared}&workflowType=machine_learning"
 
 
 def sweep_note(swept: Sequence[SweptKey], objectives: Mapping[str, str]) -> str:
@@ -114,7 +120,11 @@ def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, objec
         _card(
             "PARALLEL",
             "Swept keys to outcome",
-            {"selectedParams": other, "selectedMetrics": [*numeric, _UTILITY, _PRIVACY], "showAllRuns": True},
+            {
+                "selectedParams": other or [TITLE],
+                "selectedMetrics": [*numeric, _UTILITY, _PRIVACY],
+                "showAllRuns": True,
+            },
             runs=100,
         ),
         _card(
@@ -150,6 +160,7 @@ def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, objec
         "orderByAsc": False,
         "runsHiddenMode": "SHOW_ALL",
         "selectedColumns": [
+            *(f"params.`{name}`" for name in (TITLE, "seed")),
             *(f"metrics.`{name}`" for name in _COLUMNS),
             *(f"metrics.`{name}`" for name in numeric),
         ],

@@ -15,11 +15,12 @@ from tiny import tiny_experiment
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.memory import Memory, keep
+from fedveil.orchestrator.run.names import params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths
-from fedveil.orchestrator.run.sweep import run_sweep
+from fedveil.orchestrator.run.sweep import run_sweep, swept_keys
 from fedveil.orchestrator.run.trainable import rows_of
 from fedveil.orchestrator.run.tuning import overrides_of, settings_of, sweep_parts, tune_config
-from fedveil.orchestrator.tracking import without_passwords
+from fedveil.orchestrator.tracking import SweptKey, without_passwords
 
 GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
 DRAWN = {"fl.learning_rate": {"loguniform": [0.1, 1.0]}}
@@ -123,3 +124,32 @@ def test_a_sweep_without_a_search_is_refused() -> None:
 
 def test_a_trial_that_an_interrupted_sweep_never_began_has_no_row() -> None:
     assert rows_of(SimpleNamespace(config=None, metrics=None, error=None), cast(Any, None)) == []
+
+
+def test_a_panel_of_defences_is_one_thing_that_is_swept() -> None:
+    panel = [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.2}}]
+    several, one, mixed = (
+        check(sweep(space, samples=1, panel=own)).search
+        for space, own in (({}, panel), (DRAWN, panel[:1]), (DRAWN, [*panel, {"seed": 1}]))
+    )
+    assert several is not None
+    assert one is not None
+    assert mixed is not None
+    defenses = SweptKey("defense.title", "panel none, pixel_noise_strength=0.2", numeric=False)
+    rate = SweptKey("fl.learning_rate", "loguniform [0.1, 1.0]")
+    assert swept_keys(several) == [defenses]
+    assert swept_keys(one) == [rate]
+    assert swept_keys(mixed) == [rate, defenses]
+
+
+@pytest.mark.parametrize(
+    ("defense", "title"),
+    [
+        ("none", "none"),
+        ({"name": "pixel_noise", "strength": 0.2}, "pixel noise 0.2"),
+        ({"name": "latent", "k": 5}, "latent k 5"),
+        ([{"name": "latent", "k": 5}, {"name": "top_k", "keep": 0.1}], "latent+top k k 5"),
+    ],
+)
+def test_a_trial_says_its_defence_with_its_dial(defense: Any, title: str) -> None:
+    assert params_of(check(sweep(DRAWN) | {"defense": defense}))["defense.title"] == title
