@@ -20,7 +20,7 @@ EVERY = 5.0
 """Seconds between two deliveries, so that MLflow shows trials while they run."""
 _SELDOM = 12
 """So many times longer is the pause at most, while nothing is taken."""
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds without any progress after which the end is not held up any more: the spool keeps what is left."""
 INTERRUPTED = 5.0
 """The same after Ctrl-C."""
