@@ -1,4 +1,4 @@
-"""Real servers for tests, on loopback, each ended by the handle that started it."""
+"""Real servers on loopback, and faulty ones, for tests too; each is ended by the handle that started it."""
 
 from __future__ import annotations
 
@@ -106,6 +106,31 @@ def losing_answers(uri: str, *, to: str, times: int) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def mute(port: int = 0) -> Iterator[int]:
+    """Accept connections at a port, which is yielded, and never answer."""
+    listening = socket.create_server(("127.0.0.1", port), backlog=128)
+    held: list[socket.socket] = []
+
+    def hold() -> None:
+        while True:
+            try:
+                held.append(listening.accept()[0])
+            except OSError:  # it is over
+                return
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    try:
+        yield int(listening.getsockname()[1])
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+        for one in held:
+            one.close()
 
 
 def free_port() -> int:
