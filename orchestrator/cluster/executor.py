@@ -242,7 +242,7 @@ class RayExecutor:
             raise RuntimeError("this RayExecutor is closed")
         self._fill()
         work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
-        sent_task, sent = ray.put(task), self.broadcast(tuple(shared))
+        sent = self.broadcast(tuple(shared))
         running: dict[Any, tuple[int, int]] = {}
         starting = {start.slot for start in self._starting.values()}
         free = deque(slot for slot in self._actors if slot not in starting)
@@ -250,7 +250,7 @@ class RayExecutor:
             while work.waiting and free:
                 index = work.waiting.popleft()
                 try:
-                    ref = self._actors[free[0]].run.remote(sent_task, items[index], sent, self.say)
+                    ref = self._actors[free[0]].run.remote(task, items[index], sent, self.say)
                 except Exception as error:  # the item cannot be pickled
                     work.fail(error)
                 else:
