@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 
 @dataclass
 class MlflowServer:
-    """A real MLflow server on loopback over a SQLite file; it can be stopped and started again."""
+    """A real MLflow server on loopback, by default over a SQLite file; it can be stopped and started again."""
 
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    store: str | None = None
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def uri(self) -> str:
@@ -35,10 +40,11 @@ class MlflowServer:
             **os.environ,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            **self.environment,
         }
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--workers", "1", "--backend-store-uri", self.store or f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), *self.arguments]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
@@ -106,6 +112,40 @@ def losing_answers(uri: str, *, to: str, times: int) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda found: int(found.parent.name))
+"""Where Debian's package has its programs; None without it."""
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Yield the address of a database of a real PostgreSQL server on loopback, whose files lie in a new ``folder``."""
+    assert POSTGRES is not None
+    port, folder = free_port(), folder.absolute()
+    folder.mkdir()
+    # It refuses to run as root. Temporary folders of tests are their owner's alone, so the other user is lent this one.
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+    made: dict[str, Any] = {"user": user, "cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
+    make = [POSTGRES / "initdb", "-D", ".", "-U", "mlflow", "--auth=trust", "--encoding=UTF8"]
+    subprocess.run(make, check=True, capture_output=True, **made)
+    command = [POSTGRES / "postgres", "-D", ".", "-p", str(port), "-h", "127.0.0.1", "-c", "unix_socket_directories="]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "-c", "fsync=off"], stdout=log, stderr=log, **made)
+    try:
+        deadline = time.monotonic() + 60
+        while subprocess.run(
+            [POSTGRES / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True
+        ).returncode:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((folder / "log").read_text()[-3000:])
+            time.sleep(0.1)
+        yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)  # a fast shutdown
+        process.wait(60)
 
 
 def free_port() -> int:
