@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.markdown import MISSING, Row, machine, ratio, read, table
 from benchmarks.peers.cells import DATA, NETWORKS, VICTIMS, WEIGHTS
-from benchmarks.training_tables import FEDERATED, LAYOUTS, federated, layouts
+from benchmarks.training_tables import FEDERATED, LAYOUTS, OVERHEAD, federated, layouts, overhead
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")
@@ -238,6 +238,7 @@ def page(results: Path) -> str:
         (CORES, cores(results)),
         (FEDERATED, federated(results)),
         (LAYOUTS, layouts(results)),
+        (OVERHEAD, overhead(results)),
     ]
     return "\n\n".join([INTRODUCTION, *(part for section in sections for part in section)]) + "\n"
 

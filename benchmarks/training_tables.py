@@ -6,6 +6,18 @@ from pathlib import Path
 
 from benchmarks.markdown import MISSING, machine, ratio, read, table
 
+
+def overhead(results: Path) -> str:
+    """Return the section on what a trial costs beside its work."""
+    record = read(results, "trial_overhead.json")
+    if record is None:
+        return MISSING
+    taken = record["per_trial"]
+    head = ["wall, s", "CPU s: sweep's process", "trials' processes", "workers", "rest"]
+    line = [f"{taken[part]:.2f}" for part in ("wall", "driver", "trials", "slots", "rest")]
+    return f"{table(head, [line])}\n\n{machine(record)}"
+
+
 FEDERATED = """## Federated training
 
 CIFAR-10's subset on 100 clients of 83 or 84 images, 10 of them in a round, ConvNet of width 16, plain SGD on batches of 10,
@@ -14,7 +26,7 @@ two processes shows what two busy cores make of the same work on this machine. p
 client processes; each peer has an environment of its own (`benchmarks/peers/federated.sh`). The sides take turns round by
 round. CPU seconds are those of all processes of a side; the first round counts from the start of the command. Medians;
 ratios are taken round by round, with the least and the largest. The loss of the trained models on test images shows that all
-do the same work: they draw other cohorts."""
+do the same work: they draw other cohorts. The machine was shared with other work meanwhile, so walls are rough."""
 
 LAYOUTS = """## Several clients on one core
 
@@ -81,3 +93,9 @@ def layouts(results: Path) -> str:
     ]
     head = ["width", f"{names[0]}, ms", *names[1:]]
     return f"{table(head, lines)}\n\n{machine(record)}"
+
+
+OVERHEAD = """## A trial's cost beside its work
+
+A sweep of 12 trials that do next to nothing less one of 2, per trial (`benchmarks/trial_overhead.py`): what every trial of a
+sweep costs for being one, with Ray Tune, its checkpoint, its files and its run in MLflow."""

@@ -19,13 +19,20 @@ def checksum(content: Content, name: str) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECK, key=name.encode()).digest()
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for its owner alone; what is there stays as it is."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True, mode=0o700)
+
+
 def write_whole(path: Path, parts: Iterable[Content]) -> None:
     """Write the parts into ``path``, for its owner alone; whoever reads meanwhile finds the file of before, or none.
 
     Raises:
         OSError: the disk does not take it. The file of before is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is learnt on images may show them
+    make_private(path.parent)  # what is learnt on images may show them
     # Processes side by side may write the same file: each writes its own and the last rename wins.
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

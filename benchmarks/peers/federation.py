@@ -79,7 +79,7 @@ def shards(settings: Settings) -> tuple[tuple[Tensor, Tensor], ...]:
     """Return each client's images and labels. A process reads them once: the file is no framework's cost."""
     pixels, labels = images("train")
     bounds = [len(labels) * client // settings.clients for client in range(settings.clients + 1)]
-    return tuple((pixels[a:b], labels[a:b]) for a, b in pairwise(bounds))
+    return tuple((pixels[a:b].clone(), labels[a:b].clone()) for a, b in pairwise(bounds))
 
 
 def network(settings: Settings) -> nn.Module:

@@ -78,6 +78,7 @@ class SlotActor:
 
     def __init__(self, threads: int, gpu: bool, plugins: Sequence[Plugin]) -> None:
         torch.set_num_threads(threads)
+        _keep_freed_memory()
         self._slot = Slot(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"))
         if plugins:
             from fedveil.orchestrator.config.plugins import install
@@ -94,6 +95,17 @@ class SlotActor:
         values = [value.get() if isinstance(value, Handle) else value for value in shared.get()]
         with log_to(say):
             return task(self._slot, item, *values)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep for the next step what a step of training frees, up to some tens of MiB.
+
+    By default glibc hands back what is free at its heap's end as soon as that is twice the largest block that it ever mapped
+    by itself and got back. A process that only ever trained on small batches so gives up its memory after each layer, and
+    has the kernel make empty pages again: tens of thousands a round. Freeing one large block, which nobody has written to,
+    raises the limit; of 32 MiB and more nothing is learnt.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,7 @@ class RayExecutor:
             raise RuntimeError("this RayExecutor is closed")
         self._fill()
         work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
-        sent_task, sent = ray.put(task), self.broadcast(tuple(shared))
+        sent = self.broadcast(tuple(shared))
         running: dict[Any, tuple[int, int]] = {}
         starting = {start.slot for start in self._starting.values()}
         free = deque(slot for slot in self._actors if slot not in starting)
@@ -243,7 +255,7 @@ class RayExecutor:
             while work.waiting and free:
                 index = work.waiting.popleft()
                 try:
-                    ref = self._actors[free[0]].run.remote(sent_task, items[index], sent, self.say)
+                    ref = self._actors[free[0]].run.remote(task, items[index], sent, self.say)
                 except Exception as error:  # the item cannot be pickled
                     work.fail(error)
                 else:

@@ -19,6 +19,11 @@ _LAST_CALL = 1.0
 """Seconds for actors to end in, once they are not wanted any more."""
 
 
+def plainly(console: Console) -> Say:
+    """Return what prints lines on a console as they are: what looks like markup in them, a folder's name say, is text."""
+    return lambda line: console.print(escape(line), soft_wrap=True)
+
+
 class _Board:
     """A mailbox in the cluster, and a list of who is at work; an actor's methods run one at a time."""
 

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.sealed import checksum, write_whole
 from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.run.paths import ExperimentPaths
+from fedveil.orchestrator.tracking import without_passwords
 
 _CHECKSUM = "checksum"
+_SEARCHER = ("basic-variant-state-*.json", "search_gen_state-*.json", "searcher-state-*.pkl")
+"""What Tune keeps of a searcher; all three are pickles."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,13 @@ class Memory:
         run_id: of its MLflow run.
         tune: name of Tune's storage.
         settings: its experiment, without passwords.
+        starts: how often it was resumed.
     """
 
     run_id: str
     tune: str
     settings: Mapping[str, Any]
+    starts: int = 0
 
 
 def keep(memory: Memory, paths: ExperimentPaths) -> None:
@@ -47,7 +54,10 @@ def recall(paths: ExperimentPaths) -> Memory:
     """
     place = paths.memory
     if not place.exists():
-        raise FedveilError(f"--resume: there is nothing to resume, no {place}; start the sweep without --resume")
+        elsewhere = "" if paths.copy is None else f", and nothing at {without_passwords(paths.copy)}"
+        raise FedveilError(
+            f"--resume: there is nothing to resume, no {place}{elsewhere}; start the sweep without --resume"
+        )
     copies = sorted(paths.tune.glob(f"*/{place.name}"))[-1:]  # their folders' names begin with the time
     for one in (place, *copies):
         memory = _read(one)
@@ -62,24 +72,63 @@ def whole_states(folder: Path, say: Say) -> bool:
     """Set aside all states that Tune wrote of a part of a sweep but the last whole one; return whether there is one.
 
     Tune writes one file per start of the part, and takes the one whose name has the latest time: that of the clock, and in
-    the zone, of the machine where the part was started.
+    the zone, of the machine where the part was started. Where it cannot read what it or its searcher has written, it prints
+    a traceback and begins anew.
 
     Args:
         folder: of the part.
         say: is told what is set aside.
     """
+    searcher = [path for pattern in _SEARCHER for path in folder.glob(pattern) if not _is_pickle(path)]
+    for path in searcher:
+        _set_aside(path, "damaged")
+        say(
+            f"note: {path} is damaged and is set aside: the search begins anew, its trials go on from their checkpoints"
+        )
     whole = False
     for state in sorted(folder.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if whole:
-            state.rename(state.with_name(f"earlier-{state.name}"))
+        if whole or searcher:
+            _set_aside(state, "earlier")
             continue
-        try:
-            json.loads(state.read_bytes())
-            whole = True
-        except ValueError:
-            state.rename(state.with_name(f"damaged-{state.name}"))
-            say(f"note: {state} is damaged and is set aside: its trials begin anew, or where an older state has them")
+        trials = _trials_in(state)
+        if trials is None:
+            _set_aside(state, "damaged")
+            say(
+                f"note: {state} is damaged and is set aside: its trials go on from their checkpoints, or an older state's"
+            )
+        whole = bool(trials)
     return whole
+
+
+def _set_aside(path: Path, why: str) -> None:
+    path.rename(path.with_name(f"{why}-{path.name}"))
+
+
+def _trials_in(state: Path) -> int | None:
+    """Return how many trials a state of Tune's knows; None where it cannot be read."""
+    try:
+        trials = json.loads(state.read_bytes())["trial_data"]
+        for trial, seen in trials:
+            json.loads(trial, object_hook=_unpickled)
+            json.loads(seen, object_hook=_unpickled)
+    except Exception:  # unpickling what is damaged may raise anything
+        return None
+    return len(trials)
+
+
+def _unpickled(found: dict[str, Any]) -> dict[str, Any]:
+    """Try what Tune does next with a value for which JSON has no word."""
+    if found.get("_type") == "CLOUDPICKLE_FALLBACK":
+        cloudpickle.loads(bytes.fromhex(found["value"]))
+    return found
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        cloudpickle.loads(path.read_bytes())  # as Tune does, next
+    except Exception:
+        return False
+    return True
 
 
 def _read(place: Path) -> Memory | None:

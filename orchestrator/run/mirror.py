@@ -15,15 +15,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.sealed import write_whole
+from fedveil.orchestrator.run.place import TROUBLE, Place, said
 from fedveil.orchestrator.run.private import private_folder
-from fedveil.orchestrator.tracking import without_passwords
 
 EVERY = 30.0
 """Seconds between two times of sending."""
@@ -33,65 +29,17 @@ SOON = 5.0
 """Seconds until the first time."""
 AGAIN = (1.0, 4.0, 15.0, 40.0)
 """Seconds between the attempts to send what the place did not take at the end."""
+AT_THE_END = 60.0
+"""Seconds after which there is no further attempt."""
+LONG = 5.0
+"""Seconds after which a refusal is that of a place which does not answer: nothing else is sent there now."""
 _SIGN = "running-"
 _LAST = re.compile(r"(.*/)?(experiment_state-[^/]*|sweep)\.json")
 """What refers to other files, and is sent after them."""
 _SENDINGS = ".sent.json"
 _OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|\.sent\.json|[^/]*\.(part|new|tmp)|\.tmp[^/]*)")
 """What is for the processes of this machine alone."""
-_TROUBLE = (OSError, ArrowException, ValueError)
-"""What a place, a file that goes, or a name that the place does not take may raise."""
-
 Stamp = tuple[int, int]
-
-
-class Place:
-    """A folder at an address.
-
-    Args:
-        address: as in ``runs_dir``.
-
-    Raises:
-        FedveilError: it cannot be reached.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = without_passwords(address)
-        with self.reached():
-            system, base = FileSystem.from_uri(address)
-        self._system: Any = system
-        self._base = base.rstrip("/")
-
-    @contextmanager
-    def reached(self) -> Iterator[None]:
-        """Turn what goes wrong at the place into a sentence."""
-        try:
-            yield
-        except _TROUBLE as error:
-            raise FedveilError(f"runs_dir: {self.address}: {_said(error)}") from error
-
-    def times(self, below: str = "") -> dict[str, float]:
-        """Return when each file below a folder was written, in seconds by the place's own clock, by path."""
-        root = f"{self._base}/{below}".rstrip("/")
-        found = self._system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-        files = [info for info in found if info.type == FileType.File]
-        return {info.path.removeprefix(f"{self._base}/"): info.mtime_ns / 1e9 for info in files}
-
-    def read(self, name: str) -> bytes:
-        """Return a file's content."""
-        with self._system.open_input_stream(f"{self._base}/{name}") as stream:
-            content: bytes = stream.read()
-        return content
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write the file of that name, all of it: the content is there before it begins."""
-        with self._system.open_output_stream(f"{self._base}/{name}") as stream:
-            stream.write(content)
-
-    def delete(self, name: str) -> None:
-        """Delete a file that may be gone already."""
-        with suppress(FileNotFoundError):
-            self._system.delete_file(f"{self._base}/{name}")
 
 
 class Mirror:
@@ -181,7 +129,8 @@ class Mirror:
             private_folder(self._folder / below / name)
 
     def send(self) -> None:
-        """Send what has changed, and delete there what is here no longer. What cannot be sent holds up nothing else.
+        """Send what has changed, and delete there what is here no longer. What cannot be sent holds up nothing else, unless
+        the place takes long to refuse it.
 
         Raises:
             FedveilError: another process has taken the place for itself.
@@ -200,10 +149,13 @@ class Mirror:
                 except OSError as error:
                     trouble = trouble or error
                     continue
+                began = time.monotonic()
                 try:
                     self.place.write(name, content)
                     self._sent[name] = here[name]
-                except _TROUBLE as error:
+                except TROUBLE as error:
+                    if time.monotonic() - began > LONG:
+                        raise
                     trouble = trouble or error
             if trouble is not None:
                 raise trouble
@@ -256,10 +208,6 @@ def _stamp(path: Path) -> Stamp:
     return state.st_mtime_ns, state.st_size
 
 
-def _said(error: BaseException) -> str:
-    return " ".join(without_passwords(str(error)).split())
-
-
 @contextmanager
 def mirrored(
     folder: Path, address: str | None, say: Callable[[str], None], *, resume: bool = False, every: float = EVERY
@@ -290,7 +238,7 @@ def mirrored(
         with _sending(mirror, folder, say, every):
             yield
     finally:
-        with suppress(*_TROUBLE):  # it becomes stale
+        with suppress(*TROUBLE):  # it becomes stale
             mirror.release()
 
 
@@ -302,7 +250,7 @@ def _sending(mirror: Mirror, folder: Path, say: Callable[[str], None], every: fl
 
     def sign() -> None:
         while not over.wait(every):
-            with suppress(*_TROUBLE, FedveilError):  # the next time of sending says it
+            with suppress(*TROUBLE, FedveilError):  # the next time of sending says it
                 mirror.sign()
 
     def send() -> bool:
@@ -314,9 +262,9 @@ def _sending(mirror: Mirror, folder: Path, say: Callable[[str], None], every: fl
             taken.set()
             say(f"note: {error}: nothing more is sent there")
             return False
-        except _TROUBLE as error:
+        except TROUBLE as error:
             if not trouble:
-                say(f"note: {mirror.place.address} does not take the runs, and is tried again: {_said(error)}")
+                say(f"note: {mirror.place.address} does not take the runs, and is tried again: {said(error)}")
             trouble[:] = [error]
             return False
         if trouble:
@@ -340,10 +288,13 @@ def _sending(mirror: Mirror, folder: Path, say: Callable[[str], None], every: fl
         over.set()
         for one in workers:
             one.join()
+        latest = time.monotonic() + AT_THE_END
         lacking = not send()
         if lacking:
             say(f"note: {mirror.place.address} lacks the latest: it is in {folder} alone")
     for pause in AGAIN if lacking else ():
+        if time.monotonic() + pause > latest:
+            break
         time.sleep(pause)
         if send():
             return

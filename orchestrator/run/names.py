@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.defense import DEFENSES, Defense, Stack
+from fedveil.fl.sealed import make_private
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.report.rows import FINISHED, TrialRow
 from fedveil.orchestrator.tracking.names import TITLE
 
 Option = tuple[str, str]
 """(a defence's name, one of its options)."""
+EARLIER = "earlier_names"
+"""Folder beside that of the claims: by whom each was made before."""
 _LONGEST = 200
 """Bytes in a name; file systems take 255, and seeds and numbers are still appended."""
 
@@ -61,17 +64,15 @@ def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) ->
     return fitted("_".join(parts) or "trial")
 
 
-def run_token(storage: str, part: str, trial_id: str, seed: int) -> str:
+def run_token(storage: str, name: str, seed: int) -> str:
     """Return the name that a sweep's trial gives its run under a seed, the same whenever it is asked.
 
     Args:
         storage: name of the sweep's own storage.
-        part: of the sweep. Tune's ids of trials are distinct within one only: two generators that are made within a tick
-            of its clock give the same.
-        trial_id: Tune's.
+        name: that the trial has `claimed` in it.
         seed: of the trial.
     """
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{storage}/{part}/{trial_id}/{seed}").hex
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{storage}/{name}/{seed}").hex
 
 
 def claimed(claims: Path, name: str, owner: str) -> str:
@@ -84,12 +85,29 @@ def claimed(claims: Path, name: str, owner: str) -> str:
         name: of a trial.
         owner: tells the trial from all others.
     """
-    claims.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(claims)
     numbered, number = name, 1
     while not _is_claimed(claims / numbered, owner):
         number += 1
         numbered = f"{name}-{number}"
     return numbered
+
+
+def release_claims(claims: Path, owners: str) -> None:
+    """Let other owners claim the names of those whose own begin like this; `earlier_owners` knows them still."""
+    for claim in claims.iterdir() if claims.is_dir() else ():
+        if claim.is_file() and (owner := claim.read_text(encoding="utf-8")).startswith(owners):
+            kept = claims.parent / EARLIER / claim.name
+            kept.parent.mkdir(exist_ok=True, mode=0o700)
+            with kept.open("a", encoding="utf-8") as lines:
+                lines.write(f"{owner}\n")
+            claim.unlink()
+
+
+def earlier_owners(claims: Path, name: str) -> list[str]:
+    """Return whose claims of a name were released."""
+    kept = claims.parent / EARLIER / name
+    return kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
 
 
 def _is_claimed(claim: Path, owner: str) -> bool:

@@ -125,10 +125,8 @@ class ExperimentPaths:
                 return numbered, paths
 
 
-def tracking_settings(
-    experiment: Experiment, paths: ExperimentPaths, *, published: bool, deliver: bool
-) -> TrackingSettings:
-    """Return where this experiment is recorded; call it in the user's folder.
+def tracking_settings(experiment: Experiment, paths: ExperimentPaths, *, published: bool) -> TrackingSettings:
+    """Return where this experiment is recorded, by a spool that `delivering` empties; call it in the user's folder.
 
     Raises:
         FedveilError: the record would be a file in a Ray job's temporary copy of that folder, lost with the job.
@@ -141,5 +139,5 @@ def tracking_settings(
             " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
         )
     return TrackingSettings(
-        experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images, deliver=deliver
+        experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images, deliver=False
     )

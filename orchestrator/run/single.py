@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Speaker, progress_on
+from fedveil.orchestrator.cluster.progress import Speaker, plainly, progress_on
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
@@ -24,7 +23,7 @@ from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.setup import Setup, make_setup
 from fedveil.orchestrator.run.trial import Trial
 from fedveil.orchestrator.run.workers import workers_of
-from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay, without_passwords
+from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, delivering, without_passwords
 from fedveil.orchestrator.tracking.names import COLOR_TAG
 
 
@@ -43,35 +42,27 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
         TrialError: it, or a worker, failed by an error that nobody foresaw.
     """
     paths = ExperimentPaths.of(experiment)
-    tracking = tracking_settings(experiment, paths, published=setup.data.published, deliver=True)
+    tracking = tracking_settings(experiment, paths, published=setup.data.published)
     resources = experiment.resources
     workers = workers_of(experiment, at_once=1)
-    console.print(f"{workers} worker slot(s), recorded in {escape(without_passwords(tracking.uri))}", soft_wrap=True)
-    with mirrored(paths.root, paths.copy, console.print):
-        replay(tracking.spool_folder)
-        rows = []
-        try:
-            with (
-                progress_on(console) as board,
-                RayExecutor(
-                    workers,
-                    cpus_per_worker=resources.cpus_per_worker,
-                    gpus_per_worker=resources.gpus_per_worker,
-                    spread=resources.placement == "spread",
-                    plugins=loaded(),
-                ) as executor,
-            ):
-                for number, one in enumerate(one_per_seed(experiment)):
-                    own = setup if number == 0 else make_setup(one)
-                    rows.append(_run_seed(one, own, executor, paths, tracking, board))
-        finally:
-            waiting = replay(tracking.spool_folder).waiting
-            if waiting:
-                console.print(
-                    f"MLflow did not take the records of {waiting} run(s): they wait in {escape(str(tracking.spool_folder))}"
-                    f" for the next run or sweep of {escape(experiment.experiment)}",
-                    soft_wrap=True,
-                )
+    said = plainly(console)
+    said(f"{workers} worker slot(s), recorded in {without_passwords(tracking.uri)}")
+    rows = []
+    with (
+        mirrored(paths.root, paths.copy, said),
+        delivering(tracking.spool_folder, said),
+        progress_on(console) as board,
+        RayExecutor(
+            workers,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+            spread=resources.placement == "spread",
+            plugins=loaded(),
+        ) as executor,
+    ):
+        for number, one in enumerate(one_per_seed(experiment)):
+            own = setup if number == 0 else make_setup(one)
+            rows.append(_run_seed(one, own, executor, paths, tracking, board))
     return RunResult(experiment.experiment, tuple(rows), paths.root)
 
 

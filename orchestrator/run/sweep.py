@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
-from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, progress_on
+from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, plainly, progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.interrupts import can_be_resumed
@@ -26,14 +24,15 @@ from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
 from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
 from fedveil.orchestrator.run.mirror import mirrored
-from fedveil.orchestrator.run.names import panel_names
+from fedveil.orchestrator.run.names import panel_names, release_claims
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
+from fedveil.orchestrator.run.private import private_tree
 from fedveil.orchestrator.run.results import SweepResult, summarise_sweep
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.trainable import TrialJob, rows_of, run_tuned_trial
 from fedveil.orchestrator.run.tuning import Part, settings_of, sweep_parts
 from fedveil.orchestrator.run.workers import workers_of
-from fedveil.orchestrator.tracking import Replayed, SweepTracker, SweptKey, TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking import SweepTracker, SweptKey, TrackingSettings, delivering, without_passwords
 from fedveil.orchestrator.tracking.names import TITLE
 
 CHART = "pareto.png"
@@ -86,8 +85,8 @@ def run_sweep(
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
     )
-    tracking = tracking_settings(experiment, paths, published=published, deliver=True)
-    with only_sweep(paths), mirrored(paths.root, paths.copy, console.print, resume=resume):
+    tracking = tracking_settings(experiment, paths, published=published)
+    with only_sweep(paths), mirrored(paths.root, paths.copy, plainly(console), resume=resume):
         return _sweep_in(paths, experiment, experiment.search, raw, console, tracking, settings, resume=resume)
 
 
@@ -104,8 +103,6 @@ def _sweep_in(
 ) -> SweepResult:
     before = _interrupted(paths, settings) if resume else None
     resources = experiment.resources
-    # Trials run beside this process and leave their records in the spool: only this one has to import MLflow.
-    for_trials = replace(tracking, deliver=False)
     seeds = [one.seed for one in one_per_seed(experiment)]
     parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
     workers = " or ".join(map(str, sorted({one for _, one in parts})))
@@ -116,6 +113,7 @@ def _sweep_in(
         soft_wrap=True,
     )
     with (
+        delivering(tracking.spool_folder, plainly(console)),
         SweepTracker(
             tracking,
             name=experiment.experiment,
@@ -129,21 +127,21 @@ def _sweep_in(
             run_id=None if before is None else before.run_id,
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
-        delivering(parent.deliver),
         progress_on(console) as board,
         at_work(board),
     ):
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
         new = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         storage = paths.tune / (new if before is None else before.tune)
-        keep(Memory(parent.run_id, storage.name, settings), paths)
+        starts = 0 if before is None else before.starts + 1
+        keep(Memory(parent.run_id, storage.name, settings, starts), paths)
         can_be_resumed()
         job = TrialJob(
             # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
             raw={k: without_passwords(v) if k == "tracking" else v for k, v in raw.items() if k != "search"},
             plugins=loaded(),
             objectives=tuple(search.objectives),
-            tracking=for_trials,
+            tracking=tracking,
             parent_run_id=parent.run_id,
             paths=paths,
             storage=storage,
@@ -153,43 +151,18 @@ def _sweep_in(
         )
         rows: list[TrialRow] = []
         for part, own in parts:
-            with without_repeats():
-                results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
+            try:
+                with without_repeats():
+                    results = _tuner(part, replace(job, workers=own), experiment, Speaker(board, part.name)).fit()
+            finally:
+                private_tree(storage)  # Tune writes for everybody, into a folder that is not
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
-            parent.deliver()
         outcome = summarise_sweep(experiment.experiment, rows, paths)
         drawn = [path for path in outcome.files if path.exists()]
         charts = [path for path in drawn if path.name == CHART]
-        parent.summary(outcome.metrics, charts, pictures=[path for path in drawn if path.name != CHART])
+        parent.summary(outcome.metrics, charts, step=starts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
-
-
-@contextmanager
-def delivering(deliver: Callable[[], Replayed], *, every: float = 5.0) -> Iterator[None]:
-    """Call ``deliver`` every so many seconds until the block ends, so that MLflow shows trials while they run.
-
-    While nothing is taken (the server does not answer) the pause doubles, up to twelve times ``every``.
-    """
-    over = threading.Event()
-
-    def work() -> None:
-        pause = every
-        while not over.wait(pause):
-            done = deliver()
-            pause = min(2 * pause, 12 * every) if done.waiting and not done.runs else every
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    patience = 60.0  # a server that never answers must not hold up the end; the spool keeps what is left
-    try:
-        yield
-    except KeyboardInterrupt:
-        patience = 2.0
-        raise
-    finally:
-        over.set()
-        worker.join(patience)
 
 
 def _interrupted(paths: ExperimentPaths, settings: Mapping[str, Any]) -> Memory:
@@ -241,5 +214,8 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.
     tuner = tune.Tuner(trainable, param_space=part.space, tune_config=part.config, run_config=run)
     path = job.storage / part.name
     if not whole_states(path, say):
+        release_claims(
+            job.names, f"{part.name}/"
+        )  # its trials go on from their checkpoints, under other numbers of Tune's
         return tuner
     return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=part.space)

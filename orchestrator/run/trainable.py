@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from pyarrow.fs import FileSelector
 from ray import tune
 
 from fedveil.fl.rounds import RoundReport
@@ -25,7 +24,7 @@ from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
 from fedveil.orchestrator.run.colors import run_color
 from fedveil.orchestrator.run.failures import logged, sentence_of
-from fedveil.orchestrator.run.names import claimed, params_of, run_token
+from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
@@ -36,10 +35,8 @@ from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker
 from fedveil.orchestrator.tracking.names import COLOR_TAG
 from fedveil.orchestrator.tracking.spool import PENDING
 
-FINISHED = "finished_seeds"
-"""In what a trial reports: the final metrics of the seeds that are done."""
 RUNNING = "running_seed"
-"""And the metrics of the one that runs."""
+"""In what a trial reports: the metrics of the seed that runs."""
 CHECKPOINTS = "checkpoint_"
 """How Tune begins the names of their folders, which are as long as each other."""
 
@@ -81,7 +78,22 @@ class TrialJob:
             trial_id: Tune's.
         """
         overrides, name = overrides_of(config)
-        return overrides, claimed(self.storage / "names", name, f"{part}/{trial_id}")
+        return overrides, claimed(self.names, name, f"{part}/{trial_id}")
+
+    @property
+    def names(self) -> Path:
+        """Which trial has which name."""
+        return self.storage / "names"
+
+    def kept(self, name: str, folder: Path) -> list[Path]:
+        """Return a trial's checkpoints, the oldest first by their numbers.
+
+        Args:
+            name: its own.
+            folder: Tune's for it. Those that it had in states of the sweep which are damaged are looked into as well.
+        """
+        folders = [self.storage / owner for owner in earlier_owners(self.names, name)] + [folder]
+        return [one for each in folders for one in sorted(each.glob(f"{CHECKPOINTS}*"))]
 
 
 class _Reports(TrialCallback):
@@ -114,7 +126,6 @@ def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = N
         # Searchers and schedulers look their objectives up in every report.
         **dict.fromkeys(job.objectives, math.nan),
         **mean_metrics(seeds),
-        FINISHED: [dict(metrics) for metrics in saved.finished],
         RUNNING: dict(running or {}),
     }
     with TemporaryDirectory() as folder:
@@ -130,45 +141,53 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
         os.chdir(job.folder)
     install(job.plugins)
     context = tune.get_context()
-    overrides, name = job.named(config, context.get_experiment_name(), context.get_trial_id())
+    part, trial_id = context.get_experiment_name(), context.get_trial_id()
+    overrides, name = job.named(config, part, trial_id)
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
-    kept = tune.get_checkpoint()
-    saved = Saved() if kept is None else _last_whole(kept, Speaker(job.board, name))
+    saved = newest(job.kept(name, job.storage / part / trial_id), Speaker(job.board, name))
+    if len(saved.finished) == len(seeds):
+        _report(job, saved)  # Tune does not know it
     for experiment in seeds[len(saved.finished) :]:
-        own_name = seeded_name(name, experiment.seed, of=len(seeds))
-        with logged(job.paths.trial(own_name).folder):
-            metrics = _run_seed(experiment, overrides, own_name, saved, job)
+        with logged(job.paths.trial(seeded_name(name, experiment.seed, of=len(seeds))).folder):
+            metrics = _run_seed(experiment, overrides, name, saved, job, of=len(seeds))
         saved = Saved(finished=(*saved.finished, metrics))
         _report(job, saved)
 
 
-def _last_whole(kept: tune.Checkpoint, say: Say) -> Saved:
-    """Return what the checkpoint holds, or the one before it where it is damaged; the beginning where that is, too."""
-    own = PurePosixPath(kept.path)
-    disk: Any = kept.filesystem
-    folders = disk.get_file_info(FileSelector(str(own.parent), allow_not_found=True))
-    names = (folder.base_name for folder in folders)
-    before = sorted((name for name in names if name.startswith(CHECKPOINTS) and name < own.name), reverse=True)
-    for name in (own.name, *before):
-        with tune.Checkpoint(str(own.parent / name), disk).as_directory() as folder:
-            saved = checkpoint.load(Path(folder))
-        if saved is not None:
-            if name != own.name:
-                say(f"note: {own} is damaged: the trial goes on from {name}, a round earlier")
-            return saved
-    say(f"note: {own} is damaged, and there is none before it: the trial begins anew")
-    return Saved()
+def newest(checkpoints: Sequence[Path], say: Say) -> Saved:
+    """Return what the checkpoint that is farthest on holds; the beginning where there is none.
+
+    Tune's own word is not asked for: what it knows may be older than what is there, or damaged.
+
+    Args:
+        checkpoints: of one trial, the oldest first.
+        say: is told where the last is damaged.
+    """
+    best, chosen = Saved(), None
+    for one in checkpoints:
+        saved = checkpoint.load(one)
+        if saved is not None and (chosen is None or _far(saved) >= _far(best)):
+            best, chosen = saved, one
+    if checkpoints and chosen is None:
+        say(f"note: {checkpoints[-1]} is damaged, and there is none before it: the trial begins anew")
+    elif checkpoints and checkpoint.load(checkpoints[-1]) is None:
+        say(f"note: {checkpoints[-1]} is damaged: the trial goes on from {chosen and chosen.name}, a round earlier")
+    return best
+
+
+def _far(saved: Saved) -> tuple[int, int]:
+    return len(saved.finished), -1 if saved.progress is None else saved.progress.state.round
 
 
 def _run_seed(
-    experiment: Experiment, overrides: Mapping[str, Any], name: str, saved: Saved, job: TrialJob
+    experiment: Experiment, overrides: Mapping[str, Any], setting: str, saved: Saved, job: TrialJob, *, of: int
 ) -> Mapping[str, float]:
+    name = seeded_name(setting, experiment.seed, of=of)
     paths, setup = job.paths.trial(name), make_setup(experiment)
     costs = Costs(experiment.fl.rounds, saved.costs)
     plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
     # A trial that failed before its first checkpoint finds its run again by a token that it can work out.
-    context = tune.get_context()
-    token = run_token(job.storage.name, context.get_experiment_name(), context.get_trial_id(), experiment.seed)
+    token = run_token(job.storage.name, setting, experiment.seed)
     with TrialTracker(
         job.tracking,
         parent_run_id=job.parent_run_id,
@@ -205,7 +224,8 @@ def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:
     overrides, name = job.named(result.config, folder.parent.name, folder.name)
     seeds = one_per_seed(check(with_overrides(job.raw, overrides)))
     reported = result.metrics or {}
-    finished: list[Mapping[str, float]] = reported.get(FINISHED, [])
+    # A checkpoint tells whether it is damaged; what Tune keeps of reports does not.
+    finished = newest(job.kept(name, folder), lambda line: None).finished
     rows = []
     for at, experiment in enumerate(seeds[: len(finished) + 1]):
         own_name, params = seeded_name(name, experiment.seed, of=len(seeds)), params_of(experiment)

@@ -7,6 +7,7 @@ what was left behind.
 MLflow itself is imported only where something is delivered: that import takes seconds.
 """
 
+from fedveil.orchestrator.tracking.background import delivering
 from fedveil.orchestrator.tracking.delivery import Replayed, replay
 from fedveil.orchestrator.tracking.operations import RunStatus
 from fedveil.orchestrator.tracking.settings import ImagePolicy, TrackingSettings, without_passwords
@@ -22,6 +23,7 @@ __all__ = [
     "SweptKey",
     "TrackingSettings",
     "TrialTracker",
+    "delivering",
     "replay",
     "view_path",
     "without_passwords",

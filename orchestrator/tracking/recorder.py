@@ -189,7 +189,9 @@ class RunRecorder:
         try:
             yield
         except KeyboardInterrupt as error:
-            if self._new and self._sender is not None and self.run_id.startswith(PENDING):
+            # Where others deliver, one may do so at this moment.
+            unknown = self._new and self.settings.deliver and self.run_id.startswith(PENDING)
+            if unknown and self._sender is not None:
                 self._tidy(self._spool.discard, self._sender.journal)
             else:
                 self.__exit__(KeyboardInterrupt, error, error.__traceback__)
@@ -240,6 +242,8 @@ class RunRecorder:
             return
         self._closed = True
         self._record(Close(status, now()))
+        if self._sender is not None:
+            self._sender.journal.let_go()
         if self._unwritten:
             self._close_beyond()
         elif self._sender is not None and self.settings.deliver:

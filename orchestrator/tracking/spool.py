@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedveil.fl.sealed import make_private
 from fedveil.orchestrator.tracking.operations import Close, Damaged, Open, Operation
 from fedveil.orchestrator.tracking.settings import without_passwords
 
@@ -46,6 +47,27 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lines = folder / "journal.jsonl"
+        self._life = FileLock(folder / "alive", timeout=0, mode=_PRIVATE, thread_local=False)
+
+    def hold(self) -> None:
+        """Let others know, until `let_go` or the end of this process, that the run's process lives."""
+        with suppress(OSError):  # one that has lost its sweep, and has not ended yet, writes it, too
+            self._life.acquire()
+
+    def let_go(self) -> None:
+        """End what `hold` began."""
+        self._life.release()
+
+    def orphaned(self) -> bool:
+        """Whether the run was not closed and its process is dead."""
+        marks = [operation for _, operation in self.read() if isinstance(operation, Open | Close)]
+        if not marks or isinstance(marks[-1], Close):
+            return False
+        try:
+            with FileLock(self.folder / "alive", timeout=0, mode=_PRIVATE):
+                return True
+        except OSError:  # above all `Timeout`
+            return False
 
     @property
     def token(self) -> str:
@@ -193,7 +215,22 @@ class Spool:
             journal = self._of_run(opening.run_id) or Journal(self.folder / opening.token)
             journal.folder.mkdir(exist_ok=True, mode=0o700)
             journal.append(opening)
+            journal.hold()
         return journal
+
+    def bury(self, last_words: Sequence[Operation]) -> None:
+        """Write into each journal whose run's process is dead, and closed nothing, how the run ended.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if not self.folder.exists():
+            return
+        with self._changing():
+            for journal in self.journals():
+                if journal.orphaned():
+                    for operation in last_words:
+                        journal.append(operation)
 
     def sweep_up(self, journal: Journal) -> None:
         """Delete the journal if all of it was delivered and nothing was refused."""
@@ -238,6 +275,6 @@ class Spool:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Folders come and go only under this lock: none is deleted while a resumed run takes it up."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         with FileLock(self.folder / ".lock", mode=_PRIVATE):
             yield

@@ -59,7 +59,7 @@ class SweepTracker(RunRecorder):
             self._record(DescribeExperiment([(key.key, key.space, key.numeric) for key in swept], image_step))
 
     def summary(
-        self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = ()
+        self, metrics: Mapping[str, float], files: Sequence[Path] = (), *, pictures: Sequence[Path] = (), step: int = 0
     ) -> None:
         """Record what came out of the sweep.
 
@@ -67,13 +67,14 @@ class SweepTracker(RunRecorder):
             metrics: by names in `metrics.SUMMARY`.
             files: without images of victims: the Pareto figure.
             pictures: with images of several victims; recorded if the settings let ``grid/*`` out.
+            step: how often the sweep was resumed: what a start of it has said stays, and the last one counts.
 
         Raises:
             ValueError: a name is not one of `metrics.SUMMARY`.
             FileNotFoundError: a file is missing.
         """
         check_names("summary metric", metrics, [metric.name for metric in SUMMARY])
-        self._points(metrics, step=0)
+        self._points(metrics, step=step)
         for path in (*files, *(path for path in pictures if self.settings.images.allows(f"grid/{path.stem}"))):
             self.log_file(path, "summary")
 
@@ -95,7 +96,7 @@ class SweepTracker(RunRecorder):
         super().__exit__(kind, error, trace)
 
     def close(self, status: RunStatus) -> None:
-        """Close the run, deliver what the trials left in the spool, and mark trials that died as killed."""
+        """Close the run, mark trials that died as killed, and deliver what the trials left in the spool."""
         self._close(status)
 
     def _close(self, status: RunStatus) -> None:
@@ -104,6 +105,8 @@ class SweepTracker(RunRecorder):
         self._close_abandoned()
         self._record(CloseChildren(now()))
         super()._close(status)
+        if not self.settings.deliver:
+            return
         left = self.deliver()
         if left.waiting:
             _log.warning("%d runs wait in %s for MLflow to answer", left.waiting, self.settings.spool_folder)

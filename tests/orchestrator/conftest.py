@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MlflowServer, free_port
+
+from benchmarks.faults.servers import MlflowServer, free_port
 
 
 @pytest.fixture(scope="session")

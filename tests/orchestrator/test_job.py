@@ -16,8 +16,9 @@ from urllib.request import urlopen
 import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
-from servers import MlflowServer, free_port
 from tiny import PLUGIN
+
+from benchmarks.faults.servers import MlflowServer, free_port
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -12,8 +12,8 @@ from urllib.request import urlopen
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
-from servers import free_port
 
+from benchmarks.faults.servers import free_port
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.report.recorded import experiment_views
 from fedveil.orchestrator.ui import serve

@@ -88,3 +88,9 @@ def test_the_mailbox_is_emptied_by_looking() -> None:
     board.post("b", "two")
     assert board.take() == [("a", "one"), ("b", "two")]
     assert board.take() == []
+
+
+def test_what_looks_like_markup_in_a_line_is_text() -> None:
+    console = Console(width=40, record=True)
+    progress.plainly(console)("note: /data/[red]x[/red]/[/] takes nothing")
+    assert console.export_text() == "note: /data/[red]x[/red]/[/] takes nothing\n"

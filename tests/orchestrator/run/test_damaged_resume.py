@@ -50,3 +50,16 @@ def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
     recorded = rows_from_mlflow(f"sqlite:///{damaged / 'mlflow.db'}", "tiny")
     assert {row.name: row.status for row in recorded} == dict.fromkeys(numbers(after), "FINISHED")
     assert len(recorded) == 2
+
+    # Once more, where Tune knows of no trial any more: all are found finished, under their names and in their runs.
+    latest = max(tuner.parent.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    latest.write_bytes(latest.read_bytes()[:-40])
+    for older in set(tuner.parent.glob("experiment_state-*.json")) - {latest}:
+        older.unlink()
+    again, said = sweep(raw, damaged, monkeypatch, resume=True)
+    assert numbers(again) == numbers(undisturbed)
+    assert f"{latest} is damaged and is set aside" in said
+    assert "round 3/3" not in said
+    recorded = rows_from_mlflow(f"sqlite:///{damaged / 'mlflow.db'}", "tiny")
+    assert {row.name: row.status for row in recorded} == dict.fromkeys(numbers(after), "FINISHED")
+    assert len(recorded) == 2

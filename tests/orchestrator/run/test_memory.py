@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
+from ray.tune.experiment import Trial
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
@@ -39,25 +41,54 @@ def test_a_damaged_memory_is_taken_from_its_copy_and_never_believed(tmp_path: Pa
         recall(paths)
 
 
+def write_state(file: Path, trials: int = 1, written: float | None = None, *, cut: int = 0) -> str:
+    """Write what Tune writes of a part with so many trials, of which it cuts the ends."""
+    state, seen = Trial("trainable", stub=True).get_json_state()
+    file.write_text(json.dumps({"trial_data": [[state[: len(state) - cut], seen]] * trials}))
+    if written is not None:
+        os.utime(file, (written, written))
+    return file.name
+
+
 def test_a_damaged_state_of_a_part_is_set_aside_for_an_older_one(tmp_path: Path) -> None:
     said: list[str] = []
     assert not whole_states(tmp_path, said.append)
     first, second = (tmp_path / f"experiment_state-2026-01-0{day}_00-00-00.json" for day in (1, 2))
-    first.write_text('{"trial_data": []}')
+    write_state(first)
     second.write_text('{"trial_da')
     assert whole_states(tmp_path, said.append)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"damaged-{second.name}", first.name]
-    first.write_text("")
+    write_state(first, cut=5)  # JSON still
     assert not whole_states(tmp_path, said.append)
     assert [str(second) in said[0], str(first) in said[1], len(said)] == [True, True, 2]
+
+
+def test_a_state_without_trials_is_none(tmp_path: Path) -> None:
+    write_state(tmp_path / "experiment_state-2026-01-01_00-00-00.json", trials=0)
+    assert not whole_states(tmp_path, print)
+
+
+def test_a_damaged_state_of_the_searcher_is_said_and_the_part_begins_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    state = write_state(tmp_path / "experiment_state-2026-01-01_00-00-00.json")
+    searcher = tmp_path / "searcher-state-2026-01-01_00-00-00.pkl"
+    searcher.write_bytes(cloudpickle.dumps({"trials": 3}))
+    assert whole_states(tmp_path, said.append)
+    searcher.write_bytes(searcher.read_bytes()[:-3])
+    assert not whole_states(tmp_path, said.append)
+    assert [str(searcher) in line for line in said] == [True]
+    assert {path.name for path in tmp_path.iterdir()} == {f"earlier-{state}", f"damaged-{searcher.name}"}
 
 
 def test_the_last_written_state_counts_whatever_clock_named_it(tmp_path: Path) -> None:
     """One machine may be in Tokyo, and the next one in London."""
     for name, written in (("2026-11-30_03-15-51", 1e9), ("2026-11-29_18-20-00", 2e9), ("2026-11-29_18-10-00", 1.5e9)):
-        state = tmp_path / f"experiment_state-{name}.json"
-        state.write_text("{}")
-        os.utime(state, (written, written))
+        write_state(tmp_path / f"experiment_state-{name}.json", written=written)
     assert whole_states(tmp_path, print)
     assert [path.name for path in tmp_path.glob("experiment_state-*")] == ["experiment_state-2026-11-29_18-20-00.json"]
     assert len(list(tmp_path.glob("earlier-*"))) == 2
+
+
+def test_where_nothing_is_to_be_resumed_both_places_are_named_without_their_secrets(tmp_path: Path) -> None:
+    with pytest.raises(FedveilError, match=r"no .*sweep\.json, and nothing at s3://hospital/runs; start"):
+        recall(ExperimentPaths(tmp_path, "s3://key:secret@hospital/runs"))

@@ -13,11 +13,14 @@ from moto.server import ThreadedMotoServer
 from resuming import numbers, stumbling_experiment, sweep
 from tiny import tiny_experiment, write_bars
 
+from benchmarks.faults.servers import mute
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import mirror as module
+from fedveil.orchestrator.run import place as place_module
 from fedveil.orchestrator.run.api import run
-from fedveil.orchestrator.run.mirror import STALE, Mirror, Place, mirrored
+from fedveil.orchestrator.run.mirror import STALE, Mirror, mirrored
+from fedveil.orchestrator.run.place import Place
 
 
 @pytest.fixture
@@ -279,6 +282,27 @@ def test_no_secret_of_an_address_is_said(login: str, here: Path) -> None:
     with pytest.raises(FedveilError) as refusal, mirrored(here, address, print):
         pytest.fail("it has to be refused")
     assert "sE" not in str(refusal.value)
+
+
+def test_a_place_that_never_answers_is_asked_for_one_file_only(
+    here: Path, place: Place, moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "LONG", -1.0)
+    moody.refuses = lambda name: not asked.append(name)  # type: ignore[func-returns-value]
+    with pytest.raises(OSError, match="not today"):
+        Mirror(here, place).send()
+    assert asked == ["a.txt"]
+
+
+def test_an_object_store_that_accepts_and_never_answers_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place_module, "ANSWER", 1.0)
+    with (
+        mute() as port,
+        pytest.raises(FedveilError, match="Less than 1 bytes/sec transferred the last 1 seconds"),
+        mirrored(here, f"s3://k:s@hospital/runs?scheme=http&endpoint_override=127.0.0.1:{port}&region=x", print),
+    ):
+        pytest.fail("it has to be refused")
 
 
 def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path) -> None:

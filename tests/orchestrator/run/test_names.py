@@ -8,7 +8,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.orchestrator.run.names import claimed, fitted, panel_names, run_token, trial_name
+from fedveil.orchestrator.run.names import (
+    claimed,
+    earlier_owners,
+    fitted,
+    panel_names,
+    release_claims,
+    run_token,
+    trial_name,
+)
 from fedveil.orchestrator.run.paths import ExperimentPaths
 
 
@@ -63,12 +71,11 @@ def test_a_name_too_long_for_a_folder_is_cut_and_stays_distinct(tmp_path: Path) 
     assert fitted("x" * 201) != fitted("x" * 202)
 
 
-def test_trials_with_equal_ids_in_panel_and_search_have_runs_of_their_own() -> None:
-    """Tune gives equal ids whenever its two generators are made within a tick of a clock."""
-    trials = itertools.product(["sweep", "later"], ["panel", "search"], ["3f2c1_00000", "3f2c1_00001"], [0, 1])
+def test_runs_of_a_sweep_are_told_apart_by_name_and_seed_and_found_again() -> None:
+    trials = list(itertools.product(["sweep", "later"], ["none", "none-2"], [0, 1]))
     tokens = [run_token(*trial) for trial in trials]
-    assert len(set(tokens)) == 16
-    assert tokens[0] == run_token("sweep", "panel", "3f2c1_00000", 0)
+    assert len(set(tokens)) == 8
+    assert tokens[0] == run_token("sweep", "none", 0)
 
 
 _parts = st.one_of(
@@ -93,3 +100,16 @@ def test_a_name_is_one_trials_own_also_where_many_claim_it_at_once_and_again(tmp
     assert sorted(names) == sorted(["rate=0.1", *(f"rate=0.1-{number}" for number in range(2, 21))])
     assert [claimed(tmp_path / "names", "rate=0.1", owner) for owner in owners] == names
     assert claimed(tmp_path / "names", "rate=0.2", owners[3]) == "rate=0.2"
+
+
+def test_a_name_whose_trial_tune_forgot_is_its_successors_who_learns_of_it(tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    for owner in ("search/old_0", "panel/old_0"):
+        claimed(names, "rate=0.1", owner)
+    for successor in ("search/new_0", "search/newer_0"):
+        release_claims(names, "search/")
+        assert claimed(names, "rate=0.1", successor) == "rate=0.1"
+    assert earlier_owners(names, "rate=0.1") == ["search/old_0", "search/new_0"]
+    assert claimed(names, "rate=0.1", "panel/old_0") == "rate=0.1-2"
+    assert earlier_owners(names, "rate=0.1-2") == []
+    release_claims(tmp_path / "none", "search/")

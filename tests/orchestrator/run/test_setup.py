@@ -150,14 +150,14 @@ def test_where_an_experiment_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert files.root == tmp_path / "runs" / "mine"
     assert files.trial("t").folder == tmp_path / "runs" / "mine" / "trials" / "t"
     assert files.trial("t").cache == files.cache == tmp_path / "runs" / "cache"
-    published = tracking_settings(experiment, files, published=True, deliver=False)
+    published = tracking_settings(experiment, files, published=True)
     assert published.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert published.spool_folder == tmp_path / "runs" / "mine" / "spool"
     assert published.deliver is False
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking_settings(experiment, files, published=True, deliver=True).uri == "http://server:5000"
+    assert tracking_settings(experiment, files, published=True).uri == "http://server:5000"
     own = check({"experiment": "mine", "tracking": {"uri": "sqlite:///own.db"}})
-    assert tracking_settings(own, files, published=True, deliver=True).uri == f"sqlite:///{tmp_path / 'own.db'}"
+    assert tracking_settings(own, files, published=True).uri == f"sqlite:///{tmp_path / 'own.db'}"
 
 
 def test_who_says_where_runs_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,5 +216,5 @@ def test_a_job_keeps_no_runs_in_its_temporary_copy(tmp_path: Path, monkeypatch: 
 )
 def test_images_of_people_stay_here_unless_asked_for(published: bool, asked: str | None, policy: ImagePolicy) -> None:
     experiment = check({"experiment": "x", "tracking": {"images": asked, "uri": "http://server"}})
-    settings = tracking_settings(experiment, ExperimentPaths(Path("/r/x")), published=published, deliver=True)
+    settings = tracking_settings(experiment, ExperimentPaths(Path("/r/x")), published=published)
     assert settings.images is policy

@@ -68,7 +68,7 @@ def test_no_other_user_reads_what_a_run_leaves(raw: dict[str, Any], tmp_path: Pa
         run(raw)
     finally:
         os.umask(before)
-    left = list((tmp_path / "runs" / "tiny").rglob("*"))
+    left = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
     assert {"experiment.yaml", "metrics.json", "privacy_records.json"} <= {path.name for path in left}
     open_ones = [path for path in left if path.stat().st_mode & 0o077]
     assert open_ones == []

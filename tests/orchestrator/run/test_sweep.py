@@ -174,6 +174,14 @@ def test_pictures_and_the_pareto_figure_are_drawn(swept: Swept) -> None:
     assert len(list(folder.glob("runs/tiny/trials/*/reconstruction.png"))) == 5
 
 
+def test_no_other_user_reads_what_a_sweep_leaves(swept: Swept) -> None:
+    """Neither what Tune writes of settings and searchers, nor the folder around it."""
+    _, _, folder = swept
+    left = [folder / "runs", *(folder / "runs").rglob("*")]
+    assert {"tuner.pkl", "trial.pt"} <= {path.name for path in left}
+    assert [path for path in left if path.stat().st_mode & 0o077] == []
+
+
 class Kept(TrialCallback):
     """Keeps what a checkpoint after each round would hold."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,10 +17,10 @@ from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run.memory import Memory, keep
 from fedveil.orchestrator.run.names import params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths
-from fedveil.orchestrator.run.sweep import delivering, run_sweep, swept_keys
+from fedveil.orchestrator.run.sweep import run_sweep, swept_keys
 from fedveil.orchestrator.run.trainable import rows_of
 from fedveil.orchestrator.run.tuning import overrides_of, settings_of, sweep_parts, tune_config
-from fedveil.orchestrator.tracking import Replayed, SweptKey, without_passwords
+from fedveil.orchestrator.tracking import SweptKey, without_passwords
 
 GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
 DRAWN = {"fl.learning_rate": {"loguniform": [0.1, 1.0]}}
@@ -116,23 +114,6 @@ def test_a_sweep_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch:
         assert key in said
     assert "tracking" not in said
     assert "old" not in said
-
-
-def test_records_are_delivered_while_trials_run_and_no_longer() -> None:
-    often = threading.Event()
-    calls: list[float] = []
-
-    def deliver() -> Replayed:
-        calls.append(time.monotonic())
-        if len(calls) == 3:
-            often.set()
-        return Replayed(runs=1, waiting=0, refused=0)
-
-    with delivering(deliver, every=0.01):
-        assert often.wait(60)
-    after = len(calls)
-    time.sleep(0.1)
-    assert len(calls) == after
 
 
 def test_a_sweep_without_a_search_is_refused() -> None:

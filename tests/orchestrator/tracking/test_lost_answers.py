@@ -10,8 +10,8 @@ import pytest
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from servers import losing_answers
 
+from benchmarks.faults.servers import losing_answers
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay
 
 

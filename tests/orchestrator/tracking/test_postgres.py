@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from mlflow import MlflowClient
-from servers import POSTGRES, MlflowServer, free_port, postgres
+from postgres import POSTGRES, postgres
 
+from benchmarks.faults.servers import MlflowServer, free_port
 from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker, replay
 
 pytestmark = [

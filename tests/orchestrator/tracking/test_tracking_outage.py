@@ -282,7 +282,7 @@ def test_the_spool_is_for_its_owner_only(tmp_path: Path) -> None:
     journal.name_run("0" * 32)
     journal.reject(Tags({}), ValueError())
     inside = list(journal.folder.rglob("*"))
-    assert len(inside) == 7
+    assert len(inside) == 8
     for path in (journal.folder, *inside):
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600) or path.name == "files"
 

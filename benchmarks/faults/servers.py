@@ -1,9 +1,8 @@
-"""Real servers for tests, on loopback, each ended by the handle that started it."""
+"""Real servers on loopback, and faulty ones, for tests too; each is ended by the handle that started it."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -114,38 +112,29 @@ def losing_answers(uri: str, *, to: str, times: int) -> Iterator[str]:
         server.server_close()
 
 
-POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda found: int(found.parent.name))
-"""Where Debian's package has its programs; None without it."""
-
-
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Yield the address of a database of a real PostgreSQL server on loopback, whose files lie in a new ``folder``."""
-    assert POSTGRES is not None
-    port, folder = free_port(), folder.absolute()
-    folder.mkdir()
-    # It refuses to run as root. Temporary folders of tests are their owner's alone, so the other user is lent this one.
-    user = "postgres" if os.geteuid() == 0 else None
-    if user is not None:
-        shutil.chown(folder, user)
-    made: dict[str, Any] = {"user": user, "cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-    make = [POSTGRES / "initdb", "-D", ".", "-U", "mlflow", "--auth=trust", "--encoding=UTF8"]
-    subprocess.run(make, check=True, capture_output=True, **made)
-    command = [POSTGRES / "postgres", "-D", ".", "-p", str(port), "-h", "127.0.0.1", "-c", "unix_socket_directories="]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "-c", "fsync=off"], stdout=log, stderr=log, **made)
+def mute(port: int = 0) -> Iterator[int]:
+    """Accept connections at a port, which is yielded, and never answer."""
+    listening = socket.create_server(("127.0.0.1", port), backlog=128)
+    held: list[socket.socket] = []
+
+    def hold() -> None:
+        while True:
+            try:
+                held.append(listening.accept()[0])
+            except OSError:  # it is over
+                return
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
     try:
-        deadline = time.monotonic() + 60
-        while subprocess.run(
-            [POSTGRES / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True
-        ).returncode:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((folder / "log").read_text()[-3000:])
-            time.sleep(0.1)
-        yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres"
+        yield int(listening.getsockname()[1])
     finally:
-        process.send_signal(signal.SIGINT)  # a fast shutdown
-        process.wait(60)
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+        for one in held:
+            one.close()
 
 
 def free_port() -> int:

@@ -1,0 +1,129 @@
+"""Processes that are killed, interrupted and terminated."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+from benchmarks.faults.commands import TRIAL, Command
+from benchmarks.faults.experiment import NAME, ROUNDS
+from benchmarks.faults.stage import Stage, fault
+
+
+@fault("worker-round", "a worker killed in a round", "run")
+def worker_in_a_round(stage: Stage) -> None:
+    """It is replaced, and its share of the round replayed."""
+    command = stage.start("run")
+    stage.when(command, f"round {stage.chance.randint(1, ROUNDS - 1)}/")
+    os.kill(command.any_worker(), signal.SIGKILL)
+    stage.finish(command)
+
+
+@fault("worker-audit", "a worker killed in an audit", "run")
+def worker_in_an_audit(stage: Stage) -> None:
+    """It is replaced, and its share of the victims attacked anew."""
+    command = stage.start("run")
+    stage.when(command, f"audit of round {stage.chance.choice([0, ROUNDS - 1])}")
+    os.kill(command.any_worker(), signal.SIGKILL)
+    stage.finish(command)
+
+
+@fault("worker-start", "a worker killed while it starts", "run")
+def worker_that_starts(stage: Stage) -> None:
+    """Another is started."""
+    command = stage.start("run")
+    pid = command.any_worker()
+    stage.strike(moment="the start")
+    os.kill(pid, signal.SIGKILL)
+    stage.finish(command)
+
+
+@fault("trial", "a trial's process killed, the sweep resumed", "sweep")
+def trial_process(stage: Stage) -> None:
+    """The trial is called failed with a sentence, the others end, and the sweep is resumed."""
+    command = stage.start("sweep")
+    command.until("recorded in")
+    command.any_worker(TRIAL)
+    stage.anywhen(command)
+    trials = command.workers(TRIAL)
+    if trials:
+        os.kill(stage.chance.choice(sorted(trials)), signal.SIGKILL)
+    stage.finish(command, 0, 1)
+    stage.finish(stage.start("sweep", "--resume"))
+
+
+def _begun_anew(stage: Stage) -> None:
+    if (stage.runs / NAME / "trials" / "none-seed0").exists():
+        stage.given_up["none-seed0"] = "none-seed0-2"
+    stage.finish(stage.start("run"))
+
+
+@fault("run-killed", "a run killed, begun anew", "run")
+def run_killed(stage: Stage) -> None:
+    """The next run says of the dead one that it is dead."""
+    command = stage.start("run")
+    stage.anywhen(command)
+    stage.kill(command)
+    _begun_anew(stage)
+
+
+@fault("run-ctrl-c", "Ctrl-C on a run, begun anew", "run")
+def run_interrupted(stage: Stage) -> None:
+    """It is closed as killed."""
+    command = stage.start("run")
+    stage.anywhen(command)
+    command.send(signal.SIGINT)
+    stage.finish(command, 130)
+    _begun_anew(stage)
+
+
+def resumed(stage: Stage, *, before: Sequence[str] = ()) -> None:
+    """Resume the sweep, or start it anew where it had not come to what can be resumed."""
+    stage.finish(_resuming(stage, before))
+
+
+def _resuming(stage: Stage, before: Sequence[str] = ()) -> Command:
+    how = ["--resume"] if (stage.runs / NAME / "sweep.json").exists() else []
+    return stage.start("sweep", *how, before=before)
+
+
+@fault("sweep-killed", "a sweep killed, resumed at once", "sweep")
+def sweep_killed(stage: Stage) -> None:
+    """What Ray has left of it may still be dying."""
+    command = stage.start("sweep")
+    stage.anywhen(command)
+    stage.kill(command)
+    resumed(stage)
+
+
+@fault("sweep-ctrl-c", "Ctrl-C on a sweep, resumed", "sweep")
+def sweep_interrupted(stage: Stage) -> None:
+    """It closes its runs first."""
+    command = stage.start("sweep")
+    stage.anywhen(command)
+    command.send(signal.SIGINT)
+    stage.finish(command, 130)
+    resumed(stage)
+
+
+@fault("sweep-sigterm", "SIGTERM on a sweep, resumed", "sweep")
+def sweep_terminated(stage: Stage) -> None:
+    """As a cluster's scheduler sends it."""
+    command = stage.start("sweep")
+    stage.anywhen(command)
+    command.send(signal.SIGTERM)
+    stage.finish(command, 143)
+    resumed(stage)
+
+
+@fault("sweep-twice", "a sweep killed twice, resumed twice", "sweep")
+def sweep_killed_twice(stage: Stage) -> None:
+    """The second time while it resumes."""
+    first = stage.start("sweep")
+    stage.anywhen(first)
+    stage.kill(first)
+    second = _resuming(stage)
+    stage.anywhen(second)
+    stage.kill(second)
+    resumed(stage)
