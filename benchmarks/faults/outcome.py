@@ -87,13 +87,17 @@ def _recorded(uri: str, experiment: str) -> Iterator[tuple[str, str, str]]:
             elif not key.startswith(_OWN):
                 for point in client.get_metric_history(run_id, key):
                     yield name, f"point {key} {point.step}", float(point.value).hex()
-        folders = [""]
-        while folders:
-            for file in client.list_artifacts(run_id, folders.pop()):
-                if file.is_dir:
-                    folders.append(file.path)
-                elif "images/" not in file.path:  # whose names hold the time
-                    yield name, f"artifact {file.path}", ""
+        for file in _files(run.info.artifact_uri, uri):
+            if not file.startswith("images/"):  # whose names hold the time
+                yield name, f"artifact {file}", ""
+
+
+def _files(artifacts: str, uri: str) -> list[str]:
+    """Return the names of a run's files, also of those that a server keeps beside its database, from which we read."""
+    scheme, _, rest = artifacts.partition(":")
+    beside = Path(uri.removeprefix("sqlite:///")).parent / "artifacts"
+    folder = beside / rest.lstrip("/") if scheme == "mlflow-artifacts" else Path(rest.removeprefix("//"))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def cost(found: Facts, undisturbed: Facts) -> Cost:

@@ -10,7 +10,9 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
@@ -35,6 +37,31 @@ from fedveil.orchestrator.tracking.spool import PENDING, Journal, Spool
 
 _log = logging.getLogger(__name__)
 _ERROR_LINE = 500
+
+
+@dataclass(frozen=True)
+class _Unkept:
+    """A file that the disk did not take: in memory until it does."""
+
+    name: str
+    content: bytes
+    folder: str | None
+
+    def kept(self, beside: Path) -> Artifact:
+        """Write it into a new folder; its path there is absolute.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        beside.mkdir(parents=True, mode=0o700)
+        try:
+            file = beside / self.name
+            file.touch(mode=0o600)
+            file.write_bytes(self.content)
+        except OSError:
+            rmtree(beside, ignore_errors=True)
+            raise
+        return Artifact(str(file), self.folder)
 
 
 def now() -> int:
@@ -79,7 +106,7 @@ class RunRecorder:
         self._closed = False
         self._new = run_id is None
         self._sender: Sender | None = None
-        self._unwritten: deque[Operation] = deque()
+        self._unwritten: deque[Operation | _Unkept] = deque()
         pending = run_id is not None and run_id.startswith(PENDING)
         token = run_id.removeprefix(PENDING) if run_id is not None and pending else uuid.uuid4().hex
         self._opening = Open(
@@ -120,8 +147,8 @@ class RunRecorder:
             raise FileNotFoundError(f"no such file: {path}")
         try:
             copy = self._begun().journal.keep(path)
-        except OSError as error:
-            self._lost(path.name, error)
+        except OSError:
+            self._record(_Unkept(path.name, path.read_bytes(), folder))
         else:
             self._record(Artifact(copy, folder))
 
@@ -222,13 +249,18 @@ class RunRecorder:
             self._sender = Sender(journal, retry_seconds=self.settings.retry_seconds)
         return self._sender
 
-    def _record(self, operation: Operation) -> None:
+    def _record(self, operation: Operation | _Unkept) -> None:
         waiting = bool(self._unwritten)
         self._unwritten.append(operation)
         try:
             sender = self._begun()
             while self._unwritten:
-                sender.journal.append(self._unwritten[0])
+                first = self._unwritten[0]
+                if isinstance(first, _Unkept):
+                    copy = Path("files") / uuid.uuid4().hex[:12]
+                    first.kept(sender.journal.folder / copy)
+                    first = self._unwritten[0] = Artifact(str(copy / first.name), first.folder)
+                sender.journal.append(first)
                 self._unwritten.popleft()
         except OSError as error:
             if not waiting:
@@ -254,7 +286,17 @@ class RunRecorder:
 
     def _close_beyond(self) -> None:
         """The disk is still full: send what waits in memory, whoever else should deliver it."""
-        if self._sender is not None and self._sender.deliver_beyond(tuple(self._unwritten)):
+        try:
+            with TemporaryDirectory() as scratch:  # of another disk, perhaps
+                rest = [
+                    one.kept(Path(scratch) / str(number)) if isinstance(one, _Unkept) else one
+                    for number, one in enumerate(self._unwritten)
+                ]
+                sent = self._sender is not None and self._sender.deliver_beyond(rest)
+        except OSError as error:
+            _log.error("%s", error)
+            sent = False
+        if self._sender is not None and sent:
             self._run_id = self.run_id
             self._unwritten.clear()
             self._tidy(self._spool.discard, self._sender.journal)

@@ -122,23 +122,50 @@ def test_a_trial_that_outlives_its_sweep_has_the_last_word(mute: TrackingSetting
     assert ERROR_TAG not in run.data.tags
 
 
-def test_files_that_a_full_disk_does_not_take_are_named(
+def test_files_that_a_full_disk_does_not_take_wait_in_memory(
     mute: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.json"
     table.write_text("x" * 1000)
     with trial(mute) as tracker:
         with full_disk(100):
-            tracker.log_file(table)
+            tracker.log_file(table, "tables")
+        table.write_text("changed since")
         (journal,) = Spool(mute.spool_folder).journals()
         assert not list(journal.folder.glob("files/*/*"))
+        log(tracker, range(1))
+        (copy,) = journal.folder.glob("files/*/*")
+        assert (copy.stat().st_mode & 0o777, copy.read_text()) == (0o600, "x" * 1000)
+        assert str(tmp_path) not in (journal.folder / "journal.jsonl").read_text().partition("Artifact")[2]
     assert replay(mute.spool_folder).runs == 1
     run = trial_run(mute)
     assert run.info.status == "FINISHED"
-    assert run.data.tags[INCOMPLETE_TAG].startswith("table.json was not recorded: [Errno 27]")
+    assert INCOMPLETE_TAG not in run.data.tags
+    (file,) = MlflowClient(mute.uri).list_artifacts(run.info.run_id, "tables")
+    assert (file.path, file.file_size) == ("tables/table.json", 1000)
+    assert not Spool(mute.spool_folder).journals()
+
+
+def test_files_of_a_run_that_ends_on_a_full_disk_are_sent_without_it(
+    mute: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.json"
+    table.write_text("x" * 1000)
+    with trial(mute) as tracker:
+        no_room(monkeypatch)
+        tracker.log_file(table)
+    run = trial_run(mute)
+    assert run.info.status == "FINISHED"
+    (file,) = MlflowClient(mute.uri).list_artifacts(run.info.run_id)
+    assert (file.path, file.file_size) == ("table.json", 1000)
+
+
+def test_what_is_made_for_the_record_alone_is_named_where_no_disk_takes_it(mute: TrackingSettings) -> None:
     with trial(mute) as tracker, full_disk(10):  # not even the scratch file of a picture or a text
         tracker.log_image(np.zeros((4, 4)), "grid/reconstruction", 0)
         tracker.log_dict({"a": "b" * 100}, "config.yaml")
+    assert replay(mute.spool_folder).runs == 1
+    assert trial_run(mute).data.tags[INCOMPLETE_TAG].startswith("config.yaml was not recorded: [Errno 27]")
 
 
 def test_a_disk_that_is_full_from_the_start_costs_nothing_once_it_has_room(
