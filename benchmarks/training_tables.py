@@ -64,7 +64,8 @@ def federated(results: Path) -> str:
             for name, side in row["sides"].items()
         ]
         settings = row["settings"]
-        title = f"### {settings['epochs']} local epoch(s), {row['repetitions']} times {settings['rounds']} rounds"
+        often = f"started {row['repetitions']} time(s), {settings['rounds']} rounds each"
+        title = f"### {settings['epochs']} local epoch(s) a round; {often}"
         parts.append(f"{title}\n\n{table(head, lines)}")
     if record["memory"]:
         head = ["side", "round 1", *(f"{at}" for at in range(10, 51, 10))]

@@ -86,40 +86,47 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
     errors = {} if originals is None else {title: mse(images, originals).tolist() for title, images in others.items()}
     columns = max(map(len, rows.values()))
     # inches: one image with its caption, and margins that hold the titles
-    cell, below = 1.25, 0.05 if originals is None else 0.24
+    cell, gap, below = 1.25, 0.06, 0.05 if originals is None else 0.28
     left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())
     top = 0.2 + 0.15 * max(1 + caption.count("\n") for caption in captions) if captions else 0.15
-    width, height = left + cell * columns + 0.15, (cell + below) * len(rows) + top + 0.1
+    width = left + columns * (cell + gap) - gap + 0.15
+    height = (cell + below) * len(rows) + top + 0.1
     figure = new_figure(width, height)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for (title, images), line in zip(rows.items(), grid, strict=True):
+    # One for all: each axes of its own takes longer to draw than its image.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row, (title, images) in enumerate(rows.items()):
         check_images(title, images)
-        for image, axes in zip(images, line, strict=True):
-            _show(axes, image)
-        for error, axes in zip(errors.get(title, ()), line, strict=False):
-            axes.set_xlabel(f"MSE {mse_text(error)}", fontsize=9, color=MUTED, labelpad=3)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10.5, color=INK, labelpad=8)
-    for caption, axes in zip(captions or (), grid[0], strict=captions is not None):
-        axes.set_title(caption, fontsize=9.5, color=INK, pad=5)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - 0.15 / width,
-        top=1 - top / height,
-        bottom=(below + 0.1) / height,
-        wspace=0.06,
-        hspace=below / cell,
-    )
+        bottom = height - top - cell - row * (cell + below)
+        axes.text(left - 0.1, bottom + cell / 2, title, ha="right", va="center", fontsize=10.5, color=INK)
+        for column, image in enumerate(images):
+            _show(axes, image, (left + column * (cell + gap), bottom), cell)
+        for column, error in enumerate(errors.get(title, ())):
+            middle = left + column * (cell + gap) + cell / 2
+            axes.text(middle, bottom - 0.05, f"MSE {mse_text(error)}", ha="center", va="top", fontsize=9, color=MUTED)
+    for column, caption in enumerate(captions or ()):
+        middle = left + column * (cell + gap) + cell / 2
+        axes.text(middle, height - top + 0.07, caption, ha="center", va="bottom", fontsize=9.5, color=INK)
+    axes.set(xlim=(0, width), ylim=(0, height))
     return figure
 
 
-def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(
+def _show(axes: Axes, image: Tensor, corner: tuple[float, float], cell: float) -> None:
+    """Draw an image in the middle of a square cell, whose lower left corner is given."""
+    from matplotlib.patches import Rectangle
+
+    rows, columns = image.shape[-2:]
+    wide, high = cell * columns / max(rows, columns), cell * rows / max(rows, columns)
+    x, y = corner[0] + (cell - wide) / 2, corner[1] + (cell - high) / 2
+    shown = axes.imshow(
         np.moveaxis(image.detach().cpu().numpy(), 0, -1),
         cmap="gray",
         vmin=0.0,
         vmax=1.0,
         interpolation="nearest",
+        aspect="auto",
+        extent=(x, x + wide, y, y + high),
     )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color(FAINT)
+    frame = axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=FAINT, linewidth=0.8))
+    shown.set_zorder(1)
+    frame.set_zorder(2)

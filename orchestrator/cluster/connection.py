@@ -134,6 +134,7 @@ def placement_group(
     gpus_per_worker: float = 0,
     driver_cpus: float = 1,
     driver_node: str | None = None,
+    spread: bool = False,
 ) -> PlacementGroupFactory:
     """Return what a Tune trial has to reserve: bundle 0 for its driver, bundle 1 + i for worker i.
 
@@ -143,6 +144,7 @@ def placement_group(
         gpus_per_worker: share of a GPU of each.
         driver_cpus: cores of the driver; 0 only with ``driver_node``, as Tune drops an empty first bundle.
         driver_node: `own_node` of the node on which the driver has to be; None for any. The workers are free.
+        spread: the bundles go to as many nodes as there are, not to as few as have room.
 
     Raises:
         FedveilError: a number is out of range.
@@ -154,7 +156,8 @@ def placement_group(
     offline_environment()
     from ray.tune import PlacementGroupFactory
 
-    return PlacementGroupFactory([driver, *(dict(bundle) for _ in range(workers))])
+    bundles = [driver, *(dict(bundle) for _ in range(workers))]
+    return PlacementGroupFactory(bundles, strategy="SPREAD" if spread else "PACK")
 
 
 def own_node() -> str:
@@ -176,14 +179,14 @@ def room(*, cpus_per_worker: float = 1, gpus_per_worker: float = 0) -> int:
 
 
 def check_fit(
-    workers: int, *, cpus_per_worker: float = 1, gpus_per_worker: float = 0
-) -> list[PlacementGroupSchedulingStrategy | None]:
+    workers: int, *, cpus_per_worker: float = 1, gpus_per_worker: float = 0, spread: bool = False
+) -> list[PlacementGroupSchedulingStrategy | str | None]:
     """Return where each worker is to start, or say why they can never all be there.
 
     Ray itself lets an actor that fits nowhere wait for ever. Inside a placement group (a Tune trial) worker i
     belongs in bundle 1 + i, and its place is the strategy for that bundle. Outside one, each worker has to
-    fit on a single node whole, and its place is None: anywhere. What others occupy now is not counted: they
-    may leave.
+    fit on a single node whole, and its place is None, anywhere, or with ``spread`` Ray's ``SPREAD``. What others occupy
+    now is not counted: they may leave.
 
     Raises:
         FedveilError: the workers do not fit; it says what was asked, what is there and what is missing.
@@ -195,7 +198,7 @@ def check_fit(
     group = get_current_placement_group()
     if group is None:
         _check_nodes(workers, wanted)
-        return [None] * workers
+        return ["SPREAD" if spread else None] * workers
     _check_bundles(workers, wanted, group.bundle_specs[1:])
     return [
         PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=1 + worker)

@@ -178,6 +178,8 @@ class RayExecutor:
         cpus_per_worker: cores per slot, also its number of PyTorch threads (rounded down, at least 1).
         gpus_per_worker: share of a GPU per slot; above 0 the slot computes on CUDA where there is any. It
             divides the GPU's time, not its memory.
+        spread: slots go to as many nodes as there are, not to as few as have room. Inside a Tune trial its placement group
+            has decided.
         start_timeout: seconds within which a slot's actor has to start.
         max_retries: how often an item is run again after its worker died under it, and how often a worker that died while
             it started is started again.
@@ -196,6 +198,7 @@ class RayExecutor:
         *,
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0,
+        spread: bool = False,
         start_timeout: float = 120,
         max_retries: int = 2,
         plugins: Sequence[Plugin] = (),
@@ -203,7 +206,9 @@ class RayExecutor:
         self.start_timeout = start_timeout
         self.max_retries = max_retries
         self.say: Say | None = None
-        self._places = check_fit(workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+        self._places = check_fit(
+            workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, spread=spread
+        )
         # Ray must not restart an actor by itself: we would not learn which item was lost.
         self._remote = ray.remote(
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0

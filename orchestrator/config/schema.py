@@ -105,11 +105,13 @@ class ResourcesSection(Section):
             more than a round has pieces (``fl.client_chunks``). Results do not depend on it.
         cpus_per_worker: cores of each; Ray counts in ten-thousandths.
         gpus_per_worker: share of a GPU of each, 0 or as for the cores.
+        placement: ``pack`` puts a trial's workers on as few nodes as have room, ``spread`` on as many as there are.
     """
 
     workers: Count | None = None
     cpus_per_worker: float = Field(default=1.0, ge=LEAST_SHARE, le=10_000)
     gpus_per_worker: GpuShare = Field(default=0.0, ge=0, le=10_000)
+    placement: Literal["pack", "spread"] = "pack"
 
 
 Objective = Literal["max", "min"]

@@ -56,6 +56,7 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
             workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
+            spread=resources.placement == "spread",
             plugins=loaded(),
         ) as executor,
     ):

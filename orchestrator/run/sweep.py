@@ -197,6 +197,7 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.
             job.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
+            spread=resources.placement == "spread",
             # It only waits for its workers, and leaves its checkpoints and records where this process finds them.
             driver_cpus=0,
             driver_node=own_node(),

@@ -45,6 +45,11 @@ def test_placement_group_reserves_the_driver_first() -> None:
     assert factory.required_resources == pytest.approx({"CPU": 3.1, "GPU": 1.0})
 
 
+def test_a_trial_is_packed_or_spread() -> None:
+    assert placement_group(2).strategy == "PACK"
+    assert placement_group(2, spread=True).strategy == "SPREAD"
+
+
 def test_a_driver_can_be_tied_to_a_node_and_take_no_core() -> None:
     factory = placement_group(1, driver_cpus=0, driver_node="node:10.0.0.1")
     assert factory.bundles == [{"node:10.0.0.1": NODE_SLIVER}, {"CPU": 1.0}]
@@ -131,6 +136,7 @@ class TestOnACluster:
     @pytest.mark.parametrize(("workers", "cpus"), [(1, 2.0), (2, 1.0), (3, 0.5), (20, 0.1)])
     def test_what_fits(self, workers: int, cpus: float) -> None:
         assert check_fit(workers, cpus_per_worker=cpus) == [None] * workers
+        assert check_fit(workers, cpus_per_worker=cpus, spread=True) == ["SPREAD"] * workers
 
     @pytest.mark.parametrize(
         ("workers", "cpus", "gpus", "said"),
