@@ -76,7 +76,7 @@ def test_where_the_traceback_cannot_be_written_the_sentence_says_so(tmp_path: Pa
         folder.touch()
         raise ValueError("odd")
 
-    said = r"ValueError: odd \(the traceback cannot be written to .*there/error.log: File exists\)"
+    said = r"ValueError: odd \(the traceback cannot be written to .*there/error.log: Not a directory\)"
     with pytest.raises(TrialError, match=said), logged(folder):
         work()
 
