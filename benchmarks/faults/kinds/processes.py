@@ -15,7 +15,8 @@ from benchmarks.faults.stage import Stage, fault
 def worker_in_a_round(stage: Stage) -> None:
     """It is replaced, and its share of the round replayed."""
     command = stage.start("run")
-    stage.when(command, f"round {stage.chance.randint(1, ROUNDS - 1)}/")
+    # A line says that a round is over; after the last but one an audit follows.
+    stage.when(command, f"round {stage.chance.randint(1, ROUNDS - 2)}/", within=0.05)
     os.kill(command.any_worker(), signal.SIGKILL)
     stage.finish(command)
 
