@@ -54,6 +54,13 @@ def trial_process(stage: Stage) -> None:
     stage.finish(stage.start("sweep", "--resume"))
 
 
+def _signalled(stage: Stage, command: Command, number: signal.Signals) -> None:
+    """Send a signal at any moment; one that comes when the last trial is done may come too late to change the end."""
+    stage.anywhen(command)
+    command.send(number)
+    stage.finish(command, 128 + number, *([0] if stage.moment == "after a trial" else []))
+
+
 def _begun_anew(stage: Stage) -> None:
     if (stage.runs / NAME / "trials" / "none-seed0").exists():
         stage.given_up["none-seed0"] = "none-seed0-2"
@@ -73,9 +80,7 @@ def run_killed(stage: Stage) -> None:
 def run_interrupted(stage: Stage) -> None:
     """It is closed as killed."""
     command = stage.start("run")
-    stage.anywhen(command)
-    command.send(signal.SIGINT)
-    stage.finish(command, 130)
+    _signalled(stage, command, signal.SIGINT)
     _begun_anew(stage)
 
 
@@ -102,9 +107,7 @@ def sweep_killed(stage: Stage) -> None:
 def sweep_interrupted(stage: Stage) -> None:
     """It closes its runs first."""
     command = stage.start("sweep")
-    stage.anywhen(command)
-    command.send(signal.SIGINT)
-    stage.finish(command, 130)
+    _signalled(stage, command, signal.SIGINT)
     resumed(stage)
 
 
@@ -112,9 +115,7 @@ def sweep_interrupted(stage: Stage) -> None:
 def sweep_terminated(stage: Stage) -> None:
     """As a cluster's scheduler sends it."""
     command = stage.start("sweep")
-    stage.anywhen(command)
-    command.send(signal.SIGTERM)
-    stage.finish(command, 143)
+    _signalled(stage, command, signal.SIGTERM)
     resumed(stage)
 
 
