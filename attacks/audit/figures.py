@@ -89,7 +89,8 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
     cell, gap, below = 1.25, 0.06, 0.05 if originals is None else 0.28
     left = 0.25 + 0.078 * max(len(part) for title in rows for part in title.splitlines())
     top = 0.2 + 0.15 * max(1 + caption.count("\n") for caption in captions) if captions else 0.15
-    width = left + columns * (cell + gap) - gap + 0.15
+    lefts = [left + column * (cell + gap) for column in range(columns)]
+    width = lefts[-1] + cell + 0.15
     height = (cell + below) * len(rows) + top + 0.1
     figure = new_figure(width, height)
     # One for all: each axes of its own takes longer to draw than its image.
@@ -99,14 +100,13 @@ def draw_rows(originals: Tensor | None, others: Mapping[str, Tensor], captions: 
         check_images(title, images)
         bottom = height - top - cell - row * (cell + below)
         axes.text(left - 0.1, bottom + cell / 2, title, ha="right", va="center", fontsize=10.5, color=INK)
-        for column, image in enumerate(images):
-            _show(axes, image, (left + column * (cell + gap), bottom), cell)
-        for column, error in enumerate(errors.get(title, ())):
-            middle = left + column * (cell + gap) + cell / 2
-            axes.text(middle, bottom - 0.05, f"MSE {mse_text(error)}", ha="center", va="top", fontsize=9, color=MUTED)
-    for column, caption in enumerate(captions or ()):
-        middle = left + column * (cell + gap) + cell / 2
-        axes.text(middle, height - top + 0.07, caption, ha="center", va="bottom", fontsize=9.5, color=INK)
+        for image, x in zip(images, lefts, strict=True):
+            _show(axes, image, (x, bottom), cell)
+        for error, x in zip(errors.get(title, ()), lefts, strict=False):
+            said = f"MSE {mse_text(error)}"
+            axes.text(x + cell / 2, bottom - 0.05, said, ha="center", va="top", fontsize=9, color=MUTED)
+    for caption, x in zip(captions or (), lefts, strict=captions is not None):
+        axes.text(x + cell / 2, height - top + 0.07, caption, ha="center", va="bottom", fontsize=9.5, color=INK)
     axes.set(xlim=(0, width), ylim=(0, height))
     return figure
 
@@ -118,7 +118,7 @@ def _show(axes: Axes, image: Tensor, corner: tuple[float, float], cell: float) -
     rows, columns = image.shape[-2:]
     wide, high = cell * columns / max(rows, columns), cell * rows / max(rows, columns)
     x, y = corner[0] + (cell - wide) / 2, corner[1] + (cell - high) / 2
-    shown = axes.imshow(
+    axes.imshow(
         np.moveaxis(image.detach().cpu().numpy(), 0, -1),
         cmap="gray",
         vmin=0.0,
@@ -127,6 +127,4 @@ def _show(axes: Axes, image: Tensor, corner: tuple[float, float], cell: float) -
         aspect="auto",
         extent=(x, x + wide, y, y + high),
     )
-    frame = axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=FAINT, linewidth=0.8))
-    shown.set_zorder(1)
-    frame.set_zorder(2)
+    axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=FAINT, linewidth=0.8))

@@ -1,4 +1,4 @@
-"""The colour of a trial's run in MLflow's charts: a hue for each defence, darker with how much it protects."""
+"""The colour of a trial's run in MLflow's charts: a hue for each defence, darker the larger its dial."""
 
 from __future__ import annotations
 

@@ -106,6 +106,14 @@ def test_images_out_of_range_and_of_other_shapes_are_refused() -> None:
         draw_rows(originals, {"wide": torch.zeros(1, 1, 12, 14)})
 
 
+def test_a_caption_for_each_column_and_an_image_in_each_cell() -> None:
+    grey = torch.full((2, 1, 12, 12), 0.5)
+    with pytest.raises(ValueError, match="zip"):
+        draw_rows(grey, {"attack": grey}, ["one", "two", "three"])
+    with pytest.raises(ValueError, match="zip"):
+        draw_rows(None, {"two": grey, "one": grey[:1]})
+
+
 @pytest.mark.parametrize(("error", "text"), [(0.01234, "0.0123"), (4e-5, "4e-05"), (0.0, "0")])
 def test_a_small_error_does_not_read_as_an_exact_copy(error: float, text: str) -> None:
     assert mse_text(error) == text
