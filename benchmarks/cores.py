@@ -50,26 +50,40 @@ def processes(mark: str) -> dict[int, tuple[str, float]]:
     return found
 
 
+def watched(command: list[str], folder: Path, *, every: float) -> tuple[float, int, dict[int, tuple[str, float]]]:
+    """Run a sweep, and return its wall seconds, the number of its process, and all of its processes (`processes`).
+
+    Args:
+        command: of the sweep.
+        folder: for its log and its record.
+        every: seconds between two looks.
+
+    Raises:
+        RuntimeError: it fails; with the end of its log.
+    """
+    mark, seen = uuid.uuid4().hex, {}
+    environment = {**os.environ, MARK: mark, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    began = time.monotonic()
+    with (folder / "log").open("wb") as log:
+        sweep = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        while sweep.poll() is None:
+            # A slot is a plain worker until it has its name, and counts from its start.
+            seen |= processes(mark)
+            time.sleep(every)
+    wall = time.monotonic() - began
+    if sweep.returncode:
+        raise RuntimeError((folder / "log").read_text()[-3000:])
+    return wall, sweep.pid, seen
+
+
 def measured(overrides: list[str], every: float = 0.5) -> dict[str, Any]:
     """Run the sweep, and return what it took."""
-    mark = uuid.uuid4().hex
-    seen: dict[int, tuple[str, float]] = {}
     sets = [word for override in [*TRIALS, *overrides] for word in ("--set", override)]
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "orchestrator", "sweep", str(Path(SWEEP).absolute()), *sets]
         command += ["--json", str(record), "--runs-dir", folder]
-        environment = {**os.environ, MARK: mark, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        began = time.monotonic()
-        with (Path(folder) / "log").open("wb") as log:
-            sweep = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            while sweep.poll() is None:
-                # A slot is a plain worker until it has its name, and counts from its start.
-                seen |= processes(mark)
-                time.sleep(every)
-        wall = time.monotonic() - began
-        if sweep.returncode:
-            raise RuntimeError((Path(folder) / "log").read_text()[-3000:])
+        wall, _, seen = watched(command, Path(folder), every=every)
         trials = len(json.loads(record.read_text())["trials"])
     slots = sum(seconds for title, seconds in seen.values() if title.startswith(SLOT))
     return {

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cores import MARK, SLOT, processes
+from benchmarks.cores import SLOT, watched
 from benchmarks.machine import about
 
 EXPERIMENT: dict[str, Any] = {
@@ -41,25 +37,15 @@ EXPERIMENT: dict[str, Any] = {
 
 def sweep(trials: int, every: float = 0.2) -> dict[str, float]:
     """Return wall seconds of a sweep from the start of Python to its end, and CPU seconds of its processes by kind."""
-    mark, seen = uuid.uuid4().hex, {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trivial.yaml"
         search = {**EXPERIMENT["search"], "samples": trials}
         file.write_text(json.dumps({**EXPERIMENT, "search": search}))
         command = [sys.executable, "-m", "orchestrator", "sweep", str(file), "--runs-dir", folder]
-        environment = {**os.environ, MARK: mark, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        began = time.monotonic()
-        with (Path(folder) / "log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            while process.poll() is None:
-                seen |= processes(mark)
-                time.sleep(every)
-        wall = time.monotonic() - began
-        if process.returncode:
-            raise RuntimeError((Path(folder) / "log").read_text()[-3000:])
+        wall, driver, seen = watched(command, Path(folder), every=every)
     found = {"wall": wall, "driver": 0.0, "trials": 0.0, "slots": 0.0, "rest": 0.0}
     for number, (title, seconds) in seen.items():
-        if number == process.pid:
+        if number == driver:
             found["driver"] += seconds
         elif title.startswith(SLOT):
             found["slots"] += seconds

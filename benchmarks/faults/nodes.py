@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.faults.servers import free_port
+from benchmarks.faults.servers import end, free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
 ENVIRONMENT = {
@@ -75,9 +74,4 @@ def two_nodes(logs: Path) -> Iterator[tuple[str, int]]:
             yield f"127.0.0.2:{port}", raylets[1]
         finally:
             for one in reversed(nodes):
-                one.send_signal(signal.SIGTERM)
-                try:
-                    one.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(one.pid, signal.SIGKILL)
-                    one.wait()
+                end(one, 30)

@@ -137,6 +137,16 @@ def mute(port: int = 0) -> Iterator[int]:
             one.close()
 
 
+def end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Ask a process to end, and after so many seconds kill its group."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

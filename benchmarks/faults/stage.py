@@ -107,8 +107,9 @@ class Stage:
         if "Traceback" in command.said:
             self.troubles.append("a traceback")
 
-    def kill(self, command: Command) -> None:
-        """End the command by SIGKILL."""
+    def kill_anywhen(self, command: Command) -> None:
+        """End the command by SIGKILL at the moment that chance has given this try."""
+        self.anywhen(command)
         command.send(signal.SIGKILL)
         command.wait()
 

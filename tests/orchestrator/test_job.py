@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 from tiny import PLUGIN
 
-from benchmarks.faults.servers import MlflowServer, free_port
+from benchmarks.faults.servers import MlflowServer, end, free_port
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -70,12 +69,7 @@ def head(tmp_path: Path, ray_folder: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process, 60)
 
 
 def _answers(url: str) -> bool:

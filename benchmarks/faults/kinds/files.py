@@ -38,9 +38,7 @@ def _newest_checkpoint(stage: Stage) -> list[Path]:
 @fault("checkpoint-torn", "a sweep killed, its last checkpoint torn, resumed", "sweep")
 def checkpoint_torn(stage: Stage) -> None:
     """The trial goes on from the one before, or begins anew."""
-    command = stage.start("sweep")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("sweep"))
     for file in _newest_checkpoint(stage):
         tear(file, stage.chance)
     resumed(stage)
@@ -49,9 +47,7 @@ def checkpoint_torn(stage: Stage) -> None:
 @fault("checkpoint-flipped", "a sweep killed, a bit of its last checkpoint flipped, resumed", "sweep")
 def checkpoint_flipped(stage: Stage) -> None:
     """No weight is believed that was not written."""
-    command = stage.start("sweep")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("sweep"))
     for file in _newest_checkpoint(stage):
         flip(file, stage.chance)
     resumed(stage)
@@ -60,9 +56,7 @@ def checkpoint_flipped(stage: Stage) -> None:
 @fault("state-torn", "a sweep killed, what it or Tune knows of it torn, resumed", "sweep")
 def state_torn(stage: Stage) -> None:
     """One file: of settings, of trials, or of the searcher."""
-    command = stage.start("sweep")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("sweep"))
     kept = [stage.runs / "faults" / "sweep.json"]
     for pattern in ("experiment_state-*.json", "tuner.pkl", "basic-variant-state-*.json"):
         kept += stage.runs.glob(f"faults/tune/*/*/{pattern}")
@@ -77,9 +71,7 @@ def state_torn(stage: Stage) -> None:
 @fault("journal", "a sweep killed, garbage in its journals, resumed", "sweep")
 def journal_garbage(stage: Stage) -> None:
     """Between whole lines, and at the end."""
-    command = stage.start("sweep")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("sweep"))
     for file in stage.runs.glob("faults/spool/*/journal.jsonl"):
         lines = file.read_bytes().splitlines(keepends=True)
         lines.insert(stage.chance.randrange(1, len(lines) + 1), stage.chance.choice(_GARBAGE[:-1]))

@@ -70,9 +70,7 @@ def _begun_anew(stage: Stage) -> None:
 @fault("run-killed", "a run killed, begun anew", "run")
 def run_killed(stage: Stage) -> None:
     """The next run says of the dead one that it is dead."""
-    command = stage.start("run")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("run"))
     _begun_anew(stage)
 
 
@@ -97,9 +95,7 @@ def _resuming(stage: Stage, before: Sequence[str] = ()) -> Command:
 @fault("sweep-killed", "a sweep killed, resumed at once", "sweep")
 def sweep_killed(stage: Stage) -> None:
     """What Ray has left of it may still be dying."""
-    command = stage.start("sweep")
-    stage.anywhen(command)
-    stage.kill(command)
+    stage.kill_anywhen(stage.start("sweep"))
     resumed(stage)
 
 
@@ -122,10 +118,6 @@ def sweep_terminated(stage: Stage) -> None:
 @fault("sweep-twice", "a sweep killed twice, resumed twice", "sweep")
 def sweep_killed_twice(stage: Stage) -> None:
     """The second time while it resumes."""
-    first = stage.start("sweep")
-    stage.anywhen(first)
-    stage.kill(first)
-    second = _resuming(stage)
-    stage.anywhen(second)
-    stage.kill(second)
+    stage.kill_anywhen(stage.start("sweep"))
+    stage.kill_anywhen(_resuming(stage))
     resumed(stage)
