@@ -214,8 +214,7 @@ def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.
     tuner = tune.Tuner(trainable, param_space=part.space, tune_config=part.config, run_config=run)
     path = job.storage / part.name
     if not whole_states(path, say):
-        release_claims(
-            job.names, f"{part.name}/"
-        )  # its trials go on from their checkpoints, under other numbers of Tune's
+        # Its trials go on from their checkpoints, under other numbers of Tune's.
+        release_claims(job.names, f"{part.name}/")
         return tuner
     return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True, param_space=part.space)

@@ -163,15 +163,15 @@ def newest(checkpoints: Sequence[Path], say: Say) -> Saved:
         checkpoints: of one trial, the oldest first.
         say: is told where the last is damaged.
     """
-    best, chosen = Saved(), None
-    for one in checkpoints:
-        saved = checkpoint.load(one)
-        if saved is not None and (chosen is None or _far(saved) >= _far(best)):
-            best, chosen = saved, one
-    if checkpoints and chosen is None:
-        say(f"note: {checkpoints[-1]} is damaged, and there is none before it: the trial begins anew")
-    elif checkpoints and checkpoint.load(checkpoints[-1]) is None:
-        say(f"note: {checkpoints[-1]} is damaged: the trial goes on from {chosen and chosen.name}, a round earlier")
+    read = [(checkpoint.load(one), one) for one in checkpoints]
+    whole = [(saved, one.name) for saved, one in read if saved is not None]
+    if not whole:
+        if read:
+            say(f"note: {read[-1][1]} is damaged, and there is none before it: the trial begins anew")
+        return Saved()
+    best, chosen = max(reversed(whole), key=lambda pair: _far(pair[0]))  # of equals the latest
+    if read[-1][0] is None:
+        say(f"note: {read[-1][1]} is damaged: the trial goes on from {chosen}")
     return best
 
 

@@ -17,6 +17,7 @@ from fedveil.fl.rounds import ServerState
 from fedveil.fl.sealed import write_sealed
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.checkpoint import Pictures, Progress, Saved, load_records, save_records
+from fedveil.orchestrator.run.trainable import newest
 
 RECORD = PrivacyRecord(
     attack="adaptive",
@@ -171,3 +172,22 @@ def test_records_survive_json(tmp_path: Path) -> None:
 def test_pictures_survive_a_file(tmp_path: Path) -> None:
     pictures().save(tmp_path / "pictures.pt")
     same_pictures(Pictures.load(tmp_path / "pictures.pt"), pictures())
+
+
+def test_the_checkpoint_that_is_farthest_on_is_taken_and_a_damaged_last_one_is_said(tmp_path: Path) -> None:
+    folders = [tmp_path / f"checkpoint_{number}" for number in range(3)]
+    for finished, folder in zip((2, 1, 2), folders, strict=True):
+        folder.mkdir()
+        checkpoint.save(Saved(finished=tuple({"at": float(folder.name[-1])} for _ in range(finished))), folder)
+    told: list[str] = []
+    assert newest([], told.append) == Saved()
+    assert newest(folders, told.append).finished[0] == {"at": 2.0}  # of equals the latest
+    assert newest(folders[:2], told.append).finished[0] == {"at": 0.0}
+    assert told == []
+    (folders[2] / checkpoint.FILE).write_bytes(b"torn")
+    assert newest(folders, told.append).finished[0] == {"at": 0.0}
+    assert newest(folders[2:], told.append) == Saved()
+    assert told == [
+        f"note: {folders[2]} is damaged: the trial goes on from checkpoint_0",
+        f"note: {folders[2]} is damaged, and there is none before it: the trial begins anew",
+    ]
