@@ -3,6 +3,7 @@
 from fedveil.defense.autoencoder import PublicReconstruction
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
 from fedveil.defense.block_average import BlockAverage
+from fedveil.defense.dgp import DualGradientPruning
 from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
@@ -16,6 +17,7 @@ __all__ = [
     "BlockAverage",
     "Defense",
     "DefenseContext",
+    "DualGradientPruning",
     "GroupMean",
     "LatentAutoencoder",
     "LatentNoise",

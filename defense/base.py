@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
-from fedveil.fl.hooks import NoHooks
+from fedveil.fl.hooks import Memory, NoHooks, Turn
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.registry import Registry
@@ -118,7 +118,7 @@ class Surrogate:
 
 
 class PreparedDefense(NoHooks):
-    """A defence at work with one client: the five hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
+    """A defence at work with one client: the hooks of `fedveil.fl.hooks.ClientHooks`, each the identity by default.
 
     It is never changed once it is made, so it can be sent to many workers.
 
@@ -145,7 +145,7 @@ class PreparedDefense(NoHooks):
         return Surrogate(
             data=self.data if self.changes("data") else None,
             update=self.update if self.changes("update") else None,
-            complete=not any(self.changes(hook) for hook in ("images", "loss", "update")),
+            complete=not any(self.changes(hook) for hook in ("images", "loss", "update", "carry")),
         )
 
     def diagnostics(self) -> dict[str, float]:
@@ -157,9 +157,9 @@ class PreparedDefense(NoHooks):
 class Defense(Generic[Public]):
     """A defence's settings, and nothing else: `repr` shows them as the configuration names them.
 
-    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``update``, ``output``; see
-    `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides `prepare`, and
-    `pretrain` for what needs public images alone.
+    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``update``, ``carry``,
+    ``output``; see `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides
+    `prepare`, and `pretrain` for what needs public images alone.
 
     >>> import dataclasses, fedveil as fv
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,6 +242,13 @@ class Stateless(PreparedDefense):
         """See `fedveil.fl.hooks.ClientHooks.update`."""
         changed: ClientUpdate = self._hooks.update(update, stream) if self._defines("update") else update
         return changed
+
+    def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+        """See `fedveil.fl.hooks.ClientHooks.carry`."""
+        if not self._defines("carry"):
+            return super().carry(update, turn, stream)
+        sent: tuple[ClientUpdate, Memory] = self._hooks.carry(update, turn, stream)
+        return sent
 
     def output(self, logits: Tensor) -> Tensor:
         """See `fedveil.fl.hooks.ClientHooks.output`."""

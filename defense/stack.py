@@ -19,6 +19,7 @@ from fedveil.defense.base import (
 )
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import Memory, Turn
 from fedveil.fl.messages import ClientUpdate
 
 
@@ -103,6 +104,16 @@ class PreparedStack(PreparedDefense):
         for part in self.parts:
             update = part.update(update, stream)
         return update
+
+    def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+        """Pass the update through each part, which finds what it kept itself."""
+        kept: dict[str, Tensor] = {}
+        for number, part in enumerate(self.parts):
+            own = f"{number}/"
+            memory = {name.removeprefix(own): value for name, value in turn.memory.items() if name.startswith(own)}
+            update, new = part.carry(update, Turn(memory, turn.weights), stream)
+            kept |= {own + name: value for name, value in new.items()}
+        return update, kept
 
     def output(self, logits: Tensor) -> Tensor:
         """Pass the logits through each part."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -10,9 +12,25 @@ from torch import Tensor, nn
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import ClientUpdate
 
+Memory = Mapping[str, Tensor]
+"""What a client keeps from one of its turns to the next, by names of its defence's own. It never leaves the client."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a client holds when it is about to send, beside its images.
+
+    Attributes:
+        memory: what it kept of the last turn whose update the server took in; empty before the first.
+        weights: as the server sent them, by name.
+    """
+
+    memory: Memory = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
 
 class ClientHooks(Protocol):
-    """The five places where a defence may act on a client. Each is the identity unless a defence says otherwise."""
+    """The places where a defence may act on a client. Each is the identity unless a defence says otherwise."""
 
     def images(self, shard: Images) -> Images:
         """Return what the client trains on instead of its images ``shard``, the same at every call.
@@ -38,12 +56,18 @@ class ClientHooks(Protocol):
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """Return what leaves the client instead of ``update``."""
 
+    def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+        """Return what leaves the client instead of ``update``, and what the client keeps for its next turn.
+
+        `update` with nothing to keep, unless a defence remembers; such a one's `update` is a first turn.
+        """
+
     def output(self, logits: Tensor) -> Tensor:
         """Return the logits (n, k) that a finished model answers with."""
 
 
 class NoHooks:
-    """The identity in all five places."""
+    """The identity in all places."""
 
     def images(self, shard: Images) -> Images:
         """See `ClientHooks.images`."""
@@ -60,6 +84,10 @@ class NoHooks:
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `ClientHooks.update`."""
         return update
+
+    def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+        """See `ClientHooks.carry`."""
+        return self.update(update, stream), {}
 
     def output(self, logits: Tensor) -> Tensor:
         """See `ClientHooks.output`."""

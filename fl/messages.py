@@ -41,6 +41,8 @@ class ClientUpdate:
             the size of a weight change tells nothing of the gradient's: the rate is not known, the optimiser is no plain
             SGD, or public images were mixed in.
         optimizer: what took the local steps, a setting of the protocol; see `plain`.
+        value_bits: that an entry of ``tensors`` takes on the wire; fewer than a float32's 32 where a defence leaves each
+            tensor so few different values, which then cost 4 bytes beside it for their size.
     """
 
     tensors: Mapping[str, Tensor]
@@ -51,6 +53,7 @@ class ClientUpdate:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     rate_known: bool = True
     optimizer: LocalOptimizer = PLAIN_SGD
+    value_bits: int = 32
 
     @classmethod
     def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
@@ -120,13 +123,18 @@ class ClientUpdate:
         return 1.0 if self.kind is UpdateKind.GRADIENT else -1.0 / (self.local_steps * self.learning_rate)
 
     def nbytes(self) -> int:
-        """Bytes of the non-zero entries as float32, with a 4-byte index each where that is smaller than dense."""
-        total = 0
-        for tensor in [*self.tensors.values(), *self.buffers.values()]:
-            dense = tensor.numel() * tensor.element_size()
-            sparse = int(tensor.count_nonzero()) * (tensor.element_size() + 4)
-            total += min(dense, sparse)
-        return total
+        """Bytes on the wire: of each tensor the smallest of three encodings, in whole bytes.
+
+        They are all entries; those that are not zero and a bitmap of where they are; or those with a 4-byte index each.
+        """
+        tensors = [(tensor, self.value_bits) for tensor in self.tensors.values()]
+        return sum(_encoded(tensor, bits) for tensor, bits in [*tensors, *((b, 32) for b in self.buffers.values())])
+
+
+def _encoded(tensor: Tensor, value_bits: int) -> int:
+    entries, sent = tensor.numel(), int(tensor.count_nonzero())
+    bits = min(entries * value_bits, sent * value_bits + entries, sent * (value_bits + 32))
+    return -(-bits // 8) + (4 if value_bits < 32 and sent else 0)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from fedveil.fl.hooks import Memory
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.strategies import Totals
 from fedveil.fl.trust import Rejection
@@ -22,6 +23,7 @@ class PartialSum:
         bytes: that were sent.
         clients: whose updates these are.
         rejections: the updates that are not among them.
+        memories: by client, what those whose updates are among them keep for their next turn, if anything.
     """
 
     totals: Totals | None = None
@@ -31,9 +33,10 @@ class PartialSum:
     bytes: int = 0
     clients: int = 0
     rejections: tuple[Rejection, ...] = ()
+    memories: Mapping[int, Memory] = field(default_factory=dict)
 
     @classmethod
-    def accepted(cls, update: ClientUpdate, loss: float, *, single: bool) -> PartialSum:
+    def accepted(cls, update: ClientUpdate, loss: float, *, single: bool, memories: Mapping[int, Memory]) -> PartialSum:
         """Return what one client sends whose update can be trusted, by itself or as a sum of one."""
         return cls(
             None if single else Totals.of(update),
@@ -42,6 +45,7 @@ class PartialSum:
             update.examples,
             update.nbytes(),
             clients=1,
+            memories=memories,
         )
 
     @property
@@ -64,4 +68,5 @@ class PartialSum:
             sum(part.bytes for part in parts),
             sum(part.clients for part in parts),
             tuple(rejection for part in parts for rejection in part.rejections),
+            {client: memory for part in parts for client, memory in part.memories.items()},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
-from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.hooks import ClientHooks, Memory, NoHooks
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec, init_model
 from fedveil.fl.partial_sum import PartialSum
@@ -77,17 +77,20 @@ class Federation:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server carries from round to round, and all that a checkpoint needs.
+    """What a federation carries from round to round, and all that a checkpoint needs.
 
     Attributes:
         round: number of the next round.
         weights: parameters and floating-point buffers by name, on the CPU.
         optimizer: the strategy's own tensors.
+        memories: by client, what its defence kept of its last turn. A simulation holds it beside the server's own; no
+            attacker sees it.
     """
 
     round: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    memories: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def initial(cls, federation: Federation, weights: dict[str, Tensor] | None = None) -> ServerState:
@@ -152,9 +155,13 @@ class Simulation:
         federation, state = self.federation, self.state
         cohort = draw_cohort(federation, state.round)
         chunks = client_chunks(cohort, federation.client_chunks)
+        shares = [_Share(numbers, {n: state.memories[n] for n in numbers if n in state.memories}) for numbers in chunks]
         lost: list[int] = []
         sums = self._executor.map(
-            _train_clients, chunks, shared=(self._shared, state.weights, state.round), on_lost=lost.extend
+            _train_clients,
+            shares,
+            shared=(self._shared, state.weights, state.round),
+            on_lost=lambda share: lost.extend(share.numbers),
         )
         total = PartialSum.of(sums)
         federation.trust.check(state.round, len(cohort), total.rejections)
@@ -167,7 +174,8 @@ class Simulation:
             raise FedveilError(
                 f"round {state.round}: {broken[0]} is not finite; lower fl.learning_rate, or set fl.max_update_norm"
             )
-        self.state = ServerState(state.round + 1, weights, optimizer)
+        memories = {**state.memories, **{client: dict(memory) for client, memory in total.memories.items()}}
+        self.state = ServerState(state.round + 1, weights, optimizer, memories)
         return RoundReport(total.loss, len(set(lost)), total.bytes / total.clients, total.rejections)
 
     def _step(self, total: PartialSum) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -217,8 +225,16 @@ def client_chunks(cohort: Sequence[int], count: int) -> list[tuple[int, ...]]:
     return [tuple(cohort[a:b]) for a, b in pairwise(bounds)]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Some of a round's clients, and what those of them that keep something kept."""
+
+    numbers: tuple[int, ...]
+    memories: Mapping[int, Memory]
+
+
 def _train_clients(
-    slot: Slot, numbers: tuple[int, ...], federation: Federation, weights: Weights, round_number: int
+    slot: Slot, share: _Share, federation: Federation, weights: Weights, round_number: int
 ) -> PartialSum:
     """Train a chunk of clients one after another on one slot and sum their updates in order."""
     model = slot.model(federation.model)
@@ -226,14 +242,28 @@ def _train_clients(
     public = None if federation.public is None else federation.public.get()
     due = Due.of(model, weights, training.kind, federation.trust)
     parts: list[PartialSum] = []
-    for number in numbers:
+    for number in share.numbers:
         client = federation.clients[number]
         stream = torch_stream(federation.seed, "round", round_number, "client", number)
-        result = local_update(model, weights, client.shard.get(), client.hooks.get(), training, stream, public=public)
+        result = local_update(
+            model,
+            weights,
+            client.shard.get(),
+            client.hooks.get(),
+            training,
+            stream,
+            public=public,
+            memory=share.memories.get(number),
+        )
         update = result.update
         fault = due.fault(update, shard=client.examples)
         if fault is None:
-            own = PartialSum.accepted(update, result.loss, single=federation.strategy.needs_single_updates)
+            own = PartialSum.accepted(
+                update,
+                result.loss,
+                single=federation.strategy.needs_single_updates,
+                memories={number: result.memory} if result.memory else {},
+            )
         else:
             own = PartialSum(rejections=(Rejection(number, fault),))
         # One running sum, not one update per client, is kept in memory.

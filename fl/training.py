@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedveil.fl.augmentation import augment, check_augmentations
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.hooks import ClientHooks
+from fedveil.fl.hooks import ClientHooks, Memory, Turn
 from fedveil.fl.messages import ClientUpdate, UpdateKind
 from fedveil.fl.optimizers import PLAIN_SGD, LocalOptimizer
 from fedveil.fl.seeding import derive_seed, seeded_globals
@@ -77,13 +77,15 @@ class LocalResult:
     """One client's turn.
 
     Attributes:
-        update: what leaves the client, after the defence's `ClientHooks.update`.
+        update: what leaves the client, after the defence's `ClientHooks.carry`.
         loss: mean training loss over the examples seen, each step counted by its own images; it stays with the simulation's
             bookkeeping.
+        memory: what the client keeps for its next turn, see `fedveil.fl.hooks.Turn`.
     """
 
     update: ClientUpdate
     loss: float
+    memory: Memory
 
 
 def exchanged(model: nn.Module) -> dict[str, Tensor]:
@@ -131,6 +133,7 @@ def local_update(
     stream: torch.Generator,
     *,
     public: Images | None = None,
+    memory: Memory | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> LocalResult:
     """Train ``model`` from ``weights`` on ``shard`` behind the defence ``hooks``, and return what leaves the client.
@@ -147,13 +150,14 @@ def local_update(
         spec: how to train.
         stream: the only source of randomness; order of batches, the defence's noise, views and dropout come from it.
         public: the images to replay; they belong to no client.
+        memory: what the client kept of its last turn; None for a first one.
         on_batch: is shown each of the client's batches as the defence leaves it, before public images and random views,
             (b, C, H, W), and its indices into what the defence left of the shard, (b,). Audits use it to know what a
             perfect inversion would find.
 
     Raises:
-        FedveilError: the weights do not fit the model, the defence changes the images' shape, or there are no public images
-            to replay.
+        FedveilError: the weights do not fit the model, the defence changes the images' shape or keeps what is no tensor, or
+            there are no public images to replay.
     """
     if spec.replay and not public:
         raise FedveilError(f"local training: replay is {spec.replay}, and there are no public images")
@@ -218,7 +222,11 @@ def local_update(
     )
     # Which of the public images were in a step is not known.
     update = replace(update, rate_known=update.plain and not spec.replay)
-    return LocalResult(update=hooks.update(update, stream), loss=loss_sum / examples)
+    sent, kept = hooks.carry(update, Turn(memory or {}, weights), stream)
+    for name, value in kept.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise FedveilError(f"defence: carry() may keep tensors by name, got {name!r:.40}: {type(value).__name__}")
+    return LocalResult(sent, loss_sum / examples, kept)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import Mode, Normalise
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, TrainedOn
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.hooks import ClientHooks, Memory, NoHooks
 from fedveil.fl.messages import ClientUpdate, UpdateKind
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.seeding import torch_stream
@@ -32,6 +32,7 @@ def capture(
     *,
     local_steps: int,
     stream: torch.Generator,
+    memory: Memory | None = None,
 ) -> tuple[Observation, VictimBatch]:
     """Let a client train on a victim batch with its defence in place, and keep what it would send.
 
@@ -47,6 +48,7 @@ def capture(
         training: the client's; kind, steps and batch size are replaced by the audit's, its optimiser stays.
         local_steps: the client's steps on the batch; 1 sends the gradient.
         stream: the only source of randomness.
+        memory: what the client kept of its last turn; None for a first one.
 
     Returns:
         What the server sees, and the truth with the images that the client trained on. Where each of several steps drew
@@ -66,7 +68,7 @@ def capture(
     def note(trained: Tensor, at: Tensor) -> None:
         seen.append(trained[at.argsort()].cpu())
 
-    update = local_update(model, weights, batch.images, hooks, spec, stream, on_batch=note).update
+    update = local_update(model, weights, batch.images, hooks, spec, stream, memory=memory, on_batch=note).update
     observation = Observation(batch.number, batch.client, update, weights, len(batch))
     return observation, replace(batch, draws=(torch.stack(seen).mean(dim=0),))
 

@@ -31,7 +31,6 @@ from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.models import build_model
 from fedveil.fl.rounds import Federation, ServerState
 from fedveil.fl.seeding import derive_seed, torch_stream
-from fedveil.fl.training import Weights
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.setup import Setup
 
@@ -81,15 +80,15 @@ class Auditor:
         self.law = laws[0] if laws else None
         """How images share, as the attacker has learnt it; None where the defence makes no one image of many."""
 
-    def audit(self, state: ServerState, sent: Sequence[Weights] = ()) -> AuditReport:
+    def audit(self, state: ServerState, past: Sequence[ServerState] = ()) -> AuditReport:
         """Audit the round that comes after ``state``.
 
         Args:
-            state: of the server.
-            sent: the weights of the rounds before, the newest first, for victims that are observed several times.
+            state: of the federation.
+            past: the states before that, the newest first, for victims that are observed several times.
         """
-        rounds = tuple((state.round - back, weights) for back, weights in enumerate((state.weights, *sent)))
-        shared = (*self._shared, observed_rounds(rounds, self._observations), self._local_steps, self._pictures)
+        rounds = observed_rounds((state, *past), self._observations)
+        shared = (*self._shared, rounds, self._local_steps, self._pictures)
         return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
 
     def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
@@ -133,24 +132,25 @@ def _audit_batches(
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
-    rounds: Sequence[tuple[int, Weights]],
+    rounds: Sequence[ServerState],
     local_steps: int,
     pictures: int,
 ) -> AuditReport:
-    audited = rounds[0][0]
+    audited = rounds[0].round
     seen = [
         together(
             [
                 capture(
                     slot.model(federation.model),
-                    weights,
+                    state.weights,
                     batch,
                     federation.clients[batch.client].hooks.get(),
-                    federation.training_at(number),
+                    federation.training_at(state.round),
                     local_steps=local_steps,
                     stream=torch_stream(federation.seed, "audit", audited, "batch", batch.number, "observation", at),
+                    memory=state.memories.get(batch.client),
                 )
-                for at, (number, weights) in enumerate(rounds)
+                for at, state in enumerate(rounds)
             ]
         )
         for batch in batches
@@ -166,14 +166,14 @@ def _audit_batches(
     return report.first(pictures)  # the images of all victims may be large
 
 
-def observed_rounds(rounds: Sequence[tuple[int, Weights]], observations: int) -> list[tuple[int, Weights]]:
-    """Return in which rounds, and with which weights, the victims' updates are captured.
+def observed_rounds(rounds: Sequence[ServerState], observations: int) -> list[ServerState]:
+    """Return before which rounds, and from which state, the victims' updates are captured.
 
     A client trains on an image in every round, and an attacker keeps all that it sends. Early on there were fewer rounds
     than the audit asks for; a server is free to send the same weights once more, so the rounds are gone through again.
 
     Args:
-        rounds: number and weights, the audited round first and then back in time.
+        rounds: the state before each, the audited round first and then back in time.
         observations: how many are wanted.
     """
     return [rounds[at % len(rounds)] for at in range(observations)]

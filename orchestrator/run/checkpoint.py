@@ -17,7 +17,6 @@ from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
 from fedveil.fl.sealed import read_sealed, write_sealed
-from fedveil.fl.training import Weights
 
 FILE = "trial.pt"
 
@@ -69,18 +68,18 @@ class Progress:
         state: of the server, before round ``state.round``.
         records: of the audits so far.
         pictures: of the first audit.
-        sent: the weights that the server sent in the rounds before ``state.round``, the newest first, as far back as audits
-            look (`audit.observations`).
+        past: the states of the rounds before ``state.round``, the newest first and without the strategy's own tensors, as
+            far back as audits look (`audit.observations`).
     """
 
     state: ServerState
     records: tuple[PrivacyRecord, ...] = ()
     pictures: Pictures | None = None
-    sent: tuple[Weights, ...] = ()
+    past: tuple[ServerState, ...] = ()
 
     def after_round(self, state: ServerState, *, look_back: int) -> Progress:
-        """Return this progress with the server's new state, and the ``look_back`` weights sent last before that."""
-        return replace(self, state=state, sent=(self.state.weights, *self.sent)[:look_back])
+        """Return this progress with the server's new state, and the ``look_back`` states before that."""
+        return replace(self, state=state, past=(replace(self.state, optimizer={}), *self.past)[:look_back])
 
     def after_audit(self, report: AuditReport) -> Progress:
         """Return this progress with an audit's records, and its pictures if it is the first."""
@@ -118,27 +117,38 @@ def save(saved: Saved, folder: Path) -> None:
 
 
 def load(folder: Path) -> Saved | None:
-    """Read what `save` wrote; None where there is nothing, or where it is damaged."""
+    """Read what `save` wrote; None where there is nothing, where it is damaged, or where another version wrote it."""
     content = read_sealed(folder / FILE, FILE)
     if content is None:
         return None
     plain: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-    progress = plain["progress"]
-    return Saved(
-        finished=tuple(plain["finished"]),
-        progress=None if progress is None else _progress_from_plain(progress),
-        run_id=plain["run_id"],
-        costs=plain["costs"],
-    )
+    try:
+        progress = plain["progress"]
+        return Saved(
+            finished=tuple(plain["finished"]),
+            progress=None if progress is None else _progress_from_plain(progress),
+            run_id=plain["run_id"],
+            costs=plain["costs"],
+        )
+    except (KeyError, TypeError):  # it has other fields
+        return None
 
 
 def _progress_to_plain(progress: Progress) -> dict[str, Any]:
-    state = progress.state
     return {
-        "state": {"round": state.round, "weights": dict(state.weights), "optimizer": dict(state.optimizer)},
+        "state": _state_to_plain(progress.state),
         "records": [record_to_plain(record) for record in progress.records],
         "pictures": None if progress.pictures is None else progress.pictures.plain(),
-        "sent": [dict(weights) for weights in progress.sent],
+        "past": [_state_to_plain(state) for state in progress.past],
+    }
+
+
+def _state_to_plain(state: ServerState) -> dict[str, Any]:
+    return {
+        "round": state.round,
+        "weights": dict(state.weights),
+        "optimizer": dict(state.optimizer),
+        "memories": {client: dict(memory) for client, memory in state.memories.items()},
     }
 
 
@@ -148,7 +158,7 @@ def _progress_from_plain(plain: Mapping[str, Any]) -> Progress:
         state=ServerState(**plain["state"]),
         records=tuple(record_from_plain(record) for record in plain["records"]),
         pictures=None if pictures is None else Pictures(**pictures),
-        sent=tuple(plain["sent"]),
+        past=tuple(ServerState(**state) for state in plain["past"]),
     )
 
 

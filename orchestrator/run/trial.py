@@ -79,7 +79,7 @@ class Trial:
         for number in range(simulation.state.round, experiment.fl.rounds):
             if number in audited:
                 with self._during(Phase.AUDIT, number):
-                    report = auditor.audit(progress.state, progress.sent)
+                    report = auditor.audit(progress.state, progress.past)
                     progress = progress.after_audit(report)
                     privacy = auditor.summary(progress.records)
                 for callback in self.callbacks:

@@ -16,6 +16,7 @@ from fedveil.defense import (
     BlockAverage,
     Defense,
     DefenseContext,
+    DualGradientPruning,
     GroupMean,
     LatentAutoencoder,
     LatentNoise,
@@ -61,6 +62,10 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
     (BlockAverage(size=7), {"size": 7}),
+    (
+        DualGradientPruning(largest=0.1, smallest=0.5, feedback=0.5, aligned=True, public_images=7),
+        {"largest": 0.1, "smallest": 0.5, "feedback": 0.5, "aligned": True, "public_images": 7},
+    ),
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
     (GroupMean(k=3), {"k": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
@@ -95,6 +100,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
     assert list(DEFENSES) == [
         "autoencoder",
         "block_average",
+        "dgp",
         "group_mean",
         "latent",
         "latent_autoencoder",

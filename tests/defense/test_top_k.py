@@ -69,9 +69,9 @@ def test_each_tensor_is_cut_by_itself_and_the_rest_stays() -> None:
 
 def test_fewer_entries_are_fewer_bytes() -> None:
     dense = update({"w": torch.arange(1.0, 101.0)})
-    # 100 and 2 dense float32; then 10 values with an index each.
+    # 100 and 2 dense float32; then 10 values, and 100 bits for where.
     assert dense.nbytes() == 408
-    assert TopK(keep=0.1).update(dense, torch.Generator()).nbytes() == 10 * 8 + 8
+    assert TopK(keep=0.1).update(dense, torch.Generator()).nbytes() == 10 * 4 + 13 + 8
 
 
 def test_the_attacker_ignores_the_zeros_that_were_put_in(context: DefenseContext, private: Images) -> None:

@@ -2,6 +2,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fedveil.fl.errors import FedveilError
@@ -17,12 +19,23 @@ def update(tensors: dict[str, Tensor], buffers: dict[str, Tensor] | None = None)
 def test_bytes_sent_worked_by_hand() -> None:
     sparse = torch.zeros(100)
     sparse[:3] = 1
-    # 10 dense float32; 3 values with an index each; half full is dense either way.
+    # 10 dense float32; 3 values with an index each; half full are 10 values, and 20 bits in 3 bytes for where.
     assert update({"dense": torch.ones(2, 5)}).nbytes() == 40
     assert update({"sparse": sparse}).nbytes() == 24
-    assert update({"half": torch.tensor([1.0, 0.0] * 10)}).nbytes() == 80
+    assert update({"half": torch.tensor([1.0, 0.0] * 10)}).nbytes() == 43
     assert update({"dense": torch.ones(10), "sparse": sparse}, {"mean": torch.ones(4)}).nbytes() == 40 + 24 + 16
     assert update({"nothing": torch.zeros(9)}).nbytes() == 0
+    # 20 signs in 3 bytes beside their size; half of them with the bitmap would be 2 + 3; statistics stay float32.
+    signs = dataclasses.replace(update({"signs": torch.ones(20)}, {"mean": torch.ones(4)}), value_bits=1)
+    assert signs.nbytes() == 3 + 4 + 16
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.sampled_from([1, 2, 4, 8, 32]))
+def test_no_encoding_is_longer_than_the_dense_one_nor_shorter_than_its_values(size: int, sent: int, bits: int) -> None:
+    tensor = torch.zeros(size)
+    tensor[: min(sent, size)] = 1
+    found = dataclasses.replace(update({"w": tensor}), value_bits=bits).nbytes() - (4 if bits < 32 and sent else 0)
+    assert -(-min(sent, size) * bits // 8) <= found <= -(-size * bits // 8)
 
 
 def test_a_gradient_as_users_hand_it_over() -> None:

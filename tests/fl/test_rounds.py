@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, SerialExecutor, Slot
-from fedveil.fl.hooks import ClientHooks, NoHooks
+from fedveil.fl.hooks import ClientHooks, Memory, NoHooks, Turn
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec, build_model, init_model
@@ -59,6 +59,15 @@ class Noise(NoHooks):
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         noisy = {n: t + 1e-3 * torch.randn(t.shape, generator=stream) for n, t in update.tensors.items()}
         return replace(update, tensors=noisy)
+
+
+class Delayed(NoHooks):
+    """Sends half of an update, and the other half with the next one."""
+
+    def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+        half = {name: tensor / 2 for name, tensor in update.tensors.items()}
+        due = {name: tensor + turn.memory.get(name, 0) for name, tensor in half.items()}
+        return replace(update, tensors=due), half
 
 
 class ShufflingExecutor:
@@ -137,7 +146,9 @@ def federate(
 
 
 def same_bits(left: ServerState, right: ServerState) -> bool:
+    assert left.memories.keys() == right.memories.keys()
     pairs = [(left.weights, right.weights), (left.optimizer, right.optimizer)]
+    pairs += [(left.memories[client], right.memories[client]) for client in left.memories]
     return left.round == right.round and all(
         a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in pairs
     )
@@ -194,7 +205,7 @@ def test_a_fedavg_round_is_the_mean_of_the_clients_weights_by_examples() -> None
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_neither_order_nor_slot_nor_replay_changes_a_bit(strategy: Strategy) -> None:
-    federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=5)
+    federation = federate(strategy, hooks=[Noise(), Delayed()] * len(SIZES), norm="batch", cohort=5)
     serial, _ = rounds(federation, 2)
     assert not torch.equal(serial.weights["head.weight"], ServerState.initial(federation).weights["head.weight"])
     for seed in range(3):
@@ -259,14 +270,54 @@ def test_only_the_cohort_trains() -> None:
 
 @pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), FedSGD()], ids=repr)
 def test_a_run_goes_on_from_a_saved_state_as_if_never_stopped(strategy: Strategy) -> None:
-    federation = federate(strategy, hooks=[Noise()] * len(SIZES), norm="batch", cohort=4)
+    federation = federate(strategy, hooks=[Noise(), Delayed()] * len(SIZES), norm="batch", cohort=4)
     straight, _ = rounds(federation, 4)
     half, _ = rounds(federation, 2)
     disk = io.BytesIO()
-    torch.save({"round": half.round, "weights": half.weights, "optimizer": half.optimizer}, disk)
+    torch.save(vars(half), disk)
     disk.seek(0)
     resumed = ServerState(**torch.load(disk, weights_only=True))
     assert same_bits(rounds(federation, 2, state=resumed)[0], straight)
+
+
+def test_what_a_client_keeps_is_there_in_its_next_turn_and_only_there() -> None:
+    federation = federate(FedSGD(server_lr=0.0), hooks=[Delayed()] * len(SIZES), cohort=2, batch_size=64)
+    simulation = Simulation(federation, SerialExecutor())
+    assert simulation.state.memories == {}
+    seen: set[int] = set()
+    for number in range(6):
+        before = simulation.state.memories
+        simulation.round()
+        after = simulation.state.memories
+        seen |= set(draw_cohort(federation, number))
+        assert set(after) == seen
+        rest = set(before) - set(draw_cohort(federation, number))
+        assert all(after[client] is before[client] for client in rest)
+    # With the server's weights where they were, half of the same gradient is kept each time: all of it is sent.
+    client = federation.clients[0]
+    stream = torch_stream(0, "any")
+    slot = build_model(federation.model)
+    arguments = (slot, simulation.state.weights, client.shard.get())
+    first = local_update(*arguments, Delayed(), federation.training, stream)
+    second = local_update(*arguments, Delayed(), federation.training, stream, memory=first.memory)
+    plain = local_update(*arguments, NoHooks(), federation.training, stream)
+    for name, tensor in plain.update.tensors.items():
+        torch.testing.assert_close(first.update.tensors[name] * 2, tensor)
+        torch.testing.assert_close(second.update.tensors[name], tensor)
+
+
+def test_a_client_whose_update_is_rejected_keeps_what_it_had() -> None:
+    class Broken(Delayed):
+        def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
+            sent, memory = super().carry(update, turn, stream)
+            return (replace(sent, examples=0), memory) if turn.memory else (sent, memory)
+
+    federation = federate(FedAvg(), hooks=[Broken(), *[NoHooks()] * (len(SIZES) - 1)])
+    once, _ = rounds(federation, 1)
+    twice, [report] = rounds(federation, 1, state=once)
+    assert [rejection.client for rejection in report.rejections] == [0]
+    assert set(twice.memories) == {0}
+    assert twice.memories[0] is once.memories[0]
 
 
 def test_the_learning_rate_decays_from_round_to_round() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedveil.attacks.audit.updates import audit_updates
 from fedveil.attacks.base import Observation
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.fl.executor import SerialExecutor
-from fedveil.fl.rounds import RoundReport
+from fedveil.fl.rounds import RoundReport, ServerState
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run import audit as audit_module
 from fedveil.orchestrator.run import checkpoint
@@ -62,12 +63,10 @@ def run(bars: Path, observations: int, defense: str, resumed: Progress | None = 
 
 
 def test_rounds_are_gone_through_again_where_there_were_fewer() -> None:
-    zero, one, two = (dict[str, torch.Tensor]() for _ in range(3))
-    rounds = [(2, two), (1, one), (0, zero)]
-    assert [number for number, _ in observed_rounds(rounds, 2)] == [2, 1]
-    assert [number for number, _ in observed_rounds(rounds, 5)] == [2, 1, 0, 2, 1]
-    assert observed_rounds(rounds, 4)[3][1] is two
-    assert [number for number, _ in observed_rounds([(0, zero)], 3)] == [0, 0, 0]
+    two, one, zero = (ServerState(number, {}) for number in (2, 1, 0))
+    assert observed_rounds([two, one, zero], 2) == [two, one]
+    assert observed_rounds([two, one, zero], 5) == [two, one, zero, two, one]
+    assert observed_rounds([zero], 3) == [zero, zero, zero]
 
 
 def test_a_batch_is_observed_in_the_rounds_up_to_the_audited_one(tmp_path: Path, seen: Seen) -> None:
@@ -102,15 +101,30 @@ def test_without_noise_all_draws_are_the_same(tmp_path: Path, seen: Seen) -> Non
         assert same_weights == [observations is seen[0][0]] * 4
 
 
-def test_a_resumed_trial_looks_back_over_the_same_rounds(tmp_path: Path, seen: Seen) -> None:
+def test_what_a_client_kept_of_its_last_turn_goes_into_what_is_audited(tmp_path: Path, seen: Seen) -> None:
     bars = write_bars(tmp_path / "bars.npz")
-    progress = run(bars, 3, "pixel_noise")
+    after_two = run(bars, 1, "dgp")[1]
+    assert set(after_two.state.memories) == {0, 1, 2}
+    kept = [observation.update.tensors for observation in seen[2][0]]
+    forgetful = replace(after_two, state=replace(after_two.state, memories={}))
+    for resumed, same in ((after_two, True), (forgetful, False)):
+        seen.clear()
+        run(bars, 1, "dgp", resumed)
+        again = [observation.update.tensors for observation in seen[2][0]]
+        for left, right in zip(kept, again, strict=True):
+            assert all(torch.equal(left[name], right[name]) for name in left) is same
+
+
+@pytest.mark.parametrize("defense", ["pixel_noise", "dgp"])
+def test_a_resumed_trial_looks_back_over_the_same_rounds(tmp_path: Path, seen: Seen, defense: str) -> None:
+    bars = write_bars(tmp_path / "bars.npz")
+    progress = run(bars, 3, defense)
     whole = dict(seen)
     seen.clear()
     checkpoint.save(Saved(progress=progress[0]), tmp_path)
     saved = checkpoint.load(tmp_path)
     assert saved is not None
-    again = run(bars, 3, "pixel_noise", saved.progress)
+    again = run(bars, 3, defense, saved.progress)
     assert again[-1].records == progress[-1].records
     assert {*seen} == {2, 3}
     for number, (_, victims) in seen.items():

@@ -53,10 +53,18 @@ def progress() -> Progress:
         "norm.running_mean": torch.randn(4, generator=stream),
     }
     return Progress(
-        state=ServerState(round=2, weights=weights, optimizer={"m.head.weight": torch.ones(3, 4) / 3}),
+        state=ServerState(
+            round=2,
+            weights=weights,
+            optimizer={"m.head.weight": torch.ones(3, 4) / 3},
+            memories={7: {"head.bias": weights["head.bias"] - 1}},
+        ),
         records=(RECORD, replace(RECORD, victim=6, mse=1 / 3, baseline_mse=None, attacker_label=None, identified=None)),
         pictures=pictures(),
-        sent=({name: weight + 1 for name, weight in weights.items()}, weights),
+        past=(
+            ServerState(1, {name: weight + 1 for name, weight in weights.items()}, memories={3: weights}),
+            ServerState(0, weights),
+        ),
     )
 
 
@@ -76,11 +84,13 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for old, new in (
         (before.state.weights, after.state.weights),
         (before.state.optimizer, after.state.optimizer),
-        *zip(before.sent, after.sent, strict=True),
+        (before.state.memories[7], after.state.memories[7]),
+        (before.past[0].memories[3], after.past[0].memories[3]),
+        *((old.weights, new.weights) for old, new in zip(before.past, after.past, strict=True)),
     ):
         assert list(old) == list(new)
         assert all(bits(old[name]) == bits(new[name]) for name in old)
-    assert after.state.round == 2
+    assert [state.round for state in (after.state, *after.past)] == [2, 1, 0]
     assert after.records == before.records
     assert after.pictures is not None
     same_pictures(after.pictures, pictures())
@@ -114,13 +124,22 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_as_many_weights_are_kept_as_audits_look_back() -> None:
-    states = [ServerState(round=number, weights={"w": torch.full((1,), number)}) for number in range(4)]
+def test_a_checkpoint_with_other_fields_is_none(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    torch.save({"finished": [], "progress": {"state": {"round": 1, "weights": {}}}, "run_id": None, "costs": {}}, whole)
+    write_sealed(tmp_path / checkpoint.FILE, whole.getbuffer(), checkpoint.FILE)
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_as_many_states_are_kept_as_audits_look_back() -> None:
+    weights = {"w": torch.zeros(1)}
+    states = [ServerState(round=number, weights=weights, optimizer=weights) for number in range(4)]
     after = Progress(states[0])
     for state in states[1:]:
         after = after.after_round(state, look_back=2)
-    assert (after.state, [int(weights["w"]) for weights in after.sent]) == (states[3], [2, 1])
-    assert Progress(states[0]).after_round(states[1], look_back=0).sent == ()
+    assert (after.state, [state.round for state in after.past]) == (states[3], [2, 1])
+    assert [state.optimizer for state in after.past] == [{}, {}]
+    assert Progress(states[0]).after_round(states[1], look_back=0).past == ()
 
 
 def same_pictures(one: Pictures, other: Pictures) -> None:
