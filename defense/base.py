@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedveil.fl.hooks import Memory, NoHooks, Turn
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.registry import Registry
+from fedveil.fl.rounds import Exposure
 from fedveil.fl.seeding import torch_stream
 
 DEFENSES: Registry[type[Defense[Any]]] = Registry("defense")
@@ -145,7 +146,7 @@ class PreparedDefense(NoHooks):
         return Surrogate(
             data=self.data if self.changes("data") else None,
             update=self.update if self.changes("update") else None,
-            complete=not any(self.changes(hook) for hook in ("images", "loss", "update", "carry")),
+            complete=not any(self.changes(hook) for hook in ("images", "loss", "gradients", "update", "carry")),
         )
 
     def diagnostics(self) -> dict[str, float]:
@@ -157,9 +158,9 @@ class PreparedDefense(NoHooks):
 class Defense(Generic[Public]):
     """A defence's settings, and nothing else: `repr` shows them as the configuration names them.
 
-    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``update``, ``carry``,
-    ``output``; see `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something overrides
-    `prepare`, and `pretrain` for what needs public images alone.
+    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``gradients``, ``update``,
+    ``carry``, ``output``; see `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something
+    overrides `prepare`, and `pretrain` for what needs public images alone.
 
     >>> import dataclasses, fedveil as fv
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,10 +177,20 @@ class Defense(Generic[Public]):
     dial: ClassVar[str] = "strength"
     """The setting that says how much is protected, by which tables and figures tell trials apart; a number."""
 
+    sampling: ClassVar[str | None] = None
+    """How clients have to draw their images (`fedveil.fl.training.LocalTraining`); None for any way."""
+    batch_norm: ClassVar[bool] = True
+    """Whether it goes with classifiers that have BatchNorm."""
+
     @property
     def trained_on(self) -> TrainedOn:
         """What this defence's modules are trained on; one that overrides `prepare` is taken to learn from each client."""
         return TrainedOn.NOTHING if type(self).prepare is Defense.prepare else TrainedOn.CLIENT
+
+    @property
+    def summed(self) -> int:
+        """How many clients' updates reach the server as one sum; 1 where it sees each by itself."""
+        return 1
 
     def pretrain(self, context: DefenseContext) -> Public:
         """Learn once what needs public images alone; every client, and the server too, holds the result."""
@@ -195,6 +206,14 @@ class Defense(Generic[Public]):
             client: its number, which names its random stream.
         """
         return Stateless(self)
+
+    def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
+        """Return what is proved of a whole training, by metric (``epsilon``), for the client for whom that is least.
+
+        Args:
+            exposures: how often each client's images were drawn from.
+        """
+        return {}
 
     def shadow(self, auxiliary: Images, context: DefenseContext, public: Public) -> PreparedDefense:
         """Return an attacker's own copy, of which its surrogate alone is asked for: prepared as a client does it.
@@ -236,6 +255,15 @@ class Stateless(PreparedDefense):
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See `fedveil.fl.hooks.ClientHooks.loss`."""
         changed: Tensor = self._hooks.loss(loss, model, x, y, logits) if self._defines("loss") else loss
+        return changed
+
+    def gradients(
+        self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, expected: int, stream: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """See `fedveil.fl.hooks.ClientHooks.gradients`."""
+        if not self._defines("gradients"):
+            return super().gradients(loss, model, x, y, expected, stream)
+        changed: tuple[Tensor, ...] = self._hooks.gradients(loss, model, x, y, expected, stream)
         return changed
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import Memory, Turn
 from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.rounds import Exposure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,11 @@ class Stack(Defense[tuple[Any, ...]]):
         order = list(TrainedOn)
         return max((part.trained_on for part in self.parts), key=order.index, default=TrainedOn.NOTHING)
 
+    @property
+    def summed(self) -> int:
+        """The most of the parts'."""
+        return max((part.summed for part in self.parts), default=1)
+
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
         return tuple(part.pretrain(context) for part in self.parts)
@@ -50,16 +57,36 @@ class Stack(Defense[tuple[Any, ...]]):
         """Prepare each part.
 
         Raises:
-            FedveilError: several parts make one image of many; the second would meet images that it was not prepared with.
+            FedveilError: several parts make one image of many, and the second would meet images that it was not prepared
+                with; or one takes gradients apart, and beside it the loss is changed or images depend on each other.
         """
         pairs = zip(self.parts, public, strict=True)
         prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
-        sharing = [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes("images")]
-        if len(sharing) > 1:
+        acting = {
+            hook: [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes(hook)]
+            for hook in ("images", "loss", "gradients")
+        }
+        if len(acting["images"]) > 1:
             raise FedveilError(
-                f"defense: {', '.join(sharing)} each make one image of many; allowed: one such in a list"
+                f"defense: {', '.join(acting['images'])} each make one image of many; allowed: one such in a list"
             )
+        if acting["gradients"]:
+            dependent = [
+                type(part).__name__
+                for part, ready in zip(self.parts, prepared, strict=True)
+                if ready.changes("images") or part.trained_on is TrainedOn.CLIENT
+            ]
+            first, *others = acting["gradients"] + acting["loss"] + dependent
+            if others:
+                raise FedveilError(
+                    f"defense: {first} takes the gradient of the plain loss of each image by itself; allowed beside it: what"
+                    f" changes neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
+                )
         return PreparedStack(prepared)
+
+    def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
+        """That of the part that proves something; `prepare` refuses what would undo it."""
+        return {key: value for part in self.parts for key, value in part.guarantee(exposures).items()}
 
     def shadow(self, auxiliary: Images, context: DefenseContext, public: tuple[Any, ...]) -> PreparedDefense:
         """Copy each part."""
@@ -98,6 +125,15 @@ class PreparedStack(PreparedDefense):
         for part in self.parts:
             loss = part.loss(loss, model, x, y, logits)
         return loss
+
+    def gradients(
+        self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, expected: int, stream: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Those of the one part that takes them apart, if any does."""
+        for part in self.parts:
+            if part.changes("gradients"):
+                return part.gradients(loss, model, x, y, expected, stream)
+        return super().gradients(loss, model, x, y, expected, stream)
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """Pass the update through each part."""

@@ -53,6 +53,20 @@ class ClientHooks(Protocol):
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """Return the scalar that local training minimises, given the mean cross-entropy ``loss`` of ``logits``."""
 
+    def gradients(
+        self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, expected: int, stream: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Return along which direction a step goes down, of each parameter that is trained, in the model's order.
+
+        Args:
+            loss: what `loss` returned; its mean gradient is the direction unless a defence says otherwise.
+            model: that computed it.
+            x: (n, C, H, W) the step's images; there may be none where they are drawn by chance.
+            y: (n,) their labels.
+            expected: how many images a step has on average.
+            stream: the only source of randomness.
+        """
+
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """Return what leaves the client instead of ``update``."""
 
@@ -64,6 +78,12 @@ class ClientHooks(Protocol):
 
     def output(self, logits: Tensor) -> Tensor:
         """Return the logits (n, k) that a finished model answers with."""
+
+
+def mean_gradients(loss: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Return the gradient of a loss by each parameter that is trained, in the model's order; zeros where it has none."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.autograd.grad(loss, trained, materialize_grads=True)
 
 
 class NoHooks:
@@ -80,6 +100,12 @@ class NoHooks:
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See `ClientHooks.loss`."""
         return loss
+
+    def gradients(
+        self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, expected: int, stream: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """See `ClientHooks.gradients`."""
+        return mean_gradients(loss, model)
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `ClientHooks.update`."""

@@ -118,6 +118,19 @@ class RoundReport:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """How often a client's images were drawn from.
+
+    Attributes:
+        rate: share of its shard that a step draws on average.
+        steps: so many, over all rounds in which the client took part.
+    """
+
+    rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
 class Utility:
     """Test-time scores. Each client sees the test images through its own defence; the scores are client means.
 
@@ -216,6 +229,19 @@ def draw_cohort(federation: Federation, round_number: int) -> list[int]:
     """Return the clients of a round, ascending, drawn without replacement from the round's own stream."""
     stream = torch_stream(federation.seed, "round", round_number, "cohort")
     return sorted(torch.randperm(len(federation.clients), generator=stream)[: federation.cohort].tolist())
+
+
+def exposures(federation: Federation, rounds: int) -> list[Exposure]:
+    """Return how often each client's images are drawn from in the first so many rounds."""
+    turns = [0] * len(federation.clients)
+    for number in range(rounds):
+        for client in draw_cohort(federation, number):
+            turns[client] += 1
+    training = federation.training
+    return [
+        Exposure(training.rate_on(client.examples), turns[client.number] * training.steps_on(client.examples))
+        for client in federation.clients
+    ]
 
 
 def client_chunks(cohort: Sequence[int], count: int) -> list[tuple[int, ...]]:

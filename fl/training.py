@@ -43,10 +43,13 @@ class LocalTraining:
         augmentation: random views of the images that a step computes on, see `fedveil.fl.augmentation.augment`.
         replay: share of public images among those of a step, at least 0 and below 1. They come beside the client's own
             batch, drawn with replacement, and pass no defence.
+        sampling: ``shuffled``, batches of one pass after another; or ``poisson``, where each image is in a step with the
+            same chance, ``batch_size`` of them on average, on which the accounting of differential privacy relies (Abadi et
+            al. 2016, arXiv 1607.00133, section 3.1). An epoch is then as many steps as a shuffled pass has.
 
     Raises:
-        FedveilError: both or neither of ``epochs`` and ``steps`` are given, the share is impossible, or an augmentation is
-            unknown.
+        FedveilError: both or neither of ``epochs`` and ``steps`` are given, the share is impossible, an augmentation is
+            unknown, or public images are to be replayed beside images that are drawn by chance.
     """
 
     kind: UpdateKind
@@ -59,13 +62,26 @@ class LocalTraining:
     optimizer: LocalOptimizer = PLAIN_SGD
     augmentation: tuple[str, ...] = ()
     replay: float = 0.0
+    sampling: Literal["shuffled", "poisson"] = "shuffled"
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise FedveilError(f"local training: epochs is {self.epochs}, steps is {self.steps}; give one of the two")
         if not 0 <= self.replay < 1:
             raise FedveilError(f"local training: replay is {self.replay}; it has to be at least 0 and below 1")
+        if self.replay and self.sampling == "poisson":
+            raise FedveilError("local training: replay goes with shuffled sampling only")
         check_augmentations(self.augmentation)
+
+    def steps_on(self, count: int) -> int:
+        """Return how many steps a turn has on a shard of ``count`` images."""
+        if self.kind is UpdateKind.GRADIENT:
+            return 1
+        return self.steps or (self.epochs or 0) * -(-count // self.batch_size)
+
+    def rate_on(self, count: int) -> float:
+        """Return which share of a shard of ``count`` images a step draws on average."""
+        return min(1.0, self.batch_size / count)
 
     def replayed(self, own: int) -> int:
         """Return how many public images come beside so many of the client's."""
@@ -115,6 +131,10 @@ def load_exchanged(model: nn.Module, weights: Weights) -> None:
 
 
 def _batches(count: int, spec: LocalTraining, stream: torch.Generator) -> Iterator[Tensor]:
+    if spec.sampling == "poisson":
+        for _ in range(spec.steps_on(count)):
+            yield (torch.rand(count, generator=stream) < spec.rate_on(count)).nonzero().flatten()
+        return
     if spec.kind is UpdateKind.GRADIENT:
         yield torch.randperm(count, generator=stream)[: spec.batch_size]
         return
@@ -187,10 +207,13 @@ def local_update(
             beside = (theirs.to(device) for theirs in public.batch(drawn))
             trained, y = (torch.cat(pair) for pair in zip((trained, y), beside, strict=True))
         trained = augment(trained, spec.augmentation, stream)
-        with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):
-            logits = model(trained)
-        loss = hooks.loss(F.cross_entropy(logits, y), model, trained, y, logits)
-        gradients = torch.autograd.grad(loss, held, materialize_grads=True)
+        if len(y):
+            with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):
+                logits = model(trained)
+            loss = hooks.loss(F.cross_entropy(logits, y), model, trained, y, logits)
+        else:
+            loss = torch.zeros((), device=device, requires_grad=True)
+        gradients = hooks.gradients(loss, model, trained, y, min(spec.batch_size, len(shard)), stream)
         with torch.no_grad():
             if spec.kind is UpdateKind.GRADIENT:
                 for total, gradient in zip(gradient_sum.values(), gradients, strict=True):
@@ -214,7 +237,8 @@ def local_update(
         # How the model lies in memory is nobody's business.
         tensors={name: tensors[name].cpu().contiguous() for name in parameters},
         buffers={name: change[name] for name, _ in model.named_buffers() if name in change},
-        examples=len(shard) if spec.kind is UpdateKind.DELTA else examples,
+        # How many were drawn by chance is nobody's business either.
+        examples=len(shard) if spec.kind is UpdateKind.DELTA else min(spec.batch_size, len(shard)),
         kind=spec.kind,
         local_steps=steps,
         learning_rate=spec.learning_rate,
@@ -222,11 +246,11 @@ def local_update(
     )
     # Which of the public images were in a step is not known.
     update = replace(update, rate_known=update.plain and not spec.replay)
-    sent, kept = hooks.carry(update, Turn(memory or {}, weights), stream)
+    leaving, kept = hooks.carry(update, Turn(memory or {}, weights), stream)
     for name, value in kept.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise FedveilError(f"defence: carry() may keep tensors by name, got {name!r:.40}: {type(value).__name__}")
-    return LocalResult(sent, loss_sum / examples, kept)
+    return LocalResult(leaving, loss_sum / max(1, examples), kept)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ def capture(
         batch_size=len(batch),
         augmentation=(),
         replay=0.0,
+        sampling="shuffled",
     )
     seen: list[Tensor] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fedveil.defense import DEFENSES
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import MODELS
@@ -19,14 +20,29 @@ ENOUGH = 10_000
 
 def conflicts(experiment: Experiment) -> list[str]:
     """Return what is wrong with an experiment whose settings have all passed by themselves, one line each."""
-    lines = [
+    return [
         *_seeds(experiment),
         *_data(experiment.data),
         *_model(experiment.model),
         *_federation(experiment),
         *_audit(experiment),
         *_resources(experiment.resources),
+        *_defenses(experiment),
     ]
+
+
+def _defenses(experiment: Experiment) -> list[str]:
+    fl, model, lines = experiment.fl, experiment.model, []
+    norms: tuple[str, ...] = getattr(MODELS[model.name], "norms", ())
+    norm = model.norm or (norms[0] if norms else None)
+    for part in experiment.defense:
+        chosen, given = DEFENSES[part["name"]], f"defense: {part['name']}"
+        if chosen.sampling not in (None, fl.sampling):
+            lines.append(f"fl.sampling: given {fl.sampling!r}; {given} needs {chosen.sampling!r}")
+        if norm == "batch" and not chosen.batch_norm:
+            others = listed([one for one in norms if one != "batch"])
+            lines.append(f"model.norm: {given} does not go with 'batch', which mixes images; allowed: {others}")
+    lines += _sums(experiment)
     if len(experiment.defense) > 1:
         lines += [
             f"defense.{index}: given 'none' in a list of {len(experiment.defense)}; 'none' is the undefended client, alone"
@@ -96,6 +112,8 @@ def _federation(experiment: Experiment) -> list[str]:
             f"fl.local_steps: given {fl.local_steps} beside fl.local_epochs {fl.local_epochs}; one of the two ('null' is"
             " neither)"
         )
+    if fl.sampling == "poisson" and fl.replay_public:
+        lines.append(f"fl.replay_public: given {fl.replay_public:g}; with fl.sampling 'poisson' it has to be 0")
     if strategy.local_kind is UpdateKind.GRADIENT:
         lines += _gradient_alone(fl)
     if isinstance(strategy, Krum):
@@ -152,6 +170,32 @@ def _audit(experiment: Experiment) -> list[str]:
         )
     if audit.clients is not None and audit.clients > fl.clients:
         lines.append(f"audit.clients: given {audit.clients}; allowed: 1 to {fl.clients} (fl.clients)")
+    return lines
+
+
+def _sums(experiment: Experiment) -> list[str]:
+    """Of a defence that shows the server sums alone."""
+    summed, fl, audit = experiment.build_defense().summed, experiment.fl, experiment.audit
+    if summed == 1:
+        return []
+    lines = []
+    strategy = fl.build_strategy()
+    if strategy.needs_single_updates:
+        lines.append(f"fl.strategy: {strategy.name} looks at each update by itself; the defence shows sums alone")
+    if fl.max_update_norm is not None:
+        lines.append(
+            f"fl.max_update_norm: given {fl.max_update_norm:g}; of sums alone no client's norm is seen: leave it out"
+        )
+    there = min(fl.cohort_size, audit.clients or fl.clients)
+    if summed > there:
+        lines.append(
+            f"defense: a sum of {summed} clients; a round has {fl.cohort_size} (fl.clients, fl.cohort) and"
+            f" {audit.clients or fl.clients} are audited (audit.clients)"
+        )
+    if audit.victims < summed * audit.batch_size:
+        lines.append(
+            f"audit.victims: given {audit.victims}; a sum of {summed} clients holds {summed * audit.batch_size} images"
+        )
     return lines
 
 

@@ -69,6 +69,8 @@ class FLSection(Section):
         local_epochs: passes over its shard per client and round; None for 1, or where ``local_steps`` counts.
         local_steps: steps per client and round instead, of batches from one pass after another.
         batch_size: images of the client per step.
+        sampling: ``shuffled``: passes over the shard, cut into batches; ``poisson``: each image is in a step by chance, with
+            ``batch_size`` of them on average, as ``dp_sgd`` has to have it.
         optimizer: the clients', ``sgd``, ``adam`` or ``{name: sgd, momentum: 0.9}``; see ``fedveil list optimizers``. It
             begins anew in each round.
         learning_rate: of the clients' optimiser.
@@ -91,6 +93,7 @@ class FLSection(Section):
     local_epochs: Count | None = None
     local_steps: Count | None = None
     batch_size: Count = 32
+    sampling: Literal["shuffled", "poisson"] = "shuffled"
     optimizer: Named = Field(default={"name": "sgd"})
     learning_rate: float = Field(default=0.05, gt=0)
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)

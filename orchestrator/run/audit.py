@@ -16,10 +16,11 @@ from fedveil.attacks.adaptive.preparation import (
     preparation_key,
     prepare_attacker,
 )
+from fedveil.attacks.audit.aggregate import aggregated, in_sums
 from fedveil.attacks.audit.capture import capture, together, trains_on
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.audit.updates import Attacker, audit_updates
-from fedveil.attacks.base import AttackerPreparation
+from fedveil.attacks.base import AttackerPreparation, Observation
 from fedveil.attacks.scoring import Gallery, Scorer, build_scorer, summarise
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import target_model
@@ -40,7 +41,8 @@ class Auditor:
 
     Args:
         experiment: says how.
-        victims: the victim batches, of which those are audited that clients train on behind their defence.
+        victims: the victim batches, of which those are audited that clients train on behind their defence, and that make
+            whole sums where the server sees no more than that.
         federation: the run.
         attacker: ready.
         scorer: judges what it makes.
@@ -65,9 +67,13 @@ class Auditor:
         victims = [batch for batch in victims if trains_on(hooks[batch.client], batch)]
         if not victims:
             raise FedveilError("audit: the defence leaves all victims out of training, so there is nothing to attack")
-        self._left_out = everyone - len(victims)
-        chunk = -(-len(victims) // experiment.audit.chunks)
-        self._chunks = [victims[at : at + chunk] for at in range(0, len(victims), chunk)]
+        summed = experiment.build_defense().summed
+        sums = in_sums(victims, summed)
+        if not sums:
+            raise FedveilError(f"audit: the victims make no sum of {summed} clients; raise audit.victims")
+        self._left_out = everyone - len(sums) * summed
+        chunk = -(-len(sums) // experiment.audit.chunks)
+        self._chunks = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
         self._observations = experiment.audit.observations
@@ -128,7 +134,7 @@ def prepare_audits(
 
 def _audit_batches(
     slot: Slot,
-    batches: Sequence[VictimBatch],
+    sums: Sequence[tuple[VictimBatch, ...]],
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
@@ -137,8 +143,9 @@ def _audit_batches(
     pictures: int,
 ) -> AuditReport:
     audited = rounds[0].round
-    seen = [
-        together(
+
+    def sent(batch: VictimBatch) -> tuple[Observation, VictimBatch]:
+        return together(
             [
                 capture(
                     slot.model(federation.model),
@@ -153,8 +160,8 @@ def _audit_batches(
                 for at, state in enumerate(rounds)
             ]
         )
-        for batch in batches
-    ]
+
+    seen = [aggregated([sent(batch) for batch in batches]) for batches in sums]
     report = audit_updates(
         attacker,
         [observation for observation, _ in seen],

@@ -63,6 +63,7 @@ def build_federation(
             optimizer=fl.build_optimizer(),
             augmentation=tuple(fl.augmentation),
             replay=fl.replay_public,
+            sampling=fl.sampling,
         ),
         cohort=fl.cohort_size,
         client_chunks=fl.client_chunks,

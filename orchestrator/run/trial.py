@@ -11,7 +11,7 @@ import torch
 
 from fedveil.defense.base import DefenseContext
 from fedveil.fl.executor import Executor
-from fedveil.fl.rounds import Simulation
+from fedveil.fl.rounds import Simulation, exposures
 from fedveil.fl.sent_once import sent_once
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.audit import prepare_audits
@@ -55,6 +55,8 @@ class Trial:
     def run(self, resumed: Progress | None = None) -> TrialResult:
         """Run to the end; from ``resumed`` on, the end is the same, bit for bit."""
         experiment, setup, executor = self.experiment, self.setup, self.executor
+        defense = experiment.build_defense()
+        defense.guarantee(())  # what cannot be reckoned is said before anything is trained
         with self._during(Phase.DEFENSE):
             context = DefenseContext(
                 sent_once(replace(setup.public), executor),  # defences may hold it, and the setup outlives the workers
@@ -64,7 +66,7 @@ class Trial:
                 self.cache,
                 tuple(experiment.fl.augmentation),
             )
-            public = pretrain(experiment.build_defense(), context, executor)
+            public = pretrain(defense, context, executor)
             federation, diagnostics = build_federation(experiment, setup, context, public, executor)
             state = resumed.state if resumed else first_state(experiment, setup, federation, executor, cache=self.cache)
         for callback in self.callbacks:
@@ -102,6 +104,8 @@ class Trial:
             with self._during(Phase.MEMBERSHIP):
                 told = measure_membership(experiment, setup, federation, context, auditor.law, executor)
             privacy = {**privacy, **told}
+        proved = defense.guarantee(exposures(federation, experiment.fl.rounds))
+        privacy = {**privacy, **{f"privacy/{name}": number for name, number in proved.items()}}
         with self._during(Phase.REFERENCES):
             references = measure_references(experiment, setup, federation, executor, cache=self.cache)
         metrics = {**self._utility(simulation), **references, **privacy, **diagnostics}

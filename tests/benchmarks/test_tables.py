@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import update_defenses as update_defenses_benchmark
 from benchmarks.markdown import MISSING
 from benchmarks.strength import ATTACKS, BASE, DEFENSES
-from benchmarks.tables import PAGE, RESULTS, page, quality
+from benchmarks.tables import PAGE, RESULTS, page, quality, update_defenses
 from fedveil.orchestrator.config import load_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,27 @@ def test_the_peers_best_full_configuration_stands_beside_ours(tmp_path):
 
 
 def test_what_was_not_measured_is_said(tmp_path):
-    assert page(tmp_path).count(MISSING) == 8
+    assert page(tmp_path).count(MISSING) == 9
+
+
+def test_defences_of_the_update_stand_beside_none_of_the_same_seed(tmp_path):
+    of = {"data": "blood", "auc": 1.0, "train_seconds": 1.0, "test_images": 10}
+    rows = [
+        {**of, "seed": 0, "defense": {"name": "none"}, "accuracy": 0.9, "update_bytes": 400.0},
+        {**of, "seed": 1, "defense": {"name": "none"}, "accuracy": 0.8, "update_bytes": 400.0},
+        {**of, "seed": 0, "defense": {"name": "dgp", "feedback": 0.0}, "accuracy": 0.88, "update_bytes": 100.0},
+        {**of, "seed": 1, "defense": {"name": "dgp", "feedback": 0.0}, "accuracy": 0.81, "update_bytes": 100.0},
+    ]
+    (tmp_path / "update_defenses.json").write_text(json.dumps({"machine": MACHINE, "rows": rows}))
+    text = update_defenses(tmp_path)
+    assert "| `none` | 2 | 0.850 | +0.0 (+0.0 to +0.0) | 400 | 1.00 |" in text
+    assert "| `dgp` feedback 0.0 | 2 | 0.845 | -0.5 (-2.0 to +1.0) | 100 | 0.25 |" in text
+
+
+@pytest.mark.parametrize("defense", update_defenses_benchmark.DEFENSES, ids=str)
+def test_the_federations_of_the_benchmark_of_updates_are_valid(defense):
+    checked, _ = load_experiment(update_defenses_benchmark.raw(0, defense), (), ())
+    assert checked.build_defense().name == defense["name"]
 
 
 @pytest.mark.parametrize("defense", DEFENSES, ids=lambda one: one["name"])

@@ -13,6 +13,7 @@ from torch import Tensor
 import fedveil.defense as defense
 from fedveil.defense import (
     DEFENSES,
+    DPSGD,
     BlockAverage,
     Defense,
     DefenseContext,
@@ -24,6 +25,7 @@ from fedveil.defense import (
     NoDefense,
     PixelNoise,
     PublicReconstruction,
+    SecureAggregation,
     Stack,
     Surrogate,
     TopK,
@@ -67,7 +69,12 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
         {"largest": 0.1, "smallest": 0.5, "feedback": 0.5, "aligned": True, "public_images": 7},
     ),
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
+    (
+        DPSGD(strength=0.5, clip=2.0, delta=1e-06, accountant="prv"),
+        {"strength": 0.5, "clip": 2.0, "delta": 1e-06, "accountant": "prv"},
+    ),
     (GroupMean(k=3), {"k": 3}),
+    (SecureAggregation(clients=3), {"clients": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
     (
         LatentAutoencoder(
@@ -101,12 +108,14 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "autoencoder",
         "block_average",
         "dgp",
+        "dp_sgd",
         "group_mean",
         "latent",
         "latent_autoencoder",
         "latent_noise",
         "none",
         "pixel_noise",
+        "secure_aggregation",
         "top_k",
         "update_noise",
     ]

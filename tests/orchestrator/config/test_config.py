@@ -287,6 +287,35 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
         ("audit: {rounds: [0, 99]}", "audit.rounds: given 99; allowed: 0 to 19 (fl.rounds - 1), middle, last"),
         ("audit: {victims: 10, batch_size: 3}", "audit.victims: given 10; has to be a multiple of audit.batch_size 3"),
         ("audit: {clients: 11}", "audit.clients: given 11; allowed: 1 to 10 (fl.clients)"),
+        ("defense: dp_sgd", "fl.sampling: given 'shuffled'; defense: dp_sgd needs 'poisson'"),
+        (
+            "defense: [top_k, dp_sgd]\nfl: {sampling: poisson}\nmodel: {norm: batch}",
+            "model.norm: defense: dp_sgd does not go with 'batch', which mixes images; allowed: none, group",
+        ),
+        (
+            "defense: dp_sgd\nfl: {sampling: poisson}\nmodel: {name: resnet20}",
+            "model.norm: defense: dp_sgd does not go with 'batch', which mixes images; allowed: group",
+        ),
+        (
+            "fl: {sampling: poisson, replay_public: 0.5}",
+            "fl.replay_public: given 0.5; with fl.sampling 'poisson' it has to be 0",
+        ),
+        (
+            "defense: {name: secure_aggregation, clients: 5}\nfl: {strategy: median}",
+            "fl.strategy: median looks at each update by itself; the defence shows sums alone",
+        ),
+        (
+            "defense: [top_k, {name: secure_aggregation, clients: 5}]\nfl: {max_update_norm: 2}",
+            "fl.max_update_norm: given 2; of sums alone no client's norm is seen: leave it out",
+        ),
+        (
+            "defense: {name: secure_aggregation, clients: 5}\nfl: {cohort: 0.4}",
+            "defense: a sum of 5 clients; a round has 4 (fl.clients, fl.cohort) and 10 are audited (audit.clients)",
+        ),
+        (
+            "defense: {name: secure_aggregation, clients: 5}\naudit: {victims: 8, batch_size: 2}",
+            "audit.victims: given 8; a sum of 5 clients holds 10 images",
+        ),
         (
             "audit: {observations: 21}",
             "audit.observations: given 21; clients train on each image 20 time(s) (fl.rounds times fl.local_epochs);",

@@ -12,8 +12,9 @@ from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.audit.updates import audit_updates
 from fedveil.attacks.base import Observation
 from fedveil.attacks.scoring.victims import VictimBatch
+from fedveil.defense import DPSGD
 from fedveil.fl.executor import SerialExecutor
-from fedveil.fl.rounds import RoundReport, ServerState
+from fedveil.fl.rounds import Exposure, RoundReport, ServerState
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run import audit as audit_module
 from fedveil.orchestrator.run import checkpoint
@@ -50,11 +51,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return shown
 
 
-def run(bars: Path, observations: int, defense: str, resumed: Progress | None = None) -> list[Progress]:
+def run(
+    bars: Path, observations: int, defense: str | dict[str, Any], resumed: Progress | None = None
+) -> list[Progress]:
     raw = tiny_experiment(
         bars,
         fl={"rounds": 4},
-        defense={"name": defense},
+        defense={"name": defense} if isinstance(defense, str) else defense,
         audit={"rounds": [0, 2, 3], "observations": observations, "attacks": ["baseline"], "chunks": 1},
     )
     experiment, kept = check(raw), Kept()
@@ -113,6 +116,41 @@ def test_what_a_client_kept_of_its_last_turn_goes_into_what_is_audited(tmp_path:
         again = [observation.update.tensors for observation in seen[2][0]]
         for left, right in zip(kept, again, strict=True):
             assert all(torch.equal(left[name], right[name]) for name in left) is same
+
+
+def test_under_secure_aggregation_sums_are_attacked(tmp_path: Path, seen: Seen) -> None:
+    bars = write_bars(tmp_path / "bars.npz")
+    run(bars, 2, {"name": "secure_aggregation", "clients": 2})
+    sums, truths = seen[2]
+    run(bars, 2, "none")
+    singles, alone = seen[2]
+    victims = {batch.victims[0]: (one, batch) for one, batch in zip(singles, alone, strict=True)}
+    assert len(sums) == 2
+    assert sorted(victim for truth in truths for victim in truth.victims) == sorted(victims)
+    for observation, truth in zip(sums, truths, strict=True):
+        (first, one), (second, other) = (victims[victim] for victim in truth.victims)
+        assert one.client != other.client
+        assert observation.batch_size == 2
+        assert torch.equal(truth.originals, torch.cat([one.originals, other.originals]))
+        for at, together in enumerate(observation.series):
+            for name, tensor in together.update.tensors.items():
+                mean = (first.series[at].update.tensors[name] + second.series[at].update.tensors[name]) / 2
+                torch.testing.assert_close(tensor, mean)
+
+
+def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(tmp_path: Path) -> None:
+    raw = tiny_experiment(
+        write_bars(tmp_path / "bars.npz"),
+        fl={"rounds": 2, "sampling": "poisson", "local_epochs": 3},
+        defense={"name": "dp_sgd", "strength": 2.0},
+        audit={"attacks": ["baseline"], "chunks": 1},
+    )
+    experiment = check(raw)
+    setup = make_setup(experiment)
+    metrics = Trial(experiment, setup, SerialExecutor()).run().metrics
+    sizes = {len(shard) for shard in setup.shards}
+    spent = [DPSGD(strength=2.0).guarantee([Exposure(8 / n, 2 * 3 * -(-n // 8))])["epsilon"] for n in sizes]
+    assert metrics["privacy/epsilon"] == max(spent) > 0
 
 
 @pytest.mark.parametrize("defense", ["pixel_noise", "dgp"])

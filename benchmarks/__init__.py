@@ -1,0 +1,1 @@
+"""Measurements against peers and floors; see docs/benchmarks.md. A package, since an installed one has this name, too."""
