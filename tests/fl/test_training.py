@@ -165,6 +165,7 @@ def test_what_leaves_a_client_has_the_models_shapes_and_no_images(how: LocalTrai
         "learning_rate",
         "rate_known",
         "optimizer",
+        "value_bits",
     }
     shapes = {name: tensor.shape for name, tensor in init_model(spec("batch"), 0).items()}
     sent = {**update.tensors, **update.buffers}
