@@ -2,6 +2,7 @@
 
 from fedveil.defense.autoencoder import PublicReconstruction
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
+from fedveil.defense.bido import BiDO
 from fedveil.defense.block_average import BlockAverage
 from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
@@ -13,6 +14,7 @@ from fedveil.defense.update_noise import UpdateNoise
 
 __all__ = [
     "DEFENSES",
+    "BiDO",
     "BlockAverage",
     "Defense",
     "DefenseContext",

@@ -13,6 +13,7 @@ from torch import Tensor
 import fedveil.defense as defense
 from fedveil.defense import (
     DEFENSES,
+    BiDO,
     BlockAverage,
     Defense,
     DefenseContext,
@@ -54,6 +55,15 @@ LATENT: dict[str, object] = {
     "trained_networks": 1,
     "public_steps": 7,
 }
+BIDO: dict[str, object] = {
+    "measure": "coco",
+    "strength": 0.5,
+    "input_weight": 2.0,
+    "label_weight": 0.0,
+    "layers": ("body",),
+    "kernel_width": 1.5,
+    "floor_batch": 8,
+}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
@@ -61,6 +71,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
     (BlockAverage(size=7), {"size": 7}),
+    (BiDO(**BIDO), BIDO),  # type: ignore[arg-type]
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
     (GroupMean(k=3), {"k": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
@@ -94,6 +105,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
 def test_the_registry_holds_each_defence_under_its_own_name() -> None:
     assert list(DEFENSES) == [
         "autoencoder",
+        "bido",
         "block_average",
         "group_mean",
         "latent",
@@ -132,6 +144,12 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: UpdateNoise(clip=math.nan), "update_noise: clip"),
     (lambda: UpdateNoise(clip=math.inf), "update_noise: clip"),
     (lambda: BlockAverage(size=0), "block_average: size is 0; it has to be at least 1"),
+    (lambda: BiDO(strength=-1), "bido: strength"),
+    (lambda: BiDO(measure="mi"), "bido: measure is 'mi'; allowed: hsic, coco"),  # type: ignore[arg-type]
+    (lambda: BiDO(input_weight=-1), "bido: input_weight is -1; it has to be at least 0"),
+    (lambda: BiDO(label_weight=math.nan), "bido: label_weight"),
+    (lambda: BiDO(kernel_width=0), "bido: kernel_width is 0; it has to be above 0"),
+    (lambda: BiDO(floor_batch=1), "bido: floor_batch is 1; it has to be at least 2"),
     (lambda: PublicReconstruction(public_steps=0), "autoencoder: public_steps is 0"),
     (lambda: GroupMean(k=1), "group_mean: k is 1; it has to be at least 2"),
     (lambda: LatentPerturbation(k=1), "latent: k is 1; it has to be at least 2"),
@@ -172,6 +190,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         UpdateNoise(strength=0),
         TopK(keep=1),
         BlockAverage(size=1),
+        BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
         GroupMean(k=2),
         LatentPerturbation(k=2, strength=0, steps=0, random_networks=0, trained_networks=1),
         LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
@@ -190,6 +209,7 @@ QUICK: list[Defense[Any]] = [
     TopK(keep=0.25),
     LatentAutoencoder(steps=1, client_steps=1, public_steps=2),
     BlockAverage(size=2),
+    BiDO(floor_batch=8),
     PublicReconstruction(public_steps=2),
     GroupMean(k=5),
     LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),
