@@ -4,6 +4,7 @@ from fedveil.defense.autoencoder import PublicReconstruction
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
 from fedveil.defense.bido import BiDO
 from fedveil.defense.block_average import BlockAverage
+from fedveil.defense.erasing import FixedErasing, PixelDropout, RandomErasing
 from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
@@ -18,14 +19,17 @@ __all__ = [
     "BlockAverage",
     "Defense",
     "DefenseContext",
+    "FixedErasing",
     "GroupMean",
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",
     "NoDefense",
+    "PixelDropout",
     "PixelNoise",
     "PreparedDefense",
     "PublicReconstruction",
+    "RandomErasing",
     "Rehearsal",
     "Stack",
     "Surrogate",

@@ -17,13 +17,16 @@ from fedveil.defense import (
     BlockAverage,
     Defense,
     DefenseContext,
+    FixedErasing,
     GroupMean,
     LatentAutoencoder,
     LatentNoise,
     LatentPerturbation,
     NoDefense,
+    PixelDropout,
     PixelNoise,
     PublicReconstruction,
+    RandomErasing,
     Stack,
     Surrogate,
     TopK,
@@ -64,6 +67,7 @@ BIDO: dict[str, object] = {
     "kernel_width": 1.5,
     "floor_batch": 8,
 }
+ERASING: dict[str, object] = {"smallest": 0.2, "largest": 0.8, "fill": "mean"}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
@@ -72,6 +76,9 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (TopK(keep=0.25), {"keep": 0.25}),
     (BlockAverage(size=7), {"size": 7}),
     (BiDO(**BIDO), BIDO),  # type: ignore[arg-type]
+    (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
+    (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
+    (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
     (GroupMean(k=3), {"k": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
@@ -107,12 +114,15 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "autoencoder",
         "bido",
         "block_average",
+        "fixed_erasing",
         "group_mean",
         "latent",
         "latent_autoencoder",
         "latent_noise",
         "none",
+        "pixel_dropout",
         "pixel_noise",
+        "random_erasing",
         "top_k",
         "update_noise",
     ]
@@ -150,6 +160,11 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: BiDO(label_weight=math.nan), "bido: label_weight"),
     (lambda: BiDO(kernel_width=0), "bido: kernel_width is 0; it has to be above 0"),
     (lambda: BiDO(floor_batch=1), "bido: floor_batch is 1; it has to be at least 2"),
+    (lambda: RandomErasing(smallest=0), "random_erasing: smallest is 0; it has to be above 0 and at most 1"),
+    (lambda: FixedErasing(smallest=0.5), r"fixed_erasing: largest is 0.4; it has to be at least smallest \(0.5\)"),
+    (lambda: PixelDropout(largest=1.1), "pixel_dropout: largest is 1.1"),
+    (lambda: RandomErasing(largest=math.nan), "random_erasing: largest"),
+    (lambda: RandomErasing(fill="black"), "random_erasing: fill is 'black'; allowed: authors, mean"),  # type: ignore[arg-type]
     (lambda: PublicReconstruction(public_steps=0), "autoencoder: public_steps is 0"),
     (lambda: GroupMean(k=1), "group_mean: k is 1; it has to be at least 2"),
     (lambda: LatentPerturbation(k=1), "latent: k is 1; it has to be at least 2"),
@@ -191,6 +206,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         TopK(keep=1),
         BlockAverage(size=1),
         BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
+        RandomErasing(smallest=1, largest=1),
         GroupMean(k=2),
         LatentPerturbation(k=2, strength=0, steps=0, random_networks=0, trained_networks=1),
         LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
@@ -210,6 +226,9 @@ QUICK: list[Defense[Any]] = [
     LatentAutoencoder(steps=1, client_steps=1, public_steps=2),
     BlockAverage(size=2),
     BiDO(floor_batch=8),
+    RandomErasing(fill="mean"),
+    FixedErasing(),
+    PixelDropout(),
     PublicReconstruction(public_steps=2),
     GroupMean(k=5),
     LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),
