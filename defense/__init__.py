@@ -9,6 +9,8 @@ from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
+from fedveil.defense.quantisation import Quantisation
+from fedveil.defense.sign import Sign
 from fedveil.defense.stack import Stack
 from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
@@ -29,8 +31,10 @@ __all__ = [
     "PixelNoise",
     "PreparedDefense",
     "PublicReconstruction",
+    "Quantisation",
     "RandomErasing",
     "Rehearsal",
+    "Sign",
     "Stack",
     "Surrogate",
     "TopK",

@@ -26,7 +26,9 @@ from fedveil.defense import (
     PixelDropout,
     PixelNoise,
     PublicReconstruction,
+    Quantisation,
     RandomErasing,
+    Sign,
     Stack,
     Surrogate,
     TopK,
@@ -79,6 +81,8 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
+    (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
+    (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
     (GroupMean(k=3), {"k": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
@@ -122,7 +126,9 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "none",
         "pixel_dropout",
         "pixel_noise",
+        "quantisation",
         "random_erasing",
+        "sign",
         "top_k",
         "update_noise",
     ]
@@ -165,6 +171,11 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: PixelDropout(largest=1.1), "pixel_dropout: largest is 1.1"),
     (lambda: RandomErasing(largest=math.nan), "random_erasing: largest"),
     (lambda: RandomErasing(fill="black"), "random_erasing: fill is 'black'; allowed: authors, mean"),  # type: ignore[arg-type]
+    (lambda: Quantisation(bits=1), "quantisation: bits is 1; it has to be a whole number, at least 2 and at most 16"),
+    (lambda: Quantisation(bits=2.5), "quantisation: bits is 2.5"),  # type: ignore[arg-type]
+    (lambda: Quantisation(scale="l1"), "quantisation: scale is 'l1'; allowed: max, l2"),  # type: ignore[arg-type]
+    (lambda: Sign(scale="l1"), "sign: scale is 'l1'; allowed: mean, fixed"),  # type: ignore[arg-type]
+    (lambda: Sign(size=0), "sign: size is 0; it has to be above 0"),
     (lambda: PublicReconstruction(public_steps=0), "autoencoder: public_steps is 0"),
     (lambda: GroupMean(k=1), "group_mean: k is 1; it has to be at least 2"),
     (lambda: LatentPerturbation(k=1), "latent: k is 1; it has to be at least 2"),
@@ -207,6 +218,8 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         BlockAverage(size=1),
         BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
         RandomErasing(smallest=1, largest=1),
+        Quantisation(bits=2),
+        Quantisation(bits=16),
         GroupMean(k=2),
         LatentPerturbation(k=2, strength=0, steps=0, random_networks=0, trained_networks=1),
         LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
