@@ -4,6 +4,7 @@ from fedveil.defense.autoencoder import PublicReconstruction
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
 from fedveil.defense.bido import BiDO
 from fedveil.defense.block_average import BlockAverage
+from fedveil.defense.blur import Blur
 from fedveil.defense.erasing import FixedErasing, PixelDropout, RandomErasing
 from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
@@ -19,6 +20,7 @@ __all__ = [
     "DEFENSES",
     "BiDO",
     "BlockAverage",
+    "Blur",
     "Defense",
     "DefenseContext",
     "FixedErasing",

@@ -15,6 +15,7 @@ from fedveil.defense import (
     DEFENSES,
     BiDO,
     BlockAverage,
+    Blur,
     Defense,
     DefenseContext,
     FixedErasing,
@@ -77,6 +78,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (UpdateNoise(strength=0.5, clip=3.0), {"strength": 0.5, "clip": 3.0}),
     (TopK(keep=0.25), {"keep": 0.25}),
     (BlockAverage(size=7), {"size": 7}),
+    (Blur(strength=2.5), {"strength": 2.5}),
     (BiDO(**BIDO), BIDO),  # type: ignore[arg-type]
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
@@ -118,6 +120,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "autoencoder",
         "bido",
         "block_average",
+        "blur",
         "fixed_erasing",
         "group_mean",
         "latent",
@@ -160,6 +163,8 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: UpdateNoise(clip=math.nan), "update_noise: clip"),
     (lambda: UpdateNoise(clip=math.inf), "update_noise: clip"),
     (lambda: BlockAverage(size=0), "block_average: size is 0; it has to be at least 1"),
+    (lambda: Blur(strength=-1), "blur: strength"),
+    (lambda: Blur(strength=101), "blur: strength is 101; it has to be at most 100"),
     (lambda: BiDO(strength=-1), "bido: strength"),
     (lambda: BiDO(measure="mi"), "bido: measure is 'mi'; allowed: hsic, coco"),  # type: ignore[arg-type]
     (lambda: BiDO(input_weight=-1), "bido: input_weight is -1; it has to be at least 0"),
@@ -216,6 +221,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         UpdateNoise(strength=0),
         TopK(keep=1),
         BlockAverage(size=1),
+        Blur(strength=0),
         BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
         RandomErasing(smallest=1, largest=1),
         Quantisation(bits=2),
