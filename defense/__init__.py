@@ -12,6 +12,7 @@ from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.quantisation import Quantisation
 from fedveil.defense.sign import Sign
+from fedveil.defense.soteria import Soteria
 from fedveil.defense.stack import Stack
 from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
@@ -37,6 +38,7 @@ __all__ = [
     "RandomErasing",
     "Rehearsal",
     "Sign",
+    "Soteria",
     "Stack",
     "Surrogate",
     "TopK",

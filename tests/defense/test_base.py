@@ -30,6 +30,7 @@ from fedveil.defense import (
     Quantisation,
     RandomErasing,
     Sign,
+    Soteria,
     Stack,
     Surrogate,
     TopK,
@@ -85,6 +86,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
     (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
     (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
+    (Soteria(prune=0.5, layer="head", probes=0), {"prune": 0.5, "layer": "head", "probes": 0}),
     (PublicReconstruction(public_steps=7), {"public_steps": 7}),
     (GroupMean(k=3), {"k": 3}),
     (LatentPerturbation(**LATENT), LATENT),  # type: ignore[arg-type]
@@ -132,6 +134,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "quantisation",
         "random_erasing",
         "sign",
+        "soteria",
         "top_k",
         "update_noise",
     ]
@@ -181,6 +184,8 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: Quantisation(scale="l1"), "quantisation: scale is 'l1'; allowed: max, l2"),  # type: ignore[arg-type]
     (lambda: Sign(scale="l1"), "sign: scale is 'l1'; allowed: mean, fixed"),  # type: ignore[arg-type]
     (lambda: Sign(size=0), "sign: size is 0; it has to be above 0"),
+    (lambda: Soteria(prune=1), "soteria: prune is 1; it has to be at least 0 and below 1"),
+    (lambda: Soteria(probes=-1), "soteria: probes is -1; it has to be at least 0"),
     (lambda: PublicReconstruction(public_steps=0), "autoencoder: public_steps is 0"),
     (lambda: GroupMean(k=1), "group_mean: k is 1; it has to be at least 2"),
     (lambda: LatentPerturbation(k=1), "latent: k is 1; it has to be at least 2"),
@@ -226,6 +231,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         RandomErasing(smallest=1, largest=1),
         Quantisation(bits=2),
         Quantisation(bits=16),
+        Soteria(prune=0, probes=0),
         GroupMean(k=2),
         LatentPerturbation(k=2, strength=0, steps=0, random_networks=0, trained_networks=1),
         LatentAutoencoder(privacy_weight=0, utility_weight=0, client_steps=0),
