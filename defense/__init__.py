@@ -10,6 +10,8 @@ from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
+from fedveil.defense.orthogonal import OrthogonalPerturbation
+from fedveil.defense.outpost import Outpost
 from fedveil.defense.quantisation import Quantisation
 from fedveil.defense.sign import Sign
 from fedveil.defense.soteria import Soteria
@@ -30,6 +32,8 @@ __all__ = [
     "LatentNoise",
     "LatentPerturbation",
     "NoDefense",
+    "OrthogonalPerturbation",
+    "Outpost",
     "PixelDropout",
     "PixelNoise",
     "PreparedDefense",
