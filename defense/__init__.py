@@ -7,6 +7,7 @@ from fedveil.defense.block_average import BlockAverage
 from fedveil.defense.blur import Blur
 from fedveil.defense.erasing import FixedErasing, PixelDropout, RandomErasing
 from fedveil.defense.group_mean import GroupMean
+from fedveil.defense.instahide import InstaHide
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
@@ -28,6 +29,7 @@ __all__ = [
     "DefenseContext",
     "FixedErasing",
     "GroupMean",
+    "InstaHide",
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",

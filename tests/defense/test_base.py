@@ -20,6 +20,7 @@ from fedveil.defense import (
     DefenseContext,
     FixedErasing,
     GroupMean,
+    InstaHide,
     LatentAutoencoder,
     LatentNoise,
     LatentPerturbation,
@@ -86,6 +87,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
+    (InstaHide(share=0.25, others=2, flip=False), {"share": 0.25, "others": 2, "flip": False}),
     (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
     (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
     (OrthogonalPerturbation(strength=0.5), {"strength": 0.5}),
@@ -129,6 +131,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "blur",
         "fixed_erasing",
         "group_mean",
+        "instahide",
         "latent",
         "latent_autoencoder",
         "latent_noise",
@@ -185,6 +188,8 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: PixelDropout(largest=1.1), "pixel_dropout: largest is 1.1"),
     (lambda: RandomErasing(largest=math.nan), "random_erasing: largest"),
     (lambda: RandomErasing(fill="black"), "random_erasing: fill is 'black'; allowed: authors, mean"),  # type: ignore[arg-type]
+    (lambda: InstaHide(share=0), "instahide: share is 0; it has to be above 0 and at most 1"),
+    (lambda: InstaHide(others=0), "instahide: others is 0; it has to be at least 1"),
     (lambda: Quantisation(bits=1), "quantisation: bits is 1; it has to be a whole number, at least 2 and at most 16"),
     (lambda: Quantisation(bits=2.5), "quantisation: bits is 2.5"),  # type: ignore[arg-type]
     (lambda: Quantisation(scale="l1"), "quantisation: scale is 'l1'; allowed: max, l2"),  # type: ignore[arg-type]
@@ -239,6 +244,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         Blur(strength=0),
         BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
         RandomErasing(smallest=1, largest=1),
+        InstaHide(share=1, others=1),
         Quantisation(bits=2),
         Quantisation(bits=16),
         OrthogonalPerturbation(strength=0),
@@ -266,6 +272,7 @@ QUICK: list[Defense[Any]] = [
     RandomErasing(fill="mean"),
     FixedErasing(),
     PixelDropout(),
+    InstaHide(),
     PublicReconstruction(public_steps=2),
     GroupMean(k=5),
     LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),
