@@ -1,5 +1,6 @@
 """Defences: what a client does to its data, its loss, its update or its output before anything leaves it."""
 
+from fedveil.defense.ats import ATS
 from fedveil.defense.autoencoder import PublicReconstruction
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Rehearsal, Surrogate, TrainedOn
 from fedveil.defense.bido import BiDO
@@ -21,6 +22,7 @@ from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
 
 __all__ = [
+    "ATS",
     "DEFENSES",
     "BiDO",
     "BlockAverage",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fedveil.defense as defense
 from fedveil.defense import (
+    ATS,
     DEFENSES,
     BiDO,
     BlockAverage,
@@ -75,6 +76,7 @@ BIDO: dict[str, object] = {
     "floor_batch": 8,
 }
 ERASING: dict[str, object] = {"smallest": 0.2, "largest": 0.8, "fill": "mean"}
+SEARCH: dict[str, object] = {"length": 2, "candidates": 5, "accurate": 0.8, "policies": 1, "scored": 4}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
@@ -83,6 +85,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (TopK(keep=0.25), {"keep": 0.25}),
     (BlockAverage(size=7), {"size": 7}),
     (Blur(strength=2.5), {"strength": 2.5}),
+    (ATS(**SEARCH), SEARCH),  # type: ignore[arg-type]
     (BiDO(**BIDO), BIDO),  # type: ignore[arg-type]
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
@@ -125,6 +128,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
 
 def test_the_registry_holds_each_defence_under_its_own_name() -> None:
     assert list(DEFENSES) == [
+        "ats",
         "autoencoder",
         "bido",
         "block_average",
@@ -176,6 +180,9 @@ BAD: list[tuple[Callable[[], Defense[Any]], str]] = [
     (lambda: UpdateNoise(clip=math.inf), "update_noise: clip"),
     (lambda: BlockAverage(size=0), "block_average: size is 0; it has to be at least 1"),
     (lambda: Blur(strength=-1), "blur: strength"),
+    (lambda: ATS(length=0), "ats: length is 0; it has to be at least 1"),
+    (lambda: ATS(scored=1), "ats: scored is 1; it has to be at least 2"),
+    (lambda: ATS(accurate=0), "ats: accurate is 0; it has to be above 0 and at most 1"),
     (lambda: Blur(strength=101), "blur: strength is 101; it has to be at most 100"),
     (lambda: BiDO(strength=-1), "bido: strength"),
     (lambda: BiDO(measure="mi"), "bido: measure is 'mi'; allowed: hsic, coco"),  # type: ignore[arg-type]
@@ -245,6 +252,7 @@ def test_a_value_that_makes_no_sense_is_refused(make: Callable[[], Defense[Any]]
         BiDO(strength=0, input_weight=0, label_weight=0, floor_batch=2),
         RandomErasing(smallest=1, largest=1),
         InstaHide(share=1, others=1),
+        ATS(length=1, candidates=1, accurate=1, policies=1, scored=2),
         Quantisation(bits=2),
         Quantisation(bits=16),
         OrthogonalPerturbation(strength=0),
@@ -273,6 +281,7 @@ QUICK: list[Defense[Any]] = [
     FixedErasing(),
     PixelDropout(),
     InstaHide(),
+    ATS(length=2, candidates=4, scored=3),
     PublicReconstruction(public_steps=2),
     GroupMean(k=5),
     LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),
