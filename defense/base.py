@@ -24,6 +24,8 @@ from fedveil.fl.seeding import torch_stream
 DEFENSES: Registry[type[Defense[Any]]] = Registry("defense")
 
 Gradients = Mapping[str, Tensor]
+LossHook = Callable[[Tensor, nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""See `fedveil.fl.hooks.ClientHooks.loss`."""
 Public = TypeVar("Public")
 """What a defence learns from public images, once for all clients; None for most."""
 
@@ -106,6 +108,9 @@ class Surrogate:
             its shard; such a defence has no law of single images, so that ``data`` is None.
         similar: reads the features (n, D) by which a defence that makes one image of many finds n images alike; None for
             others.
+        loss: makes of the mean cross-entropy what the defence makes of it, given the same as its hook, the labels perhaps as
+            shares (n, k) of the classes; attacks differentiate it by `torch.func`. None where it is left alone, or where
+            ``visible`` says which entries of an update it has left as they were.
         complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
             an audit says that it is incomplete.
     """
@@ -115,7 +120,13 @@ class Surrogate:
     visible: Callable[[Gradients], dict[str, Tensor]] | None = None
     rehearse: Callable[[Images, torch.Generator], Rehearsal] | None = None
     similar: Callable[[Images], Tensor] | None = None
+    loss: LossHook | None = None
     complete: bool = True
+
+    @property
+    def inverted_plainly(self) -> bool:
+        """What was trained on explains the update as if there were no defence."""
+        return self.loss is None and self.update is None and self.visible is None
 
 
 class PreparedDefense(NoHooks):
@@ -139,8 +150,8 @@ class PreparedDefense(NoHooks):
         """Hand over what an attacker who holds this prepared defence knows of it: by default its own hooks.
 
         Which prepared defence that is, the client's or one that the attacker prepared on its own images, the threat model
-        says (`fedveil.attacks.adaptive.preparation`). Attacks do not model a changed loss, nor a changed update beyond what
-        a defence's own ``surrogate`` says of it, so by default such a defence is not complete; nor is one
+        says (`fedveil.attacks.adaptive.preparation`). Attacks model a changed loss or update as far as a defence's own
+        ``surrogate`` says what is to be known of it, so by default such a defence is not complete; nor is one
         that makes one image of many.
         """
         return Surrogate(

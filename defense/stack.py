@@ -166,6 +166,7 @@ class PreparedStack(PreparedDefense):
         surrogates = [part.surrogate() for part in self.parts]
         data = [s.data for s in surrogates if s.data is not None]
         visible = [s.visible for s in surrogates if s.visible is not None]
+        losses = [s.loss for s in surrogates if s.loss is not None]
         updates = [s.update for s in surrogates if s.update is not None]
         rehearsals = [s.rehearse for s in surrogates if s.rehearse is not None]
 
@@ -173,6 +174,11 @@ class PreparedStack(PreparedDefense):
             for step in data:
                 x = step(x, y, stream)
             return x
+
+        def minimised(loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+            for step in losses:
+                loss = step(loss, model, x, y, logits)
+            return loss
 
         def sent(update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
             for step in updates:
@@ -199,6 +205,7 @@ class PreparedStack(PreparedDefense):
             visible=seen if visible else None,
             rehearse=rehearsed if rehearsals else None,
             similar=next((s.similar for s in surrogates if s.similar is not None), None),
+            loss=minimised if losses else None,
             complete=all(s.complete for s in surrogates),
         )
 

@@ -70,19 +70,20 @@ class Adaptive(Attack):
 
     def run(self, observations: Sequence[Observation], knowledge: Knowledge, earlier: Earlier) -> list[Reconstruction]:
         """See `Attack.run`."""
-        plain = earlier.get(self.inversion)
+        plain, granted = earlier.get(self.inversion), knowledge
         preparations = [knowledge.preparation(observation.client) for observation in observations]
         results: dict[int, Reconstruction] = {}
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
         for preparation in {id(r): r for r in preparations}.values():
             group = [at for at, own in enumerate(preparations) if own is preparation]
             own = [observations[at] for at in group]
+            knowledge = replace(granted, model=replace(granted.model, defended=preparation.surrogate.loss))
             rehearsed = self._own_victims(own[0], preparation, knowledge)
             inversion = self._tuned(rehearsed, preparation.surrogate, knowledge)
             # With auxiliary images this attacker may have recovered other labels than the plain one.
             if (
                 plain is not None
-                and preparation.surrogate.update is None
+                and preparation.surrogate.inverted_plainly
                 and preparation.draws == 1
                 and all(torch.equal(plain[at].labels, labels_of(observations[at], knowledge)) for at in group)
             ):
@@ -203,8 +204,7 @@ def _inverted(
 ) -> list[list[Reconstruction]]:
     """What is found behind each batch: one result, or one per draw where the defence drew afresh each time."""
     seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in observations]
-    visible = None if preparation.surrogate.update is None else preparation.surrogate.visible
-    flat = iter(inversion.invert([one for draws in seen for one in draws], knowledge, visible))
+    flat = iter(inversion.invert([one for draws in seen for one in draws], knowledge, preparation.surrogate.visible))
     return [[next(flat) for _ in draws] for draws in seen]
 
 

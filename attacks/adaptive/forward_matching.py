@@ -195,7 +195,8 @@ class _Gradients:
     def __call__(self, images: Tensor) -> Tensor:
         labels = torch.full((len(images),), self.label, device=images.device)
         weights = [self.weights[name] for name in self._names]
-        (found,) = paths.run(self.model.module, self._names, self._directions, [images, labels, *weights])
+        name = self._names, self.model.defended
+        (found,) = paths.run(self.model.module, name, self._directions, [images, labels, *weights])
         return found
 
     @cached_property
@@ -208,7 +209,7 @@ class _Gradients:
         trained = {name: named.pop(name) for name in self.trained}
 
         def loss(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            return F.cross_entropy(self.model.logits({**named, **weights}, image[None]), label[None])
+            return self.model.loss({**named, **weights}, image[None], label[None])
 
         with torch.enable_grad():
             found = vmap(grad(loss), in_dims=(None, 0, 0))(trained, images, labels)

@@ -45,6 +45,9 @@ class _Hooks(NoHooks):
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         return x if self._surrogate.data is None else self._surrogate.data(x, y, stream)
 
+    def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        return loss if self._surrogate.loss is None else self._surrogate.loss(loss, model, x, y, logits)
+
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         return update if self._surrogate.update is None else self._surrogate.update(update, stream)
 

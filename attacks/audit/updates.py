@@ -98,7 +98,7 @@ class Attacker:
         All of it is what a grey image with the same labels leaves: with another network the same image leaves a thousandth
         of that.
         """
-        changed = any(own.surrogate.update is not None for own in self.preparations.values())
+        changed = not all(own.surrogate.inverted_plainly for own in self.preparations.values())
         if changed or not attack.explains_update:
             return [None] * len(observations)
         knowledge = self.knowledge(attack, [o.client for o in observations], device)

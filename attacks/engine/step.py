@@ -19,6 +19,7 @@ from fedveil.attacks.engine.memory import Footprint, footprint
 from fedveil.attacks.engine.slopes import Order, agreed, forward_over_reverse, reverse_over_forward
 from fedveil.attacks.priors import Prior, penalty_and_slope
 from fedveil.attacks.target.problem import Problem, Tensors
+from fedveil.defense.base import LossHook
 from fedveil.fl.seeding import torch_stream
 
 
@@ -35,6 +36,7 @@ class Layout:
         own: of those that the module has beside them.
         visible: of the gradients that are masked.
         own_weights: each victim has weights of its own.
+        defended: what the clients' defence makes of the loss.
     """
 
     distance: Distance
@@ -45,6 +47,7 @@ class Layout:
     own: tuple[str, ...]
     visible: tuple[str, ...]
     own_weights: bool
+    defended: LossHook | None
 
     def compute(self, problem: Problem, x: Tensor, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective (V,) and its slope, shaped as x (V, B, C, H, W); see `tensors_of` for what it takes."""
@@ -90,6 +93,7 @@ class Step:
             tuple(own),
             tuple(n for n in problem.target if n in visible),
             problem.own_weights,
+            problem.model.defended,
         )
         self._problem = problem
         tensors = [
@@ -166,7 +170,8 @@ def size_of(problem: Problem, distance: Distance) -> Footprint:
 def _kind(problem: Problem) -> tuple[object, ...]:
     like = next(iter(problem.target.values()))
     batch = problem.labels.shape[1:]
-    return tuple(problem.target), like.dtype, like.device, batch, problem.own_weights, problem.visible is not None
+    kind = tuple(problem.target), like.dtype, like.device, batch, problem.own_weights, problem.visible is not None
+    return *kind, problem.model.defended
 
 
 def _sample(problem: Problem) -> tuple[Problem, Tensor, Tensors]:

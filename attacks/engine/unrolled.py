@@ -91,7 +91,7 @@ def slopes(problem: Problem, path: Path, distance: Distance, x: Tensor) -> tuple
 
     parts = (problem.trained, problem.frozen, problem.target, masks)
     inputs = [x, path.rates, problem.labels, *(tensor for part in parts for tensor in part.values())]
-    name = ("unrolled", distance, path.steps, names, problem.own_weights)
+    name = ("unrolled", distance, path.steps, names, problem.own_weights, problem.model.defended)
     value, by_images, by_labels = paths.run(problem.model.module, name, compute, inputs)
     return value, by_images, by_labels
 

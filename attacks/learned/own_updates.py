@@ -45,7 +45,11 @@ class OwnClients:
         """
         update, device = self.like.update, self.knowledge.device
         x, y = x.to(device), y.to(device)
-        model = replace(self.knowledge.model, module=on_device(self.knowledge.model.module, device))
+        model = replace(
+            self.knowledge.model,
+            module=on_device(self.knowledge.model.module, device),
+            defended=self.surrogate.loss,
+        )
         weights = {name: weight.to(device) for name, weight in model.known(self.like.weights).items()}
         problem = Problem(
             model=model, weights=weights, target={name: weights[name] for name in update.tensors}, labels=y

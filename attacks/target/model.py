@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from fedveil.attacks.target.elementary import Elementary
+from fedveil.defense.base import LossHook
 from fedveil.fl.errors import FedveilError
 
 Mode = Literal["train", "eval"]
@@ -32,12 +33,14 @@ class TargetModel:
         image_shape: (C, H, W).
         classes: number of classes.
         mode: see `Mode`.
+        defended: what the client's defence makes of the loss, where the attacker reckons with that.
     """
 
     module: nn.Module
     image_shape: tuple[int, int, int]
     classes: int
     mode: Mode = "train"
+    defended: LossHook | None = None
 
     def logits(self, weights: Mapping[str, Tensor], x: Tensor, *, watch: TorchFunctionMode | None = None) -> Tensor:
         """Return (n, classes) logits of (n, C, H, W) images in [0, 1].
@@ -51,10 +54,43 @@ class TargetModel:
             logits: Tensor = functional_call(self.module, dict(weights), (x,))
         return logits
 
+    def loss(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar that the client minimises: the mean cross-entropy, or what its defence makes of that.
+
+        Args:
+            weights: see `logits`.
+            x: (n, C, H, W) images in [0, 1].
+            y: (n,) labels, or (n, classes) shares of each class.
+        """
+        if self.defended is None:
+            return _cross_entropy(self.logits(weights, x), y)
+        named = {f"module.{name}": weight for name, weight in weights.items()}
+        with Elementary():
+            loss: Tensor = functional_call(_Minimised(self.module, self.defended), named, (x, y))
+        return loss
+
     def known(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return those of ``weights`` that the module has: a tensor with two names goes by its first."""
         names = {name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
         return {name: weight for name, weight in weights.items() if name in names}
+
+
+class _Minimised(nn.Module):
+    """A classifier and a changed loss: the hook sees the model with the weights that are passed."""
+
+    def __init__(self, module: nn.Module, defended: LossHook) -> None:
+        super().__init__()
+        self.module, self._defended = module, defended
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.module(x)
+        return self._defended(_cross_entropy(logits, y), self.module, x, y, logits)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    shares = y if y.is_floating_point() else (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits)
+    # Not by log_softmax, whose backward has a fused kernel that its own derivative does not share.
+    return (shares * (torch.logsumexp(logits, 1, keepdim=True) - logits)).sum(1).mean()
 
 
 class Normalise:

@@ -46,12 +46,8 @@ class Problem:
         return {name: weight for name, weight in self.weights.items() if name not in self.target}
 
     def loss(self, trained: Tensors, frozen: Tensors, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of one victim: (B, C, H, W), (B,) or (B, K) to a scalar."""
-        logits = self.model.logits({**frozen, **trained}, x)
-        if not y.is_floating_point():
-            y = (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits)
-        # Not by log_softmax, whose backward has a fused kernel that its own derivative does not share.
-        return (y * (torch.logsumexp(logits, 1, keepdim=True) - logits)).sum(1).mean()
+        """What one victim minimises: (B, C, H, W), (B,) or (B, K) to a scalar; see `TargetModel.loss`."""
+        return self.model.loss({**frozen, **trained}, x, y)
 
     def take(self, at: Tensor | slice) -> Problem:
         """Return the problem of some victims: ``at`` (n,) are their numbers, int64; a slice gives views."""

@@ -1,16 +1,11 @@
-"""The networks whose features a learnt image has to match, and where in a network features are read.
-
-Any classifier will do: its stages are found by watching one image pass.
-"""
+"""The networks whose features a learnt image has to match."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +14,10 @@ from torch.nn import functional as F
 from fedveil.defense.base import DefenseContext
 from fedveil.defense.devices import on_device
 from fedveil.defense.fitting import fit, frozen
+from fedveil.defense.hidden import features_at, stages_of
 from fedveil.fl.augmentation import augment
 from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
-from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import build_model
 from fedveil.fl.progress import Pace
 from fedveil.fl.seeding import derive_seed, torch_stream
@@ -35,66 +30,8 @@ SHORTEST, LONGEST = 10, 600
 CHUNK = 128
 """Images whose features are read together."""
 
-_Hook = Callable[[nn.Module, Any, Any], None]
 Read = Callable[[Images], Tensor]
 """Reads features (n, D) of n images, in which likeness is Euclidean distance."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where features are read: at the last result of this size that a module gives.
-
-    Attributes:
-        module: its name in the network. One module may end several stages, such as a pooling that is used again.
-        size: (h, w) of its result, or (D,).
-    """
-
-    module: str
-    size: tuple[int, ...]
-
-
-def stages_of(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Stage, ...]:
-    """Return where a network's stages end, from the image to the logits.
-
-    A stage ends where the image is halved, or for a network without images inside, at each hidden layer: of the modules
-    whose results have the same size in the end, the last one is taken.
-
-    Args:
-        model: a classifier.
-        image_shape: (C, H, W).
-
-    Raises:
-        FedveilError: nothing inside the model gives features.
-    """
-    sizes: dict[tuple[int, ...], str] = {}
-
-    def note(name: str) -> _Hook:
-        def hook(module: nn.Module, args: Any, result: Any) -> None:
-            if isinstance(result, Tensor) and result.ndim in (2, 4):
-                sizes.pop(_size(result), None)
-                sizes[_size(result)] = name
-
-        return hook
-
-    device = next(model.parameters()).device
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in model.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(note(name)).remove)
-        logits = model(torch.full((1, *image_shape), 0.5, device=device))
-    no_features = {(logits.shape[1],), (math.prod(image_shape),)}  # the logits, and the image laid flat
-    spatial = [Stage(name, size) for size, name in sizes.items() if len(size) == 2]
-    flat = [Stage(name, size) for size, name in sizes.items() if len(size) == 1 and size not in no_features]
-    if not (spatial or flat):
-        raise FedveilError(
-            f"model {type(model).__name__}: none of its modules gives features of images, so that similar images cannot be"
-            " told; allowed: one with a hidden layer that is a module of its own, its result (n, C, h, w) or (n, D)"
-        )
-    return tuple(spatial or flat)
-
-
-def _size(result: Tensor) -> tuple[int, ...]:
-    return tuple(result.shape[2:]) if result.ndim == 4 else tuple(result.shape[1:])
 
 
 class Reads(Protocol):
@@ -119,21 +56,7 @@ class Features:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return (n, D) per stage, of images (n, C, H, W) in [0, 1]."""
-        found: dict[Stage, Tensor] = {}
-        modules = dict(self.model.named_modules())
-
-        def note(stage: Stage) -> _Hook:
-            def hook(module: nn.Module, args: Any, result: Any) -> None:
-                if _size(result) == stage.size:
-                    found[stage] = result.flatten(1)
-
-            return hook
-
-        with ExitStack() as hooks:
-            for stage in self.stages:
-                hooks.callback(modules[stage.module].register_forward_hook(note(stage)).remove)
-            self.model(images)
-        return [found[stage] for stage in self.stages]
+        return features_at(self.model, images, self.stages)
 
     @torch.no_grad()
     def of(self, images: Images) -> list[Tensor]:

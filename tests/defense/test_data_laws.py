@@ -10,6 +10,7 @@ import torch
 from fedveil.defense import (
     Defense,
     DefenseContext,
+    InstaHide,
     LatentAutoencoder,
     LatentNoise,
     PixelNoise,
@@ -20,6 +21,7 @@ from fedveil.fl.data.images import Images
 
 DEFENCES: list[Defense[Any]] = [
     PixelNoise(strength=0.3),
+    InstaHide(),
     LatentNoise(strength=0.7, public_steps=3),
     LatentAutoencoder(steps=2, client_steps=1, public_steps=3),
     LatentAutoencoder(steps=2, scope="public", public_steps=3),

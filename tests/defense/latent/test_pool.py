@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.defense import DefenseContext
 from fedveil.defense.fitting import frozen
+from fedveil.defense.hidden import stages_of
 from fedveil.defense.latent import pool as pool_module
-from fedveil.defense.latent.pool import Features, Pool, filled, make_pool, stages_of
+from fedveil.defense.latent.pool import Features, Pool, filled, make_pool
 from fedveil.fl import progress
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
