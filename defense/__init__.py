@@ -7,6 +7,9 @@ from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
+from fedveil.defense.released.controls import OutputNoise, OutputRounding
+from fedveil.defense.released.lfp import LabelFlippingPoisoning
+from fedveil.defense.released.lpa import LabelPreservingPoisoning
 from fedveil.defense.stack import Stack
 from fedveil.defense.top_k import TopK
 from fedveil.defense.update_noise import UpdateNoise
@@ -17,10 +20,14 @@ __all__ = [
     "Defense",
     "DefenseContext",
     "GroupMean",
+    "LabelFlippingPoisoning",
+    "LabelPreservingPoisoning",
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",
     "NoDefense",
+    "OutputNoise",
+    "OutputRounding",
     "PixelNoise",
     "PreparedDefense",
     "PublicReconstruction",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mistakes import lines_of
 
+from fedveil.defense import DEFENSES
 from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.optimizers import SGD, Adam
 from fedveil.orchestrator.config import check, load_experiment, with_overrides
@@ -35,10 +36,7 @@ FL_KEYS = ", ".join(sorted(FLSection.model_fields))
 LATENT_KEYS = (
     "adversary_steps, client_steps, error_cap, privacy_weight, public_steps, scope, steps, strength, utility_weight"
 )
-DEFENSE_NAMES = (
-    "autoencoder, block_average, group_mean, latent, latent_autoencoder, latent_noise, none, pixel_noise, top_k,"
-    " update_noise"
-)
+DEFENSE_NAMES = ", ".join(DEFENSES)
 NAME_RULE = "allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first"
 DEFENSE_RULE = "allowed: a name, {name: NAME, option: value}, or a list of these"
 
