@@ -204,11 +204,20 @@ def attack_labels(attacks: Sequence[Attack]) -> list[str]:
     >>> attack_labels([InvertingGradients(steps=10), InvertingGradients(steps=20)])
     ['inverting_gradients', 'inverting_gradients_2']
     """
+    return numbered([attack.name for attack in attacks])
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return the names, with a number from the second of one name on.
+
+    >>> numbered(["gmi", "ked_mi", "gmi"])
+    ['gmi', 'ked_mi', 'gmi_2']
+    """
     seen: Counter[str] = Counter()
     labels = []
-    for attack in attacks:
-        seen[attack.name] += 1
-        labels.append(attack.name if seen[attack.name] == 1 else f"{attack.name}_{seen[attack.name]}")
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return labels
 
 

@@ -17,6 +17,9 @@ from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.orthogonal import OrthogonalPerturbation
 from fedveil.defense.outpost import Outpost
 from fedveil.defense.quantisation import Quantisation
+from fedveil.defense.released.controls import OutputNoise, OutputRounding
+from fedveil.defense.released.lfp import LabelFlippingPoisoning
+from fedveil.defense.released.lpa import LabelPreservingPoisoning
 from fedveil.defense.secure_aggregation import SecureAggregation
 from fedveil.defense.sign import Sign
 from fedveil.defense.soteria import Soteria
@@ -37,12 +40,16 @@ __all__ = [
     "FixedErasing",
     "GroupMean",
     "InstaHide",
+    "LabelFlippingPoisoning",
+    "LabelPreservingPoisoning",
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",
     "NoDefense",
     "OrthogonalPerturbation",
     "Outpost",
+    "OutputNoise",
+    "OutputRounding",
     "PixelDropout",
     "PixelNoise",
     "PreparedDefense",

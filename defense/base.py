@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from fedveil.fl.models import ModelSpec
 from fedveil.fl.registry import Registry
 from fedveil.fl.rounds import Exposure
 from fedveil.fl.seeding import torch_stream
+
+if TYPE_CHECKING:
+    from fedveil.defense.guard import Guard
 
 DEFENSES: Registry[type[Defense[Any]]] = Registry("defense")
 
@@ -237,6 +240,20 @@ class Defense(Generic[Public]):
             public: from `pretrain`.
         """
         return self.prepare(auxiliary, context, public, client=-1)
+
+    def release(self, model: nn.Module, context: DefenseContext, public: Public) -> Guard | None:
+        """Return what the finished model's answers pass from now on, once for all clients; None where that is nothing more.
+
+        The ``output`` hook is there before the model is, so it cannot have learnt from the model's answers. This is asked
+        after the last round, holds public images and no client's, and counts for the final utility and for whoever attacks
+        the released model.
+
+        Args:
+            model: the finished classifier, frozen and in evaluation mode, on the context's device.
+            context: as for `prepare`.
+            public: from `pretrain`.
+        """
+        return None
 
 
 class Stateless(PreparedDefense):

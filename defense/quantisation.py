@@ -61,8 +61,8 @@ class Quantisation(Defense[None]):
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `fedveil.fl.hooks.ClientHooks.update`."""
-        # A value takes ``bits``.
-        return replace(update, tensors={n: self.quantised(t, stream) for n, t in update.tensors.items()})
+        tensors = {n: self.quantised(t, stream) for n, t in update.tensors.items()}
+        return replace(update, tensors=tensors, value_bits=self.bits)
 
     def surrogate(self) -> Surrogate:
         """The quantiser: the attacker tunes its prior on updates that it rounds the same way."""

@@ -52,8 +52,7 @@ class Sign(Defense[None]):
 
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """See `fedveil.fl.hooks.ClientHooks.update`."""
-        # A value takes one bit.
-        return replace(update, tensors={n: self.signs(t) for n, t in update.tensors.items()})
+        return replace(update, tensors={n: self.signs(t) for n, t in update.tensors.items()}, value_bits=1)
 
     def surrogate(self) -> Surrogate:
         """The same rule: the attacker tunes its prior on updates of which it keeps the signs, too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from fedveil.defense.base import (
     Surrogate,
     TrainedOn,
 )
+from fedveil.defense.guard import Guard
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import Memory, Turn
@@ -92,6 +93,11 @@ class Stack(Defense[tuple[Any, ...]]):
         """Copy each part."""
         pairs = zip(self.parts, public, strict=True)
         return PreparedStack(tuple(part.shadow(auxiliary, context, own) for part, own in pairs))
+
+    def release(self, model: nn.Module, context: DefenseContext, public: tuple[Any, ...]) -> Guard | None:
+        """Let each part make its guard; answers pass hooks and guards part by part."""
+        guards = tuple(part.release(model, context, own) for part, own in zip(self.parts, public, strict=True))
+        return None if all(guard is None for guard in guards) else _Guards(guards)
 
 
 class PreparedStack(PreparedDefense):
@@ -211,8 +217,45 @@ class PreparedStack(PreparedDefense):
 
     def diagnostics(self) -> dict[str, float]:
         """All parts' numbers; the largest where two parts share a name."""
-        merged: dict[str, float] = {}
+        return _merged(part.diagnostics() for part in self.parts)
+
+
+def makes_guard(defense: Defense[Any]) -> bool:
+    """Whether a defence, or a part of it, does something to a finished model's answers after the last round."""
+    parts = defense.parts if isinstance(defense, Stack) else (defense,)
+    return any(type(part).release is not Defense.release for part in parts)
+
+
+class _Guards(Guard):
+    """The guards of a `Stack`'s parts.
+
+    Args:
+        parts: in their order; None where a part has none.
+    """
+
+    def __init__(self, parts: tuple[Guard | None, ...]) -> None:
+        self.parts = parts
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Pass the logits through each guard, as behind parts without an ``output`` hook."""
         for part in self.parts:
-            for key, value in part.diagnostics().items():
-                merged[key] = max(value, merged.get(key, value))
-        return merged
+            logits = logits if part is None else part(logits)
+        return logits
+
+    def behind(self, prepared: PreparedDefense) -> PreparedDefense:
+        """Put each guard behind its own part."""
+        assert isinstance(prepared, PreparedStack)  # `Stack.prepare` has made it
+        pairs = zip(prepared.parts, self.parts, strict=True)
+        return PreparedStack(tuple(part if guard is None else guard.behind(part) for part, guard in pairs))
+
+    def diagnostics(self) -> dict[str, float]:
+        """All guards' numbers; the largest where two share a name."""
+        return _merged(part.diagnostics() for part in self.parts if part is not None)
+
+
+def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    merged: dict[str, float] = {}
+    for own in parts:
+        for key, value in own.items():
+            merged[key] = max(value, merged.get(key, value))
+    return merged

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.report import TrialRow
     from fedveil.orchestrator.report.matched import Records
 
-LISTED = ("defenses", "attacks", "models", "data", "strategies", "optimizers", "partitions")
+LISTED = ("defenses", "attacks", "model_inversions", "models", "data", "strategies", "optimizers", "partitions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

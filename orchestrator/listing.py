@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedveil.attacks import ATTACKS, Attack
+from fedveil.attacks import ATTACKS, MODEL_INVERSIONS, Attack
 from fedveil.defense import DEFENSES
 from fedveil.fl.data.source import Source, named, prefixed
 from fedveil.fl.errors import FedveilError, unknown_name
@@ -96,6 +96,11 @@ def _attack_entry(name: str, cls: type[Any]) -> Entry:
     )
 
 
+def _inversion_entry(name: str, cls: type[Any]) -> Entry:
+    entry = _class_entry(name, cls)
+    return dataclasses.replace(entry, text=f"{entry.text}\n\nIs granted: {cls.access.name.lower()}.")
+
+
 def _model_entry(name: str, cls: type[Any]) -> Entry:
     settings = []
     norms: tuple[str, ...] = getattr(cls, "norms", ())
@@ -144,6 +149,7 @@ class _DataKind(Kind):
 KINDS: Mapping[str, Kind] = {
     "defenses": Kind(DEFENSES, "defense: {name: NAME}"),
     "attacks": Kind(ATTACKS, "audit: {attacks: [{name: NAME}]}", _attack_entry),
+    "model_inversions": Kind(MODEL_INVERSIONS, "audit: {model_inversion: [{name: NAME}]}", _inversion_entry),
     "models": Kind(MODELS, "model: {name: NAME}", _model_entry),
     "data": _DataKind(named, "data: {name: NAME}", _data_entry),
     "strategies": Kind(STRATEGIES, "fl: {strategy: {name: NAME}}"),

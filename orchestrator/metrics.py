@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedveil.attacks.audit.figures import mse_text
+from fedveil.attacks.model_inversion.base import ModelInversion
 from fedveil.attacks.scoring import BASELINE_ATTACK, METRICS
 
 Direction = Literal["max", "min"]
@@ -96,6 +97,39 @@ def _headline(score: str) -> Metric:
     return Metric(f"privacy/{score}", f"{meaning}; worst case over attacks", _better(score), write, title, True)
 
 
+_READ = "how often the judge, which learnt from images that neither model nor attacker saw, reads the class in an image"
+_INVERSIONS: tuple[Metric, ...] = (
+    Metric("attacker_accuracy", _READ, "min", _SHARE, "released:\nread", objective=True),
+    Metric("attacker_accuracy_low", "lower end of its 95 % interval over images", "min", _SHARE),
+    Metric("attacker_accuracy_high", "upper end of it", "min", _SHARE),
+    Metric("attacker_accuracy_top5", "how often the class is among the judge's five likeliest", "min", _SHARE),
+    Metric(
+        "mse",
+        "error of the images rebuilt from the model's answers to clients' images",
+        "max",
+        mse_text,
+        "released:\nMSE",
+        True,
+    ),
+    Metric("mse_low", "lower end of its 95 % interval over images", "max", mse_text),
+    Metric("mse_high", "upper end of it", "max", mse_text),
+    Metric("psnr", "of that error, in dB, at most 100", "min", "{:.1f}".format, objective=True),
+    Metric("ssim", "structural similarity of these with the originals", "min", _SHARE, objective=True),
+    Metric("ssim_low", "lower end of its 95 % interval over images", "min", _SHARE),
+    Metric("ssim_high", "upper end of it", "min", _SHARE),
+    Metric("heldout_mse", "the same error for test images, on which nobody trained", "max", mse_text),
+    Metric("heldout_ssim", "and their structural similarity", "min", _SHARE),
+)
+"""Scores of attacks on the released model: of each attack, and the worst case over them."""
+_REBUILT = {"mse", "psnr", "ssim"}
+
+
+def _inversion(metric: Metric, *, of: str = "") -> Metric:
+    end = "" if of else "; worst case over attacks on the released model"
+    name = f"inversion/{of}{metric.name}"
+    return replace(metric, name=name, meaning=metric.meaning + end, objective=metric.objective and not of)
+
+
 FINAL: tuple[Metric, ...] = (
     Metric("utility/accuracy", "test accuracy of the federated model", "max", title="accuracy\n", objective=True),
     Metric("utility/val_accuracy", "its accuracy on validation images", "max", objective=True),
@@ -164,6 +198,20 @@ FINAL: tuple[Metric, ...] = (
     Metric(
         "privacy/left_out_victims", "victims that the defence leaves out of training; nothing of them is sent or scored"
     ),
+    *(_inversion(known) for known in _INVERSIONS),
+    Metric("inversion/chance_accuracy", "an attacker that guesses the class: 1 / classes", None, _SHARE),
+    Metric("inversion/judge_accuracy", "that judge's accuracy on untouched private originals", None, _SHARE),
+    Metric("inversion/baseline_mse", "error of an attacker that is told the model's label alone", None, mse_text),
+    Metric("inversion/heldout_baseline_mse", "the same for test images", None, mse_text),
+    Metric(
+        "inversion/complete", "1 if an attacker had the weights, and one another reading of answers that are changed"
+    ),
+    *(_inversion(known, of="<attack>/") for known in _INVERSIONS),
+    Metric("inversion/<attack>/target_accuracy", "how often the model itself reads the class: did the attack work?"),
+    Metric("inversion/<attack>/queries", "images that a label-only attack asked about", None, _SECONDS),
+    Metric("inversion/<attack>/decoder_error", "its decoder's error on the attacker's held-out images", None, mse_text),
+    Metric("inversion/<attack>/decoder_steps", "steps of that decoder's training", None, _SECONDS),
+    Metric("inversion/<attack>/decoder_flat", "1 if it was trained until it got no better", None, _SECONDS),
     Metric("defense/<diagnostic>", "what the defence says of its own training, mean over clients"),
 )
 CURVES: tuple[Metric, ...] = (
@@ -195,17 +243,22 @@ def metric(name: str) -> Metric:
     raise KeyError(name)
 
 
-def objectives(attacks: Sequence[str]) -> list[str]:
+def objectives(attacks: Sequence[str], inversions: Sequence[ModelInversion] = ()) -> list[str]:
     """Return the names that a search may have as objectives.
 
     Args:
         attacks: the labels of the audit's attacks. The attack without an update always runs, and makes no headline.
+        inversions: attacks on the released model.
     """
+    rebuilt = any(attack.rebuilds for attack in inversions)
     labels = list(dict.fromkeys([BASELINE_ATTACK, *attacks]))
     attacked = len(labels) > 1
     names = []
     for known in (*FINAL, *CURVES):
         if not known.objective or (known.name in _HEADLINES and not attacked):
+            continue
+        kind, _, score = known.name.partition("/")
+        if kind == "inversion" and not (rebuilt if score in _REBUILT else inversions):
             continue
         names += [known.name.replace("<attack>", label) for label in labels] if "<" in known.name else [known.name]
     return names

@@ -56,6 +56,16 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
     return raw
 
 
+TINY_GAN = {"steps": 2, "batch_size": 8, "width": 2, "latent": 4}
+TINY_MODEL_INVERSIONS = [
+    {"name": "gmi", "gan": TINY_GAN, "steps": 2, "per_class": 2},
+    {"name": "ked_mi", "gan": TINY_GAN, "steps": 2, "per_class": 2},
+    {"name": "brep_mi", "gan": TINY_GAN, "steps": 2, "per_class": 2, "points": 2, "tries": 8},
+    {"name": "training_based", "decoder": {"steps": 3, "width": 2}},
+    {"name": "training_based", "reading": "rounded", "decoder": {"steps": 3, "width": 2}},
+]
+"""Attacks on the released model that learn nothing."""
+
 TINY_LATENT = {"name": "latent_autoencoder", "steps": 2, "client_steps": 1, "public_steps": 2}
 
 PLUGIN = '''

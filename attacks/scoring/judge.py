@@ -38,7 +38,6 @@ class Judge:
 
     model: nn.Module
 
-    @torch.no_grad()
     def labels(self, images: Tensor) -> Tensor:
         """Return the (n,) int64 classes that the classifier reads in ``images``, on the images' device.
 
@@ -48,9 +47,14 @@ class Judge:
         Raises:
             FedveilError: the images are not in [0, 1].
         """
+        return self.logits(images).argmax(1)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the (n, k) logits of ``images``, on the images' device. Arguments and errors are those of `labels`."""
         check_images("images to classify", images)
         device = next(self.model.parameters()).device
-        read = [self.model(chunk.to(device, torch.float32)).argmax(1) for chunk in torch.split(images, _CHUNK)]
+        read = [self.model(chunk.to(device, torch.float32)) for chunk in torch.split(images, _CHUNK)]
         return torch.cat(read).to(images.device)
 
 

@@ -61,6 +61,21 @@ def split_train(train: Images, *, public_fraction: float, auxiliary_fraction: fl
     return TrainSplit(*_dealt(train, fractions, seed))
 
 
+def halved(images: Images, key: str, seed: int) -> tuple[Images, Images]:
+    """Cut images in two, for two who must not have seen the same ones: no picture and no group is in both halves.
+
+    Args:
+        images: of each class at least two groups or distinct pictures.
+        key: what to call the first half, in an error.
+        seed: decides which images.
+
+    Raises:
+        FedveilError: some class has too few.
+    """
+    half, rest = _dealt(images, {key: 0.5}, seed)
+    return half, rest
+
+
 def pooled(data: ImageData, seed: int) -> ImageData:
     """Put all images of a data set together and draw its splits anew, for a set whose own test split is shifted.
 

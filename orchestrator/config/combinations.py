@@ -23,6 +23,7 @@ def conflicts(experiment: Experiment) -> list[str]:
     return [
         *_seeds(experiment),
         *_data(experiment.data),
+        *_private_classes(experiment),
         *_model(experiment.model),
         *_federation(experiment),
         *_audit(experiment),
@@ -88,6 +89,21 @@ def _data(data: DataSection) -> list[str]:
     rule = "together they have to be below 1, to leave images to the clients"
     given = f"data.auxiliary_fraction: given {auxiliary} beside data.public_fraction {public}"
     return [f"{given}; {rule}"] if public + auxiliary >= 1 else []
+
+
+def _private_classes(experiment: Experiment) -> list[str]:
+    private = experiment.data.private_classes
+    if private is None:
+        return []
+    lines = []
+    if len(set(private)) < len(private):
+        lines.append(f"data.private_classes: given {shown(private)}; each class once")
+    if not experiment.audit.model_inversion:
+        lines.append(
+            f"data.private_classes: given {shown(private)}; the other classes' images are for the attacks of"
+            " audit.model_inversion, which has none: list one, or leave the classes out"
+        )
+    return lines
 
 
 def _model(model: ModelSection) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedveil.attacks import ATTACKS
+from fedveil.attacks import ATTACKS, MODEL_INVERSIONS
 from fedveil.defense import DEFENSES
 from fedveil.fl.augmentation import AUGMENTATIONS
 from fedveil.fl.errors import FedveilError, SettingError, brief
@@ -245,9 +245,10 @@ def _checked_variants(raw: Raw, search: SearchSection | None) -> list[_Variant]:
             lines += [f"{where}: {line}" for line in error.lines]
             continue
         attacks = varied.audit.attack_labels()
-        known = objectives(attacks)
+        known = objectives(attacks, varied.audit.build_model_inversions())
+        given = listed([*attacks[1:], *varied.audit.model_inversion_labels()])
         lines += [
-            f"{where}: audit.attacks: given {listed(attacks[1:])}; search.objectives has {shown(name)}, which these attacks"
+            f"{where}: audit.attacks: given {given}; search.objectives has {shown(name)}, which these attacks"
             " do not report"
             for name in search.objectives
             if name not in known
@@ -314,6 +315,8 @@ def _free_form(experiment: Experiment) -> list[str]:
     lines += _named("data.partition", PARTITIONS, data.partition, key="kind")
     for index, attack in enumerate(audit.attacks):
         lines += _named(f"audit.attacks.{index}", ATTACKS, attack)
+    for index, attack in enumerate(audit.model_inversion):
+        lines += _named(f"audit.model_inversion.{index}", MODEL_INVERSIONS, attack)
     if experiment.references.augmentation is not None:
         try:
             experiment.central_training()

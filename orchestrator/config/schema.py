@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedveil.attacks import ATTACKS, Attack
+from fedveil.attacks import ATTACKS, MODEL_INVERSIONS, Attack, ModelInversion
 from fedveil.attacks.base import attack_labels
+from fedveil.attacks.model_inversion.audit import labels_of
 from fedveil.attacks.scoring.summary import BASELINE_ATTACK
 from fedveil.defense import DEFENSES, Defense, Stack
 from fedveil.fl.central import CentralTraining
@@ -53,6 +54,10 @@ class AuditSection(Section):
             most of batched attacks. Each is attacked by itself.
         membership: at the end an attacker that holds all that a client trained on tells the client's images from others
             (`privacy/membership_auc`), for the first two audited clients.
+        model_inversion: attacks on the finished classifier once it is released; names or ``{name: NAME, option: value}``,
+            see ``fedveil list model_inversions``. They see no update. Their images are of the classes that
+            ``data.private_classes`` leaves out, or half of the auxiliary ones; the other half is the judge's. They rebuild
+            the ``victims``, and as many test images.
     """
 
     rounds: list[Round] | None = Field(default=None, min_length=1)
@@ -67,6 +72,7 @@ class AuditSection(Section):
     gallery: Count = 1000
     chunks: Count = 2
     membership: bool = False
+    model_inversion: list[Named] = Field(default=[])
 
     def build_attacks(self) -> list[Attack]:
         """Make the attacks, the baseline first."""
@@ -76,6 +82,14 @@ class AuditSection(Section):
     def attack_labels(self) -> list[str]:
         """Return what the attacks are called in the results, the baseline first."""
         return attack_labels(self.build_attacks())
+
+    def build_model_inversions(self) -> list[ModelInversion]:
+        """Make the attacks on the released classifier."""
+        return [build_named(MODEL_INVERSIONS, setting) for setting in self.model_inversion]
+
+    def model_inversion_labels(self) -> list[str]:
+        """Return what these are called in the results."""
+        return labels_of(self.build_model_inversions())
 
     def round_numbers(self, rounds: int) -> list[int]:
         """Return the audited rounds, ascending, each once."""

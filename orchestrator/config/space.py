@@ -39,7 +39,8 @@ def check_space(experiment: Experiment) -> list[str]:
         lines += [f"search.space.{brief(key)}: {line}" for line in _check_distribution(distribution, search.searcher)]
     if not search.space and not search.panel:
         lines.append("search: needs 'space' (dotted key to a range), 'panel' (a list of overrides) or both")
-    known = metrics.objectives(experiment.audit.attack_labels())
+    audit = experiment.audit
+    known = metrics.objectives(audit.attack_labels(), audit.build_model_inversions())
     common = [name for name in known if not name.startswith("attack/")]
     lines += [
         f"search.objectives: given {shown(name)}; allowed: {listed(common)}, attack/NAME/METRIC of audit.attacks"

@@ -26,6 +26,9 @@ class DataSection(Section):
         pool: train, validation and test images are pooled and split anew, where the data set's own splits differ.
         public_fraction: share of train that server and clients train on together; it belongs to no client.
         auxiliary_fraction: share of train that belongs to the attacker and to the judge of reconstructions alone.
+        private_classes: numbers of the classes that clients, public, validation and test images are of, at least two; they
+            are counted anew from 0. The training images of all others are the attacker's (``audit.model_inversion``), and
+            nobody else's; ``limit`` counts before. None for all classes: the attacker's images are like the clients'.
         partition: ``iid``, ``{kind: dirichlet, alpha: 0.5}`` or ``{kind: shards, classes_per_client: 2}``.
     """
 
@@ -35,6 +38,7 @@ class DataSection(Section):
     pool: bool = False
     public_fraction: float = Field(default=0.05, gt=0, lt=1)
     auxiliary_fraction: float = Field(default=0.2, gt=0, lt=1)
+    private_classes: list[int] | None = Field(default=None, min_length=2)
     partition: Kinded = Field(default={"kind": "iid"})
 
     def build_partition(self) -> Partition:

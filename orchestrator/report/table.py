@@ -133,6 +133,15 @@ def _about_errors(rows: Sequence[TrialGroup]) -> str:
     )
 
 
+def _about_released(rows: Sequence[TrialGroup]) -> str:
+    guesses = [m["inversion/baseline_mse"] for m in (row.metrics for row in rows) if "inversion/baseline_mse" in m]
+    guess = f" ({mse_text(fmean(guesses))} by its label alone)" if guesses else ""
+    return (
+        "Released: attackers of the finished model; how often the class is read in what they paint, and the error of images"
+        f" rebuilt from answers to clients' images{guess}."
+    )
+
+
 _COLUMNS = (
     _Column("setting\n", lambda row: row.dial_text or _ABSENT, 4),
     _Column("weights\npriv. / util.", _WEIGHTS, 7),
@@ -145,6 +154,8 @@ _COLUMNS = (
     _Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
     _share("privacy/adaptive_attacker_accuracy", 2),
     _share("privacy/identification_rate", 1),
+    _share("inversion/attacker_accuracy", 1),
+    _metric("inversion/mse", 1, _about_released),
     _Column("MSE\ntrained / baseline", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),
     _Column("seconds\n", _seconds, 8),
 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fedveil.attacks.audit.report import AuditReport
+from fedveil.attacks.model_inversion.audit import InversionReport
+from fedveil.defense.stack import makes_guard
 from fedveil.fl.rounds import RoundReport
 from fedveil.fl.trust import listed
 from fedveil.orchestrator.cluster.progress import Say
@@ -24,6 +26,8 @@ class Phase(Enum):
     AUDIT = "a round's updates are attacked"
     MEMBERSHIP = "clients' images are told from others"
     ROUND = "a round is trained"
+    RELEASE = "the finished model's answers are prepared"
+    INVERSION = "the released model is attacked"
     REFERENCES = "what does without the federation is trained"
 
 
@@ -64,6 +68,9 @@ class TrialCallback:
             running: the metrics that are known by now.
         """
 
+    def on_inversion(self, report: InversionReport) -> None:
+        """The released model was attacked."""
+
     def scores(self) -> Mapping[str, float]:
         """Return this callback's own share in the final scalars."""
         return {}
@@ -80,6 +87,8 @@ PAID = {
     Phase.ATTACKER: "cost/attack_seconds",
     Phase.AUDIT: "cost/attack_seconds",
     Phase.MEMBERSHIP: "cost/attack_seconds",
+    Phase.RELEASE: "cost/train_seconds",
+    Phase.INVERSION: "cost/attack_seconds",
 }
 """Where the time of a phase is counted."""
 
@@ -142,6 +151,15 @@ class Speech(TrialCallback):
         }
         if experiment.audit.membership:
             self._lines[Phase.MEMBERSHIP] = "telling clients' images from others by all that a client trained on"
+        if makes_guard(experiment.build_defense()):
+            self._lines[Phase.RELEASE] = (
+                f"learning from {len(setup.public)} public images what the finished model's answers are to pass"
+            )
+        if setup.release is not None:
+            self._lines[Phase.INVERSION] = (
+                f"attacking the released model with {len(setup.release.attacker)} images: "
+                + ", ".join(experiment.audit.model_inversion_labels())
+            )
         if experiment.references.measure:
             clients = min(experiment.references.clients, len(setup.shards))
             self._lines[Phase.REFERENCES] = (

@@ -44,6 +44,11 @@ class TrialPaths:
         """The same as a figure."""
         return self.folder / "reconstruction.png"
 
+    @property
+    def inversions(self) -> Path:
+        """What attacks on the released model made, as a figure."""
+        return self.folder / "inversion.png"
+
 
 @dataclass(frozen=True)
 class ExperimentPaths:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedveil.attacks.audit.figures import draw_reconstructions, save
+from fedveil.attacks.audit.figures import draw_reconstructions, draw_rows, save
+from fedveil.attacks.model_inversion.audit import InversionReport
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.yaml import dump
@@ -21,7 +22,7 @@ from fedveil.orchestrator.run.paths import TrialPaths
 from fedveil.orchestrator.run.private import private_file, private_folder
 from fedveil.orchestrator.run.setup import Setup
 from fedveil.orchestrator.tracking import TrialTracker, without_passwords
-from fedveil.orchestrator.tracking.names import RECONSTRUCTION_GRID
+from fedveil.orchestrator.tracking.names import INVERSION_GRID, RECONSTRUCTION_GRID
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
@@ -44,6 +45,13 @@ class Files(TrialCallback):
         private_folder(paths.folder)
         text = dump(resolved(experiment))
         private_file(paths.folder / "experiment.yaml").write_text(text, encoding="utf-8")
+
+    def on_inversion(self, report: InversionReport) -> None:
+        """Draw what the released model's attackers made beside private images of the same classes."""
+        rows = {"a client's image": report.shown.floats()}
+        rows |= {label.replace("_", " "): outcome.images for label, outcome in report.outcomes.items()}
+        captions = [self._classes[label] for label in report.shown.labels.tolist()]
+        save(draw_rows(None, rows, captions), private_file(self._paths.inversions))
 
     def on_final(self, result: TrialResult) -> None:
         """Write them."""
@@ -79,6 +87,10 @@ class Tracking(TrialCallback):
         """Record a point of each curve."""
         points = {metric.name: running[metric.name] for metric in CURVES}
         self._tracker.log_curve(points, step=progress.state.round - 1)
+
+    def on_inversion(self, report: InversionReport) -> None:
+        """Record the figure."""
+        self._tracker.log_image(self._paths.inversions, INVERSION_GRID, step=0)
 
     def on_final(self, result: TrialResult) -> None:
         """Record final scalars, the victims' records and pictures."""

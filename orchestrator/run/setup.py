@@ -13,6 +13,8 @@ from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
 from fedveil.attacks.scoring.victims import VictimBatch, draw_victims
 from fedveil.fl.augmentation import augment
 from fedveil.fl.data import ImageData, Images, load_data, split_train
+from fedveil.fl.data.private_classes import with_classes
+from fedveil.fl.data.splits import halved
 from fedveil.fl.errors import FedveilError, SettingError, brief
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.seeding import torch_stream
@@ -27,11 +29,24 @@ JUDGED = 500
 
 
 @dataclass(frozen=True, eq=False)
+class ReleaseImages:
+    """Who holds which images where a finished classifier is attacked. Neither part has an image that it was trained on.
+
+    Attributes:
+        attacker: of the classes that are not private, or half of the auxiliary images.
+        judged: of the private classes, for the judge alone: auxiliary images that this attacker does not hold.
+    """
+
+    attacker: Images
+    judged: Images
+
+
+@dataclass(frozen=True, eq=False)
 class Setup:
     """Who holds which images. A pure function of the experiment, and the same for every defence.
 
     Attributes:
-        data: as loaded.
+        data: as loaded; of `data.private_classes` alone where they are given.
         public: split off train; belongs to no client, and clients and server may learn from it.
         auxiliary: split off train; belongs to the attacker and the judge of classes alone.
         validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
@@ -41,6 +56,7 @@ class Setup:
         victims: the victim batches of every audit.
         gallery: the images among which victims have to be found.
         untouched: a sample of private images that the judge's accuracy is measured on.
+        release: for `audit.model_inversion`; None where nothing of it is asked.
     """
 
     data: ImageData
@@ -52,6 +68,7 @@ class Setup:
     victims: tuple[VictimBatch, ...]
     gallery: Gallery
     untouched: Images
+    release: ReleaseImages | None = None
 
 
 def make_setup(experiment: Experiment) -> Setup:
@@ -63,6 +80,9 @@ def make_setup(experiment: Experiment) -> Setup:
     settings, audit, seed = experiment.data, experiment.audit, experiment.seed
     with _named("data", "name"):
         data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
+    others = None
+    if settings.private_classes is not None:
+        data, others = with_classes(data, settings.private_classes)
     if len(data.test) == 0:
         raise FedveilError(f"data.name: {brief(settings.name)} has no test images, so utility cannot be measured")
     sides = data.train.shape[1:]
@@ -115,7 +135,15 @@ def make_setup(experiment: Experiment) -> Setup:
         victims=victims,
         gallery=gallery,
         untouched=split.private.take(order[:JUDGED]),
+        release=_release_images(split.auxiliary, others, seed) if audit.model_inversion else None,
     )
+
+
+def _release_images(auxiliary: Images, others: Images | None, seed: int) -> ReleaseImages:
+    """Who holds other classes has no use of auxiliary images, so that the judge may learn from all of them."""
+    if others is not None:
+        return ReleaseImages(others, auxiliary)
+    return ReleaseImages(*halved(auxiliary, "audit.model_inversion (half of data.auxiliary_fraction)", seed))
 
 
 @contextmanager
@@ -184,6 +212,17 @@ def _settings(experiment: Experiment) -> str:
     dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
     without = (experiment.references, experiment.fl.start)
     room = (experiment.fl.batch_size, audit.attacks)
+    released = bool(audit.model_inversion)
     return repr(
-        (*dealt, *without, *room, audit.victims, audit.batch_size, audit.clients, audit.gallery, audit.balanced)
+        (
+            *dealt,
+            *without,
+            *room,
+            released,
+            audit.victims,
+            audit.batch_size,
+            audit.clients,
+            audit.gallery,
+            audit.balanced,
+        )
     )

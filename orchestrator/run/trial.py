@@ -20,6 +20,7 @@ from fedveil.orchestrator.run.checkpoint import Progress
 from fedveil.orchestrator.run.federation import build_federation, first_state, pretrain
 from fedveil.orchestrator.run.membership import measure_membership
 from fedveil.orchestrator.run.references import measure_references
+from fedveil.orchestrator.run.released import measure_inversion, release
 from fedveil.orchestrator.run.setup import Setup
 
 PICTURES = 8
@@ -106,9 +107,21 @@ class Trial:
             privacy = {**privacy, **told}
         proved = defense.guarantee(exposures(federation, experiment.fl.rounds))
         privacy = {**privacy, **{f"privacy/{name}": number for name, number in proved.items()}}
+        with self._during(Phase.RELEASE):
+            released, told = release(experiment, federation, context, public, simulation.state, executor)
+        diagnostics = {**diagnostics, **told}
+        if setup.release is not None:
+            with self._during(Phase.INVERSION):
+                found = measure_inversion(
+                    experiment, setup, setup.release, released, simulation.state, executor, cache=self.cache
+                )
+            privacy = {**privacy, **found.metrics()}
+            for callback in self.callbacks:
+                callback.on_inversion(found)
         with self._during(Phase.REFERENCES):
             references = measure_references(experiment, setup, federation, executor, cache=self.cache)
-        metrics = {**self._utility(simulation), **references, **privacy, **diagnostics}
+        finished = simulation if released is federation else Simulation(released, executor, simulation.state)
+        metrics = {**self._utility(finished), **references, **privacy, **diagnostics}
         for callback in self.callbacks:
             metrics |= callback.scores()
         result = TrialResult(progress, metrics)

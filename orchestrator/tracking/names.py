@@ -46,6 +46,8 @@ RECORDS = "privacy_records.json"
 """The artifact with a trial's scores per victim; also its name in the trial's folder."""
 RECONSTRUCTION_GRID = "grid/reconstruction"
 """Rows original / what the client trained on / reconstruction; the saved view shows it for all trials."""
+INVERSION_GRID = "grid/inversion"
+"""What the released model's attackers made, beside private images."""
 IMAGES = ("grid/<figure>", "victim/<picture>")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from rich.console import Console
-from tiny import PLUGIN, TINY_LATENT, tiny_experiment, write_bars
+from tiny import PLUGIN, TINY_LATENT, TINY_MODEL_INVERSIONS, tiny_experiment, write_bars
 
 from fedveil.fl.executor import Executor, SerialExecutor
 from fedveil.fl.rounds import RoundReport
@@ -249,10 +249,13 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     tiny = tiny_experiment(bars)
     plain, adaptive = tiny["audit"]["attacks"]
     smaller = {"victims": 2, "chunks": 1, "attacks": [plain, {**adaptive, "calibration": 0}]}
+    if raw["audit"].get("model_inversion"):
+        smaller["model_inversion"] = TINY_MODEL_INVERSIONS
+    classes = {"private_classes": [0, 1]} if "private_classes" in raw["data"] else {}
     length = {"local_steps": 2} if "local_steps" in raw["fl"] else {"local_epochs": 1}
     cut = {
         **{key: value for key, value in raw.items() if key != "search"},
-        "data": {**raw["data"], **tiny["data"], "size": None, "limit": None},
+        "data": {**raw["data"], **tiny["data"], "size": None, "limit": None, **classes},
         "model": {**raw["model"], "width": 4},
         "fl": {**raw["fl"], "clients": 3, "rounds": 2, "batch_size": 8, **length},
         "audit": {**raw["audit"], "clients": 2, **smaller},
