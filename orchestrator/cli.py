@@ -27,6 +27,7 @@ from fedveil.orchestrator.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.report import TrialRow
+    from fedveil.orchestrator.report.dossier import Dossier
     from fedveil.orchestrator.report.matched import Records
 
 LISTED = ("defenses", "attacks", "model_inversions", "models", "data", "strategies", "optimizers", "partitions")
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("experiment")
     report.add_argument("--uri", help="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     report.add_argument("--json", type=Path, metavar="FILE", help="write the trials to FILE as well")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a page to hand on to FILE as well")
     _add_plugins(report)
     report.set_defaults(run=_report)
 
@@ -187,17 +189,17 @@ def _import_plugins(specs: Sequence[str]) -> None:
         raise FedveilError(f"--plugin: {error}") from error
 
 
-def _writable(path: Path | None) -> None:
+def _writable(path: Path | None, option: str = "--json") -> None:
     """Refuse a result file that could not be written after hours of work."""
     if path is None:
         return
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise FedveilError(f"--json {path}: there is no folder {folder}")
+        raise FedveilError(f"{option} {path}: there is no folder {folder}")
     if path.is_dir():
-        raise FedveilError(f"--json {path}: this is a folder; name a file")
+        raise FedveilError(f"{option} {path}: this is a folder; name a file")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise FedveilError(f"--json {path}: no permission to write there")
+        raise FedveilError(f"{option} {path}: no permission to write there")
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -259,11 +261,28 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.report.recorded import records_from_mlflow, rows_from_mlflow
 
     _writable(arguments.json)
+    _writable(arguments.html, "--html")
     _import_plugins(arguments.plugin)
     uri = _uri(arguments.uri)
-    rows = rows_from_mlflow(uri, arguments.experiment)
-    _finish(rows, records_from_mlflow(uri, arguments.experiment), arguments.experiment, arguments.json, console)
+    if arguments.html is None:
+        rows = rows_from_mlflow(uri, arguments.experiment)
+        _finish(rows, records_from_mlflow(uri, arguments.experiment), arguments.experiment, arguments.json, console)
+    else:
+        dossier = _write_page(arguments.html, uri, arguments.experiment)
+        _finish(dossier.rows, dossier.records, arguments.experiment, arguments.json, console)
+        console.print(f"page        {_near(arguments.html.absolute())}", soft_wrap=True, markup=False)
     return 0  # the report succeeded, whatever became of the trials
+
+
+def _write_page(file: Path, uri: str, experiment: str) -> Dossier:
+    from fedveil.orchestrator.report.dossier import dossier_from_mlflow
+    from fedveil.orchestrator.report.html.page import html_page
+    from fedveil.orchestrator.run.private import private_file
+
+    dossier = dossier_from_mlflow(uri, experiment)
+    # It may show images of people: whom it is handed on to is for its owner to say.
+    private_file(file).write_text(html_page(dossier), encoding="utf-8")
+    return dossier
 
 
 def _list(arguments: argparse.Namespace, console: Console) -> int:

@@ -47,13 +47,15 @@ def unreachable(host: str, port: int) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return this process's versions, see `NodeReport`."""
-    found = {"python": platform.python_version()}
-    for name in COMPARED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"python": platform.python_version(), **{name: installed(name) for name in COMPARED}}
+
+
+def installed(package: str) -> str:
+    """Return a package's version; ``missing`` where it is not installed, as fedveil itself in a job's working folder."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def report(address: str, server: tuple[str, int] | None) -> NodeReport:

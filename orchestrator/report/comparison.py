@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedveil.attacks.audit.figures import draw_rows, save
-from fedveil.orchestrator.report.groups import group_seeds
+from fedveil.orchestrator.report.groups import TrialGroup, group_seeds
 from fedveil.orchestrator.report.pareto import TRADE_OFF
 from fedveil.orchestrator.report.rows import TrialRow
 
@@ -16,11 +16,8 @@ MARGIN = 0.05
 """Accuracy that a defence may cost against the best trial and still be shown at its most private."""
 
 
-def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Return a trial per defence: of its most private setting that keeps accuracy, or else of its most accurate one.
-
-    Of a setting under several seeds the first trial is taken.
-    """
+def representatives(rows: Sequence[TrialRow]) -> list[TrialGroup]:
+    """Return a setting per defence: its most private one that keeps accuracy, or else its most accurate one."""
     # A weak attack wins no trial its place on the front, but what it made may be looked at.
     attacked = [group for group in group_seeds(rows) if group.finished and group.complete and not group.collapsed]
     shown = [group for group in attacked if TRADE_OFF.keys() <= group.metrics.keys()]
@@ -35,7 +32,7 @@ def representatives(rows: Sequence[TrialRow]) -> list[TrialRow]:
             best = max(keeping, key=lambda row: row.metrics["privacy/mse"])
         else:
             best = max(own, key=lambda row: row.metrics["utility/accuracy"])
-        chosen.append(best.members[0])
+        chosen.append(best)
     return chosen
 
 

@@ -40,9 +40,14 @@ def pareto_figure(
     save(draw_pareto(rows, title=title), path)
 
 
+def drawn(rows: Sequence[TrialRow]) -> list[TrialGroup]:
+    """Return the settings that the figure has a point for: those with both numbers."""
+    return [group for group in group_seeds(rows) if TRADE_OFF.keys() <= group.metrics.keys()]
+
+
 def draw_pareto(rows: Sequence[TrialRow], *, title: str) -> Figure:
     """Return the figure that `pareto_figure` writes."""
-    shown = [group for group in group_seeds(rows) if TRADE_OFF.keys() <= group.metrics.keys()]
+    shown = drawn(rows)
     if not shown:
         raise FedveilError("figure: no finished trial holds both utility/accuracy and privacy/mse")
     figure = new_figure(9.2, 5.6)

@@ -38,7 +38,8 @@ class TrialGroup(TrialRow):
 
         Where the trials have intervals over their victims: each seed draws other victims, so that the distances from
         mean to end of S independent intervals combine to the root of the sum of their squares, divided by S. For what is
-        measured once per trial (``utility/*``): Student's t over the seeds, cut to [0, 1].
+        measured once per trial (``utility/*``): Student's t over the seeds. Either is cut to [0, 1], where all of these
+        scores lie.
         """
         if name not in self.metrics:
             return None
@@ -47,7 +48,7 @@ class TrialGroup(TrialRow):
         if len(own) == count:
             below = math.hypot(*(middle - low for middle, (low, _) in own)) / count
             above = math.hypot(*(high - middle for middle, (_, high) in own)) / count
-            return mean - below, mean + above
+            return max(0.0, mean - below), min(1.0, mean + above)
         if count < 2 or not name.startswith("utility/"):
             return None
         from scipy.special import stdtrit  # the quantiles of Student's t

@@ -59,18 +59,19 @@ def rows_from_mlflow(uri: str, experiment: str) -> list[TrialRow]:
     Raises:
         FedveilError: MLflow does not answer, this is no tracking URI, or there is no such experiment.
     """
-    with _client(uri) as client:
-        runs = _runs_of(client, uri, experiment)
-    return [
-        TrialRow(
-            run.info.run_name,
-            run.info.status,
-            {key: _plain(value) for key, value in run.data.params.items()},
-            dict(run.data.metrics),
-            run.data.tags.get("error"),
-        )
-        for run in runs
-    ]
+    with mlflow_client(uri) as client:
+        return [row_of(run) for run in runs_of(client, uri, experiment)]
+
+
+def row_of(run: Any) -> TrialRow:
+    """Return MLflow's run of a trial as a row."""
+    return TrialRow(
+        run.info.run_name,
+        run.info.status,
+        {key: _plain(value) for key, value in run.data.params.items()},
+        dict(run.data.metrics),
+        run.data.tags.get("error"),
+    )
 
 
 def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRecord, ...]]:
@@ -82,8 +83,8 @@ def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRec
         FedveilError: see `rows_from_mlflow`.
     """
     records = {}
-    with _client(uri) as client, TemporaryDirectory() as scratch:
-        runs = [run for run in _runs_of(client, uri, experiment) if run.info.status == FINISHED]
+    with mlflow_client(uri) as client, TemporaryDirectory() as scratch:
+        runs = [run for run in runs_of(client, uri, experiment) if run.info.status == FINISHED]
         times = Counter(run.info.run_name for run in runs)
         for info in (run.info for run in runs if times[run.info.run_name] == 1):
             if any(file.path == RECORDS for file in client.list_artifacts(info.run_id)):
@@ -93,12 +94,23 @@ def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRec
     return records
 
 
-def _runs_of(client: Any, uri: str, experiment: str) -> list[Any]:
+def runs_of(client: Any, uri: str, experiment: str, kind: str = "trial") -> list[Any]:
+    """Return MLflow's runs of an experiment's trials, or of its sweeps, oldest first.
+
+    Args:
+        client: see `mlflow_client`.
+        uri: that of the client.
+        experiment: its name.
+        kind: ``trial`` or ``sweep``.
+
+    Raises:
+        FedveilError: there is no such experiment.
+    """
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(_views(client))) or "none"
         raise FedveilError(f"no experiment {experiment!r} at {without_passwords(uri)}; there are: {names}")
-    return _trials(client, found.experiment_id)
+    return _pages(client, found.experiment_id, kind)
 
 
 def _plain(text: str) -> str | float:
@@ -113,13 +125,13 @@ def _plain(text: str) -> str | float:
     return text
 
 
-def _trials(client: Any, experiment_id: str) -> list[Any]:
+def _pages(client: Any, experiment_id: str, kind: str) -> list[Any]:
     runs: list[Any] = []
     token = None
     while True:
         page = client.search_runs(
             [experiment_id],
-            filter_string=f"tags.`{KIND_TAG}` = 'trial'",
+            filter_string=f"tags.`{KIND_TAG}` = '{kind}'",
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
@@ -135,7 +147,7 @@ def experiment_views(uri: str) -> dict[str, str]:
     Raises:
         FedveilError: there is no record at ``uri`` yet, or see `rows_from_mlflow`.
     """
-    with _client(uri) as client:
+    with mlflow_client(uri) as client:
         return _views(client)
 
 
@@ -168,7 +180,7 @@ def check_uri(uri: str) -> None:
 
 
 @contextmanager
-def _client(uri: str) -> Iterator[Any]:
+def mlflow_client(uri: str) -> Iterator[Any]:
     """Open MLflow's client; what goes wrong inside the ``with`` block is said in one line."""
     check_uri(uri)
     try:

@@ -12,7 +12,8 @@ from fedveil.orchestrator.report.rows import FINISHED, TrialRow
 
 REFERENCES: Mapping[str, str] = {"public": "public only", "local": "local only"}
 """In ``utility/<key>_accuracy`` and ``utility/<key>_auc``, and what they are called."""
-_UNDEFENDED = "none"
+UNDEFENDED = "none"
+"""The name of the defence that is none."""
 _SCORES = ("accuracy", "auc")
 _QUANTILE = 1.959964
 
@@ -48,7 +49,7 @@ def federating_line(rows: Sequence[TrialRow]) -> str:
     Returns:
         a sentence, empty where federating pays, or where there is no undefended trial with references.
     """
-    undefended = [g for g in group_seeds(rows) if g.defense == _UNDEFENDED and "utility/accuracy" in g.metrics]
+    undefended = [g for g in group_seeds(rows) if g.defense == UNDEFENDED and "utility/accuracy" in g.metrics]
     if not undefended:
         return ""
     best = max(undefended, key=lambda group: group.metrics["utility/accuracy"])
@@ -60,7 +61,7 @@ def federating_line(rows: Sequence[TrialRow]) -> str:
     write = metric("utility/accuracy").write
     verdict = "does not pay" if accuracy <= max(unbeaten.values()) else "is not shown to pay"
     others = ", ".join(f"{label} {write(value)}" for label, value in unbeaten.items())
-    return f"Federating {verdict} here: {_UNDEFENDED} {write(accuracy)} [{write(ends[0])}, {write(ends[1])}], {others}"
+    return f"Federating {verdict} here: {UNDEFENDED} {write(accuracy)} [{write(ends[0])}, {write(ends[1])}], {others}"
 
 
 def _interval(group: TrialGroup) -> tuple[float, float]:

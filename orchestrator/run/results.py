@@ -84,7 +84,7 @@ def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
 
     panels = {}
     originals: Tensor | None = None
-    for row in representatives(result.rows):
+    for row in (setting.members[0] for setting in representatives(result.rows)):
         file = paths.trial(row.name).pictures
         if not file.exists():
             continue

@@ -12,7 +12,6 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.callbacks import Costs, Speech
-from fedveil.orchestrator.run.colors import run_color
 from fedveil.orchestrator.run.failures import logged
 from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.names import fitted, params_of
@@ -21,10 +20,10 @@ from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.results import RunResult
 from fedveil.orchestrator.run.seeds import one_per_seed
 from fedveil.orchestrator.run.setup import Setup, make_setup
+from fedveil.orchestrator.run.tags import tags_of
 from fedveil.orchestrator.run.trial import Trial
 from fedveil.orchestrator.run.workers import workers_of
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, delivering, without_passwords
-from fedveil.orchestrator.tracking.names import COLOR_TAG
 
 
 def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunResult:
@@ -79,9 +78,7 @@ def _run_seed(
     executor.say = say = Speaker(board, name)
     with (
         logged(own.folder),
-        TrialTracker(
-            tracking, parent_run_id=None, name=name, params=params, tags={COLOR_TAG: run_color(experiment)}
-        ) as tracker,
+        TrialTracker(tracking, parent_run_id=None, name=name, params=params, tags=tags_of(experiment)) as tracker,
     ):
         callbacks = [
             Costs(experiment.fl.rounds),

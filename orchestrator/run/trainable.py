@@ -22,17 +22,16 @@ from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
-from fedveil.orchestrator.run.colors import run_color
 from fedveil.orchestrator.run.failures import logged, sentence_of
 from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
 from fedveil.orchestrator.run.setup import make_setup
+from fedveil.orchestrator.run.tags import tags_of
 from fedveil.orchestrator.run.trial import Trial
 from fedveil.orchestrator.run.tuning import overrides_of
 from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker
-from fedveil.orchestrator.tracking.names import COLOR_TAG
 from fedveil.orchestrator.tracking.spool import PENDING
 
 RUNNING = "running_seed"
@@ -194,7 +193,7 @@ def _run_seed(
         name=name,
         params={**params_of(experiment), **plain},
         swept=list(plain),
-        tags={COLOR_TAG: run_color(experiment)},
+        tags=tags_of(experiment),
         run_id=saved.run_id or PENDING + token,
     ) as tracker:
         say = Speaker(job.board, name)

@@ -39,6 +39,8 @@ TITLE = "defense.title"
 """Param: the defence with the setting that says how much it protects, in words."""
 COLOR_TAG = "mlflow.runColor"
 """Tag of the interface's own: the colour of the run in its charts, ``#rrggbb``."""
+VERSIONS_TAG = "fedveil.versions"
+"""Of the software that ran the trial, in words; the last one where it was resumed."""
 SWEPT = "swept/"
 """Prefix of the metric that repeats a swept number, because MLflow keeps params as text."""
 

@@ -166,7 +166,7 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
             ["--plugin MODULE", "defenses, attacks, models, data, strategies, optimizers,", "partitions", "NAME"],
         ),
         (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
-        (["report"], ["--uri", "--json FILE", "experiment"]),
+        (["report"], ["--uri", "--json FILE", "--html FILE", "experiment"]),
         (["data"], ["list", "get"]),
         (["data", "list"], ["usage"]),
         (["data", "get"], ["--size", "name"]),

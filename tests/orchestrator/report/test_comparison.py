@@ -34,13 +34,14 @@ def test_each_defence_is_represented_at_its_most_private_that_keeps_accuracy() -
     assert representatives(rows[-2:]) == []
 
 
-def test_of_a_setting_under_several_seeds_the_first_trial_is_shown() -> None:
+def test_the_seeds_of_a_setting_count_together() -> None:
     rows = [
         TrialRow(f"{name}-seed{seed}", "FINISHED", {"seed": seed}, trial("", "", accuracy, error + seed / 1000).metrics)
         for name, accuracy, error in (("a", 0.9, 0.001), ("b", 0.9, 0.01))
         for seed in (0, 1)
     ]
-    assert [row.name for row in representatives(rows)] == ["b-seed0"]
+    (chosen,) = representatives(rows)
+    assert [row.name for row in chosen.members] == ["b-seed0", "b-seed1"]
 
 
 def test_the_figure_has_a_row_for_the_originals_and_two_per_defence(tmp_path: Path) -> None:
