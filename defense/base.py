@@ -241,7 +241,7 @@ class Defense(Generic[Public]):
         """
         return self.prepare(auxiliary, context, public, client=-1)
 
-    def release(self, model: nn.Module, context: DefenseContext, public: Public) -> Guard | None:
+    def guard(self, model: nn.Module, context: DefenseContext, public: Public) -> Guard | None:
         """Return what the finished model's answers pass from now on, once for all clients; None where that is nothing more.
 
         The ``output`` hook is there before the model is, so it cannot have learnt from the model's answers. This is asked

@@ -1,4 +1,4 @@
-"""What a finished model's answers pass: `Defense.release` makes it after the last round, and comes after clients' hooks."""
+"""What a finished model's answers pass: `Defense.guard` makes it after the last round, and comes after clients' hooks."""
 
 from __future__ import annotations
 

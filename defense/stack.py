@@ -94,9 +94,9 @@ class Stack(Defense[tuple[Any, ...]]):
         pairs = zip(self.parts, public, strict=True)
         return PreparedStack(tuple(part.shadow(auxiliary, context, own) for part, own in pairs))
 
-    def release(self, model: nn.Module, context: DefenseContext, public: tuple[Any, ...]) -> Guard | None:
+    def guard(self, model: nn.Module, context: DefenseContext, public: tuple[Any, ...]) -> Guard | None:
         """Let each part make its guard; answers pass hooks and guards part by part."""
-        guards = tuple(part.release(model, context, own) for part, own in zip(self.parts, public, strict=True))
+        guards = tuple(part.guard(model, context, own) for part, own in zip(self.parts, public, strict=True))
         return None if all(guard is None for guard in guards) else _Guards(guards)
 
 
@@ -223,7 +223,7 @@ class PreparedStack(PreparedDefense):
 def makes_guard(defense: Defense[Any]) -> bool:
     """Whether a defence, or a part of it, does something to a finished model's answers after the last round."""
     parts = defense.parts if isinstance(defense, Stack) else (defense,)
-    return any(type(part).release is not Defense.release for part in parts)
+    return any(type(part).guard is not Defense.guard for part in parts)
 
 
 class _Guards(Guard):

@@ -149,12 +149,14 @@ CriticLoss = Callable[[Critic, Tensor, Tensor], Tensor]
 
 def hinge(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
     """Return the critic's hinge loss."""
-    return F.relu(1 - critic(real)).mean() + F.relu(1 + critic(fake)).mean()
+    loss: Tensor = F.relu(1 - critic(real)).mean() + F.relu(1 + critic(fake)).mean()
+    return loss
 
 
 def fooled(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
     """Return the generator's loss: minus what the critic makes of it."""
-    return -critic(fake).mean()
+    loss: Tensor = -critic(fake).mean()
+    return loss
 
 
 def adversaries(

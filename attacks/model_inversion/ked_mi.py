@@ -90,7 +90,8 @@ class KedMi(ModelInversion):
             unlabelled = (F.softplus(score) - score).mean() + F.softplus(on_fake.logsumexp(1)).mean()
             with torch.no_grad():
                 told = network(real).softmax(1)
-            return unlabelled + F.cross_entropy(on_real, told)
+            loss: Tensor = unlabelled + F.cross_entropy(on_real, told)
+            return loss
 
         def generate(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
             with torch.no_grad():
@@ -98,7 +99,8 @@ class KedMi(ModelInversion):
             features = critic.features(fake)
             logits = critic.head(features)
             entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
-            return (features.mean(0) - seen).square().mean() + self.entropy * entropy
+            loss: Tensor = (features.mean(0) - seen).square().mean() + self.entropy * entropy
+            return loss
 
         return adversaries(
             knowledge.images,

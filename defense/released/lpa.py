@@ -52,8 +52,8 @@ class LabelPreservingPoisoning(Defense[None]):
         whole("lpa", most=MOST_STEPS, steps=(self.steps, 1), surrogate_steps=(self.surrogate_steps, 1))
         whole("lpa", most=1024, width=(self.width, 1))
 
-    def release(self, model: nn.Module, context: DefenseContext, public: None) -> Guard:
-        """See `Defense.release`.
+    def guard(self, model: nn.Module, context: DefenseContext, public: None) -> Guard:
+        """See `Defense.guard`.
 
         Raises:
             FedveilError: a class has a single public image.

@@ -48,7 +48,7 @@ def release(
     state: ServerState,
     executor: Executor,
 ) -> tuple[Federation, dict[str, float]]:
-    """Let the defence make what the finished model's answers pass (`Defense.release`), and put it behind clients' hooks.
+    """Let the defence make what the finished model's answers pass (`Defense.guard`), and put it behind clients' hooks.
 
     Args:
         experiment: what is run.
@@ -139,7 +139,7 @@ def _finished(spec: ModelSpec, weights: Weights, device: torch.device) -> nn.Mod
 def _guard(
     slot: Slot, defense: Defense[Any], spec: ModelSpec, weights: Weights, context: DefenseContext, public: Any
 ) -> Guard | None:
-    return defense.release(_finished(spec, weights, slot.device), replace(context, device=slot.device), public)
+    return defense.guard(_finished(spec, weights, slot.device), replace(context, device=slot.device), public)
 
 
 def _make_scorer(

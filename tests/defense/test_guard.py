@@ -30,7 +30,7 @@ class Plus(Guard):
 class Learnt(Defense[None]):
     """Adds what it reads in the finished model."""
 
-    def release(self, model: nn.Module, context: DefenseContext, public: None) -> Guard:
+    def guard(self, model: nn.Module, context: DefenseContext, public: None) -> Guard:
         return Plus(float(next(model.parameters()).detach().sum()) + len(context.public))
 
 
@@ -55,14 +55,14 @@ def model() -> nn.Module:
 def at_work(defense: Defense[object]) -> PreparedDefense:
     public = defense.pretrain(CONTEXT)
     prepared = defense.prepare(IMAGES, CONTEXT, public, client=0)
-    guard = defense.release(model(), CONTEXT, public)
+    guard = defense.guard(model(), CONTEXT, public)
     return prepared if guard is None else guard.behind(prepared)
 
 
 def test_by_default_the_finished_model_changes_nothing() -> None:
-    assert NoDefense().release(model(), CONTEXT, None) is None
+    assert NoDefense().guard(model(), CONTEXT, None) is None
     parts = Stack(parts=(NoDefense(), Double()))
-    assert parts.release(model(), CONTEXT, (None, None)) is None
+    assert parts.guard(model(), CONTEXT, (None, None)) is None
 
 
 def test_answers_pass_the_hook_and_then_the_guard() -> None:
@@ -83,7 +83,7 @@ def test_a_stack_goes_part_by_part_in_its_order() -> None:
 
 
 def test_a_stacks_guard_tells_the_largest_of_what_its_parts_tell() -> None:
-    guard = Stack(parts=(Learnt(), NoDefense(), Learnt())).release(model(), CONTEXT, (None, None, None))
+    guard = Stack(parts=(Learnt(), NoDefense(), Learnt())).guard(model(), CONTEXT, (None, None, None))
     assert guard is not None
     assert guard(torch.zeros(1, 1)).tolist() == [[14.0]]
     assert guard.diagnostics() == {"bias": 7.0}

@@ -84,7 +84,7 @@ def test_the_weight_of_an_answer_follows_the_length_of_its_images_gradient(
 
 def test_lpa_keeps_every_label_and_says_what_it_learnt() -> None:
     images, model = bands(60, noise=0.15), Templates(10.0)
-    guard = LabelPreservingPoisoning(strength=0.3, steps=20, surrogate_steps=30, width=2).release(
+    guard = LabelPreservingPoisoning(strength=0.3, steps=20, surrogate_steps=30, width=2).guard(
         model, context(images), None
     )
     logits = model(bands(30, noise=0.3, seed=1).floats())
@@ -95,7 +95,7 @@ def test_lpa_keeps_every_label_and_says_what_it_learnt() -> None:
     assert 0 < told["output_l1"] <= 0.3 + 1e-6
     again = pickle.loads(pickle.dumps(guard))  # noqa: S301 - made here
     assert torch.equal(again(logits), found)
-    same = LabelPreservingPoisoning(strength=0.3, steps=20, surrogate_steps=30, width=2).release(
+    same = LabelPreservingPoisoning(strength=0.3, steps=20, surrogate_steps=30, width=2).guard(
         model, context(images), None
     )
     assert torch.equal(same(logits), found)
@@ -103,7 +103,7 @@ def test_lpa_keeps_every_label_and_says_what_it_learnt() -> None:
 
 def test_lfp_changes_few_answers() -> None:
     images, model = bands(120, noise=0.15), Templates(10.0)
-    guard = LabelFlippingPoisoning(fraction=0.1, steps=20, surrogate_steps=30, width=2).release(
+    guard = LabelFlippingPoisoning(fraction=0.1, steps=20, surrogate_steps=30, width=2).guard(
         model, context(images), None
     )
     logits = model(images.floats())
@@ -114,6 +114,6 @@ def test_lfp_changes_few_answers() -> None:
 
 def test_too_few_public_images_and_impossible_shares_are_refused() -> None:
     with pytest.raises(FedveilError, match=r"defense lpa \(half of data\.public_fraction\): class 0 has 1 groups"):
-        LabelPreservingPoisoning().release(Templates(10.0), context(bands(3)), None)
+        LabelPreservingPoisoning().guard(Templates(10.0), context(bands(3)), None)
     with pytest.raises(SettingError, match="fraction"):
         LabelFlippingPoisoning(fraction=0.0)
