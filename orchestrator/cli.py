@@ -1,4 +1,4 @@
-"""The command line: ``fedveil run|sweep|report|list|data|doctor|ui``.
+"""The command line: ``fedveil init|run|sweep|report|list|data|schema|doctor|ui``.
 
 Exit codes: 0 all went well; 1 a trial, or a check of the doctor's, failed; 2 something that the user can mend, said in
 one line per mistake; 130 and 143 Ctrl-C and SIGTERM, after the open runs were closed.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedveil.fl.errors import FedveilError, FedveilWarning, TrialError
@@ -102,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    first = commands.add_parser("init", help="write a commented experiment file that runs in a few minutes")
+    first.add_argument(
+        "--data", default="mni152", metavar="NAME", help="npz:FILE, folder:FOLDER, or of: fedveil data list"
+    )
+    first.add_argument(
+        "file", type=Path, nargs="?", default=Path("first.yaml"), metavar="FILE", help="default first.yaml"
+    )
+    first.set_defaults(run=_init)
+
     one = commands.add_parser("run", help="run one trial")
     _add_experiment(one)
     one.set_defaults(run=_run)
@@ -137,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--size", type=int, help="pixels per side, where the data set has several sizes")
     _add_plugins(get)
     get.set_defaults(run=_data_get)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of experiment files, for editors")
+    _add_plugins(schema)
+    schema.set_defaults(run=_schema)
 
     doctor = commands.add_parser("doctor", help="check this machine: versions, devices, data, MLflow, Ray, disk")
     doctor.add_argument("--uri", help="as for report")
@@ -200,6 +214,19 @@ def _writable(path: Path | None, option: str = "--json") -> None:
         raise FedveilError(f"{option} {path}: this is a folder; name a file")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise FedveilError(f"{option} {path}: no permission to write there")
+
+
+def _init(arguments: argparse.Namespace, console: Console) -> int:
+    from fedveil.orchestrator.first_file import first_file
+
+    file: Path = arguments.file
+    if os.path.lexists(file):
+        raise FedveilError(f"{file}: is there already; name another file, or move it away")
+    _writable(file, "init")
+    made = first_file(arguments.data, str(file))
+    file.write_text(made.text, encoding="utf-8")
+    console.print(f"{file} is written. Run it with:  [bold]fedveil sweep {escape(str(file))}[/bold]", soft_wrap=True)
+    return 0
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -319,6 +346,14 @@ def _data_get(arguments: argparse.Namespace, console: Console) -> int:
 
     _import_plugins(arguments.plugin)
     print(fetch(arguments.name, size=arguments.size))
+    return 0
+
+
+def _schema(arguments: argparse.Namespace, console: Console) -> int:
+    from fedveil.orchestrator.json_schema import experiment_schema
+
+    _import_plugins(arguments.plugin)
+    print(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
     return 0
 
 

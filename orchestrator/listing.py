@@ -205,7 +205,7 @@ def _settings(cls: type[Any], prefix: str = "") -> list[Setting]:
         types, defaults = types_of(cls), options_of(cls)
     except FedveilError as error:  # a plug-in's class that can't be configured is still worth its line
         return [Setting("", "", "", str(error))]
-    said = {key: text for parent in reversed(cls.__mro__) for key, text in attributes(parent).items()}
+    said = said_of(cls)
     settings = []
     for key, hint in types.items():
         section = next((kind for kind in (hint, *get_args(hint)) if is_section(kind)), None)
@@ -214,6 +214,16 @@ def _settings(cls: type[Any], prefix: str = "") -> list[Setting]:
         else:
             settings += _settings(section, f"{prefix}{key}.")
     return settings
+
+
+def summary_of(cls: type[Any]) -> str:
+    """Return the first line of a class's own docstring."""
+    return _prose(cls).partition("\n")[0]
+
+
+def said_of(cls: type[Any]) -> dict[str, str]:
+    """Return what a class and its parents say of its attributes, by name; its own word counts."""
+    return {key: text for parent in reversed(cls.__mro__) for key, text in attributes(parent).items()}
 
 
 def attributes(cls: type[Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "TrainSplit",
     "available",
+    "entry_of",
     "fetch",
     "load_data",
     "pooled",
@@ -96,6 +97,15 @@ def available() -> list[DataEntry]:
     used = {path.name for entry in entries for path in entry.found}
     loose = sorted({path.name for place in search_folders() for path in place.glob("*.npz")} - used)
     return entries + [prefixed["npz"](name).entry() for name in loose]
+
+
+def entry_of(name: str) -> DataEntry:
+    """Return what is known of a data set without reading its images.
+
+    Raises:
+        FedveilError: there is none of that name.
+    """
+    return _source(name).entry()
 
 
 def fetch(name: str, *, size: int | None = None) -> Path:

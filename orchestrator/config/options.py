@@ -95,6 +95,11 @@ def _schema_of(cls: type[Any]) -> type[_Options]:
     return model
 
 
+def described_by(model: type[BaseModel]) -> type[Any]:
+    """Return the class whose docstring says what a model's fields mean: the registered one for a model of its options."""
+    return model._describes if issubclass(model, _Options) else model
+
+
 def is_attack(hint: Any) -> bool:
     """Whether a field holds an attack, which is written by its name."""
     return isinstance(hint, type) and issubclass(hint, Attack)

@@ -159,7 +159,9 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run", "sweep", "report", "list", "data", "doctor", "ui"]),
+        ([], ["init", "run", "sweep", "report", "list", "data", "schema", "doctor", "ui"]),
+        (["init"], ["--data NAME", "FILE", "first.yaml"]),
+        (["schema"], ["--plugin MODULE"]),
         (["run"], ["--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"]),
         (
             ["list"],

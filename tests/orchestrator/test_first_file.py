@@ -1,0 +1,115 @@
+"""`fedveil init`: what it writes is valid whatever the data are called, and, shortened, runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft7Validator
+from PIL import Image
+from tiny import write_bars
+
+import fedveil as fv
+from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.cli import main
+from fedveil.orchestrator.config import load_experiment
+from fedveil.orchestrator.config.yaml import parse
+from fedveil.orchestrator.first_file import FEW_IMAGES, first_file
+from fedveil.orchestrator.json_schema import experiment_schema
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDVEIL_DATA", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_it_is_valid_and_names_what_there_is(folder: Path) -> None:
+    write_bars(folder / "my scans.npz", train=300)
+    made = first_file("npz:my scans.npz", "first.yaml")
+    assert made.experiment == "first-my-scans"
+    assert (
+        "# A first experiment on npz:my scans.npz: 300 training images of 16 x 16 px, grey, 3 classes (0, 1, 2)."
+        in made.text
+    )
+    file = parse(made.text)
+    experiment, _ = load_experiment(file)
+    assert experiment.data.name == "npz:my scans.npz"
+    assert experiment.data.limit is None
+    assert experiment.fl.clients == 3  # 300 less .4 is 180, in fifties
+    assert experiment.tracking.images == "none"  # images of your own
+    assert experiment.search is not None
+    assert experiment.search.panel[0] == {"defense": "none"}
+    assert list(Draft7Validator(experiment_schema()).iter_errors(file)) == []
+
+
+def test_many_images_are_cut_and_large_ones_made_small(folder: Path) -> None:
+    write_bars(folder / "many.npz", train=FEW_IMAGES + 3)
+    experiment, _ = load_experiment(parse(first_file("npz:many.npz", "f").text))
+    assert (experiment.data.limit, experiment.data.size, experiment.fl.clients) == (FEW_IMAGES, None, 4)
+    for name in ("a", "b"):
+        (folder / "scans" / name).mkdir(parents=True)
+        for number in range(150):
+            Image.new("L", (40, 40), number).save(folder / "scans" / name / f"{number}.png")
+    made = first_file("folder:scans", "f")
+    experiment, _ = load_experiment(parse(made.text))
+    assert experiment.data.size == 32
+    assert "of 32 x 32 px" in made.text
+    embedded, _ = load_experiment(parse(first_file("mni152", "f").text))
+    assert embedded.data.size is None
+    assert embedded.tracking.images == "grid"  # published
+
+
+def test_names_of_users_stay_text(folder: Path) -> None:
+    place = folder / "a: {b}\n'\"#"
+    for name in ("x\nfl: {rounds: 99}", "y"):
+        (place / name).mkdir(parents=True)
+        for number in range(150):
+            Image.new("L", (12, 12), number).save(place / name / f"{number}.png")
+    experiment, _ = load_experiment(parse(first_file(f"folder:{place.name}", "f\nseed: 3").text))
+    assert experiment.data.name == f"folder:{place.name}"
+    assert experiment.experiment == "first-a-b-"[:-1]
+    assert experiment.fl.rounds == 8
+    assert experiment.seed == 0
+
+
+def test_too_few_images_are_refused_before_anything_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bars(folder / "few.npz", train=166)  # two clients need 100 of them, 60 % of 167
+    with pytest.raises(FedveilError, match=r"npz:few\.npz: has 166 training images; a first experiment needs 167"):
+        first_file("npz:few.npz", "f")
+    assert main(["init", "--data", "npz:few.npz"]) == 2
+    assert not (folder / "first.yaml").exists()
+    assert main(["init", "--data", "npz:no.npz"]) == 2
+    assert main(["init", "--data", "nothing"]) == 2
+    assert "unknown data set 'nothing'" in capsys.readouterr().err
+
+
+def test_the_command_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    assert capsys.readouterr().out == "first.yaml is written. Run it with:  fedveil sweep first.yaml\n"
+    before = (folder / "first.yaml").read_text(encoding="utf-8")
+    assert 'data:\n  name: "mni152"\n' in before
+    assert main(["init", "--data", "mni152"]) == 2
+    assert capsys.readouterr().err == "fedveil: first.yaml: is there already; name another file, or move it away\n"
+    assert (folder / "first.yaml").read_text(encoding="utf-8") == before
+    assert main(["init", "no/such.yaml"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_shortened_it_runs(folder: Path, ray_cluster: None) -> None:
+    write_bars(folder / "bars.npz", train=200)
+    file = parse(first_file("npz:bars.npz", "f").text)
+    plain, adaptive = file["audit"]["attacks"]
+    plain["steps"] = 20
+    adaptive["inversion"], adaptive["inverse"] = plain, {"steps": 3, "batch_size": 8, "width": 8}
+    file["audit"] |= {"victims": 4, "rounds": [0]}
+    file["fl"]["rounds"] = 1
+    file["search"]["panel"][1]["defense"] |= {"random_networks": 1, "trained_networks": 1, "steps": 2}
+    result = fv.sweep({**file, "runs_dir": str(folder / "runs")})
+    assert [row.status for row in result.rows] == ["FINISHED", "FINISHED"]
+    assert all("privacy/mse" in row.metrics and row.complete for row in result.rows)
