@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from fedveil.attacks import ATTACKS, Attack
+from fedveil.attacks import ATTACKS, MODEL_INVERSIONS, Attack
 from fedveil.defense import DEFENSES
 from fedveil.fl.augmentation import AUGMENTATIONS
 from fedveil.fl.data.source import named, prefixed
@@ -36,6 +36,7 @@ Schema = dict[str, Any]
 _NAMED: Mapping[str, tuple[Registry[type[Any]], str]] = {
     "defenses": (DEFENSES, "name"),
     "attacks": (ATTACKS, "name"),
+    "model_inversions": (MODEL_INVERSIONS, "name"),
     "strategies": (STRATEGIES, "name"),
     "optimizers": (OPTIMIZERS, "name"),
     "partitions": (PARTITIONS, "kind"),
@@ -178,6 +179,7 @@ def _say_what_pydantic_cannot(own: Mapping[type[BaseModel], Schema]) -> None:
         kinds = ["array", "null"] if section["augmentation"].get("default", 0) is None else "array"
         _fill(section, "augmentation", {"type": kinds, "items": {"enum": list(AUGMENTATIONS)}, "uniqueItems": True})
     _fill(audit, "attacks", {"type": "array", "items": attack})
+    _fill(audit, "model_inversion", {"type": "array", "items": {"$ref": "#/$defs/model_inversions"}})
     rounds = {"anyOf": [{"type": "integer", "minimum": 0}, {"enum": list(get_args(RoundName))}]}
     _fill(audit, "rounds", {"type": ["array", "null"], "items": rounds, "minItems": 1})
     ranges = {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": False}
