@@ -20,21 +20,33 @@ AFTER_ONE = Progress(ServerState(round=1, weights={}))
 
 
 def test_the_time_of_a_phase_goes_to_training_or_to_attacking() -> None:
-    times = iter(
-        [0.0, 1.0, 10.0, 12.0, 100.0, 104.0, 200.0, 216.0, 1000.0, 1008.0, 5000.0, 5900.0]
-    )  # the last: shared by trials
+    lengths = [1.0, 2.0, 4.0, 16.0, 8.0, 32.0, 64.0, 900.0]  # the last: shared by trials
+    times = iter([moment for at, length in enumerate(lengths) for moment in (1000.0 * at, 1000.0 * at + length)])
     costs = Costs(2, {"cost/train_seconds": 0.5, "cost/update_bytes": 30.0}, clock=lambda: next(times))
     for phase in Phase:
         costs.on_begin(phase, 0)
         costs.on_end(phase)
     costs.on_round(AFTER_ONE, RoundReport(loss=1.0, failed_clients=0, update_bytes=50.0), {})
-    # Two preparations, one audit, membership and one round take 1, 2, 4, 16 and 8 seconds; 30 bytes are half of the first
-    # round's 60.
+    # Two preparations, one audit, membership, one round, the release and attacks on it take 1, 2, 4, 16, 8, 32 and 64
+    # seconds; 30 bytes are half of the first round's 60.
     assert costs.scores() == {
-        "cost/train_seconds": 0.5 + 1 + 8,
-        "cost/attack_seconds": 2.0 + 4 + 16,
+        "cost/train_seconds": 0.5 + 1 + 8 + 32,
+        "cost/attack_seconds": 2.0 + 4 + 16 + 64,
         "cost/update_bytes": 30.0 + 25,
     }
+
+
+def test_a_trial_says_that_answers_are_guarded_and_attacked(tmp_path: Path) -> None:
+    audit = {"model_inversion": ["gmi", "gmi"]}
+    experiment = check(tiny_experiment(write_bars(tmp_path / "bars.npz"), audit=audit, defense={"name": "lpa"}))
+    setup, said = make_setup(experiment), list[str]()
+    speech = Speech(said.append, experiment, setup)
+    for phase in (Phase.RELEASE, Phase.INVERSION):
+        speech.on_begin(phase, 1)
+    assert said == [
+        "learning from 9 public images what the finished model's answers are to pass",
+        "attacking the released model with 9 images: gmi, gmi_2",
+    ]
 
 
 def test_what_a_trial_says(tmp_path: Path) -> None:
