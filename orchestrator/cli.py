@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedveil.fl.errors import FedveilError, FedveilWarning, TrialError
 from fedveil.orchestrator.cluster.connection import offline_environment
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.report import TrialRow
     from fedveil.orchestrator.report.dossier import Dossier
     from fedveil.orchestrator.report.matched import Records
+    from fedveil.orchestrator.run.results import RunResult
 
 LISTED = ("defenses", "attacks", "model_inversions", "models", "data", "strategies", "optimizers", "partitions")
 
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="list data sets, or download one")
     actions = data.add_subparsers(required=True, metavar="ACTION")
-    here = actions.add_parser("list", help="what there is, and what is here already")
+    here = actions.add_parser("list", help="what there is, and what is here already (data get says where)")
     _add_plugins(here)
     here.set_defaults(run=_data_list)
     get = actions.add_parser("get", help="find a data set in the search folders, or download it into data/cache")
@@ -236,12 +238,17 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.run.api import run
+    from fedveil.orchestrator.run.paths import ExperimentPaths
 
     _writable(arguments.json)
     result = run(
         arguments.file, overrides=_overrides(arguments), plugins=arguments.plugin, ray=arguments.ray, console=console
     )
-    return _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    paths = ExperimentPaths(result.root)
+    grids = [grid for row in result.rows if (grid := paths.trial(row.name).grid).exists()]
+    _say_where(result, {"pictures": grids[0]} if grids else {}, console)
+    return code
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
@@ -257,11 +264,19 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
         console=console,
     )
     code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
-    for figure in result.files:
-        console.print(f"{figure.stem:<11} {_near(figure)}")
-    console.print(f"{'per trial':<11} {_near(result.root / 'trials')}")
-    console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
+    _say_where(result, {figure.stem: figure for figure in result.files}, console)
     return code
+
+
+def _say_where(result: RunResult, figures: Mapping[str, Path], console: Console) -> None:
+    """Say where the files of an experiment are, and how to look at its trials; of several seeds the first one's picture."""
+    for what, place in {**figures, "per trial": result.root / "trials"}.items():
+        console.print(f"{what:<11} {_near(place)}", soft_wrap=True, markup=False)
+    name = result.experiment
+    console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
+    console.print(
+        f"A page to hand on:             [bold]fedveil report {name} --html {name}.html[/bold]", soft_wrap=True
+    )
 
 
 def _near(path: Path) -> str:
@@ -327,16 +342,13 @@ def _data_list(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.fl.data import available
 
     _import_plugins(arguments.plugin)
-    table = Table("name", "source", "sizes", "channels", "classes", "here", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for title in ("name", "here", "sizes", "channels", "classes"):
+        table.add_column(title, no_wrap=True)  # names are copied: none is cut or broken
+    table.add_column("source", overflow="fold")
     for entry in available():
-        table.add_row(
-            entry.name,
-            entry.origin,
-            entry.size_text(),
-            str(entry.channels or "?"),
-            str(entry.classes or "?"),
-            str(entry.found[0]) if entry.present else "-",
-        )
+        here, channels, classes = "yes" if entry.present else "-", entry.channels or "?", entry.classes or "?"
+        table.add_row(*map(Text, (entry.name, here, entry.size_text(), str(channels), str(classes), entry.origin)))
     console.print(table)
     return 0
 

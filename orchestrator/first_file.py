@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fedveil.fl.data import entry_of, load_data
@@ -18,6 +19,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import load_experiment
 from fedveil.orchestrator.config.yaml import parse
 from fedveil.orchestrator.run.setup import check_setups
+from fedveil.orchestrator.tracking.names import cut
 
 FEW_IMAGES = 1200
 """Training images at most, unless two clients need more: a quarter of them, the attacker's, still teach it something."""
@@ -28,11 +30,12 @@ _CLIENTS, _PER_CLIENT, _PER_CLASS = 4, 50, 10
 """At most so many clients, as far as each has so many images, and of a class on average; no fewer than two."""
 _PUBLIC, _AUXILIARY = 0.15, 0.25
 _VICTIMS, _GALLERY = 8, 60
-_NAMED_CLASSES = 6
+_NAMED_CLASSES, _NAME = 6, 20
+"""So many classes are named in the comment, by so many characters."""
 
 _TEXT = """\
 # A first experiment on {name}: {count} training images of {height} x {width} px, {channels}, {classes}.
-# Made by fedveil init to run in a few minutes on two cores; too small for a result, fit for a look.
+# Made by fedveil init to run in a few minutes on two cores{longer}; too small for a result, fit for a look.
 #
 #   fedveil sweep {file}
 #   fedveil report {experiment} --html {experiment}.html   # a page to hand on
@@ -104,8 +107,7 @@ def first_file(name: str, file: str) -> FirstFile:
     Raises:
         FedveilError: there are no such data, too few of them, or they do not fit (a class has next to no images).
     """
-    size = _size(name)
-    data = load_data(name, size=size)
+    data, size = _small(name)
     count, own = len(data.train), 1 - _PUBLIC - _AUXILIARY
     per_client = max(_PER_CLIENT, _PER_CLASS * len(data.classes))
     least = math.ceil(2 * per_client / own)
@@ -115,6 +117,7 @@ def first_file(name: str, file: str) -> FirstFile:
     clients = min(_CLIENTS, int(kept * own) // per_client)
     experiment = _experiment_name(name)
     channels, height, width = data.train.shape
+    larger = height * width / SIDE**2
     text = _TEXT.format(
         name=_printable(name),
         count=f"{count:,}",
@@ -130,7 +133,8 @@ def first_file(name: str, file: str) -> FirstFile:
         public=_PUBLIC,
         auxiliary=_AUXILIARY,
         clients=clients,
-        victims=_VICTIMS,
+        victims=max(2, round(_VICTIMS / max(1.0, larger))),
+        longer="" if larger <= 1 else f" (these are of {larger:.0f} times as many pixels as meant: it takes longer)",
         gallery=_GALLERY,
         images="grid" if data.published else "none",
     )
@@ -139,6 +143,16 @@ def first_file(name: str, file: str) -> FirstFile:
     except FedveilError as error:
         raise FedveilError(f"{name}: these data do not fit a first experiment ({error})") from error
     return FirstFile(experiment, text)
+
+
+def _small(name: str) -> tuple[ImageData, int | None]:
+    """Return the images, made small where the source lets choose, and the side that was asked for; None for its own."""
+    size = _size(name)
+    data = load_data(name, size=size)
+    if size is None and max(data.train.shape[1:]) > SIDE:
+        with suppress(FedveilError):  # of a source that has no other sizes
+            return load_data(name, size=SIDE), SIDE
+    return data, size
 
 
 def _size(name: str) -> int | None:
@@ -159,7 +173,7 @@ def _experiment_name(name: str) -> str:
 
 
 def _classes(data: ImageData) -> str:
-    names = ", ".join(map(_printable, data.classes[:_NAMED_CLASSES]))
+    names = ", ".join(cut(_printable(name), _NAME) for name in data.classes[:_NAMED_CLASSES])
     return f"{len(data.classes)} classes ({names}{', ...' if len(data.classes) > _NAMED_CLASSES else ''})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -17,13 +18,31 @@ from fedveil.orchestrator.report.pareto import front_of
 from fedveil.orchestrator.report.references import federating_line, reference_groups
 from fedveil.orchestrator.report.rows import TrialRow
 
+_OF_INTEREST = 3
+"""Rank of the columns for which names rather go over several lines than that they are left out."""
+_NAME_WIDTH = 20
+
+
+def fold(name: str, width: int = _NAME_WIDTH) -> str:
+    """Return a name over several lines, broken where its parts begin and never within one.
+
+    >>> fold("latent_autoencoder_strength=6_k=5").splitlines()
+    ['latent_autoencoder_', 'strength=6_k=5']
+    """
+    lines = [""]
+    for part in re.findall(r"[^_\-/+]+[_\-/+]?|[_\-/+]", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
 
 class TrialTable:
     """A ``rich`` renderable: settings of finished trials with their marks, then the trials that failed with their errors.
 
     Trials that differ in their seed only are one line, see `group_seeds`. Below them stands what does without the
-    federation, see `reference_groups`. Columns of lesser interest are left out where
-    the console is too narrow for all, and so are columns without any number.
+    federation, see `reference_groups`. Where the console is too narrow for all columns, long names go over several lines
+    before a column of interest is left out, and what is left out is named. Columns without any number are left out, too.
 
     Args:
         rows: the trials of one sweep, in any order; they are shown by defence and setting.
@@ -46,7 +65,11 @@ class TrialTable:
             for mark in MARKS:
                 if mark in given:
                     yield Text(f" {mark.sign} {mark.meaning}", style="dim")
-            yield Text(f" {' '.join(explained(self._groups, columns, self._references))}", style="dim")
+            notes = explained(self._groups, columns, self._references)
+            hidden = [column.heading for column in filled(self._groups) if column not in columns]
+            if hidden:
+                notes.append(f"Left out where the window is narrow: {', '.join(hidden)}.")
+            yield Text(f" {' '.join(notes)}", style="dim")
             for line in self._lines:
                 yield Text(f" {line}")
         for row in self._rows:
@@ -56,17 +79,21 @@ class TrialTable:
     def _fitting_table(self, console: Console, options: ConsoleOptions) -> tuple[Table, list[Column]]:
         columns = filled(self._groups)
         most = max(column.rank for column in COLUMNS)
-        for rank, wide in [(most, True), *((rank, False) for rank in range(most, -1, -1))]:
+        forms = [(most, True, False)]
+        for rank in range(most, -1, -1):
+            forms += [(rank, False, folded) for folded in ((False, True) if rank <= _OF_INTEREST else (False,))]
+        for rank, wide, folded in forms:
             kept = [column for column in columns if column.rank <= rank]
-            table = self._table(kept, wide=wide)
+            table = self._table(kept, wide=wide, folded=folded)
             if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
                 break
         return table, kept
 
-    def _table(self, columns: Sequence[Column], *, wide: bool) -> Table:
-        leading = [Column("trial\n", lambda row: row.name, 0)]
+    def _table(self, columns: Sequence[Column], *, wide: bool, folded: bool) -> Table:
+        written = fold if folded else str
+        leading = [Column("trial\n", lambda row: written(row.name), 0)]
         if not all(row.name.startswith(row.defense) for row in self._groups):
-            leading.append(Column("defence\n", lambda row: row.defense, 0))
+            leading.append(Column("defence\n", lambda row: written(row.defense), 0))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("", no_wrap=True)
         for column in leading:

@@ -215,6 +215,20 @@ def test_data_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "28, 64, 128, 224" in lines["pneumoniamnist"]
 
 
+def test_no_name_is_cut_in_a_narrow_window(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FEDVEIL_DATA", str(folder))
+    (folder / "two.npz").rename(folder / "a_data_set_of_our_own.npz")
+    assert main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (own,) = [line for line in lines if "npz:a_data_set_of_our_own.npz" in line]
+    assert own.split()[1] == "yes"
+    assert not any("…" in line for line in lines)
+
+
 def test_data_get_prints_the_place(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,11 +256,16 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
         own = ExperimentPaths(folder).trial("t")
         own.folder.mkdir(parents=True)
         save_records((), own.records)
+        own.grid.touch()
         return RunResult("tiny", (row,), folder)
 
     monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", run_single)
     assert main(["run", "tiny.yaml", "--set", "fl.rounds=3", "--json", "r.json"]) == code
+    ended = capsys.readouterr().out.splitlines()[-4:]
+    assert ended[:2] == ["pictures    trials/t/reconstruction.png", "per trial   trials"]
+    assert "fedveil ui" in ended[2]
+    assert "fedveil report tiny --html tiny.html" in ended[3]
     written = json.loads(
         (folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
     )

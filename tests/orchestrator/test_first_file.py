@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jsonschema import Draft7Validator
 from PIL import Image
@@ -57,6 +58,14 @@ def test_many_images_are_cut_and_large_ones_made_small(folder: Path) -> None:
     experiment, _ = load_experiment(parse(made.text))
     assert experiment.data.size == 32
     assert "of 32 x 32 px" in made.text
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 64, 64), dtype=np.uint8)
+    labels = {f"{split}_labels": np.arange(200) % 2 for split in ("train", "test")}
+    np.savez(folder / "large.npz", train_images=pixels, test_images=pixels, **labels)
+    large = first_file("npz:large.npz", "f").text
+    experiment, _ = load_experiment(parse(large))
+    resized = experiment.data.size == 32  # as far as archives can be
+    assert experiment.audit.victims == (8 if resized else 2)
+    assert ("4 times as many pixels" in large) is not resized
     embedded, _ = load_experiment(parse(first_file("mni152", "f").text))
     assert embedded.data.size is None
     assert embedded.tracking.images == "grid"  # published

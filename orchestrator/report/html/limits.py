@@ -16,6 +16,10 @@ FEW_VICTIMS, FEW_SEEDS = 256, 3
 """Below these the page says that there are few: what this project asks of a published table."""
 
 
+_SUMS = "secure_aggregation"
+"""The defence under which what an audit attacks is a sum."""
+
+
 def not_known(groups: Sequence[TrialGroup], records: Iterable[PrivacyRecord], *, failed: int, remark: str) -> list[str]:
     """Return what stays open in spite of the numbers.
 
@@ -102,11 +106,13 @@ def not_tested(
     if values_of(settings, "audit.observations") == [1]:
         lines.append("An attacker who keeps several updates that a client made of the same image.")
     lines += [line for line in (_rounds(settings), _batches(settings)) if line]
+    if not any(_SUMS in group.defense for group in groups):
+        lines.append("A server that is shown nothing but the sum of many clients' updates (secure aggregation).")
     return [
         *lines,
         "A server that breaks the rules: one that sends out weights made to draw more out of the clients.",
         "What the finished model tells whoever uses it, and what can be learnt of a client as a whole.",
-        "Protections outside of the clients' training, such as secure aggregation, and all that is no image.",
+        "Protections outside of the clients' training, and all that is no image.",
     ]
 
 

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedveil.orchestrator.report import TRADE_OFF, TrialRow, TrialTable, front_o
 from fedveil.orchestrator.report.figures import draw_pareto, pareto_figure
 from fedveil.orchestrator.report.pareto import pareto_front
 from fedveil.orchestrator.report.style import looks
+from fedveil.orchestrator.report.table import fold
 
 CORNER = {"utility/accuracy": 0.5, "privacy/mse": 0.0}
 
@@ -229,6 +231,26 @@ def test_the_table_fits_the_console_and_keeps_the_headline(width: int) -> None:
 def test_the_table_takes_names_with_brackets_as_they_are_and_may_hold_failures_alone() -> None:
     assert "[red]" in line_of("[red]", printed([trial("[red]", 0.8, 0.01)]))
     assert printed([FAILED])[0].startswith(" failed  t9")
+
+
+def test_in_a_narrow_window_names_are_folded_before_numbers_of_interest_are_left_out() -> None:
+    rows = [replace(row, name=f"{row.defense}_strength=0.123_other_setting=4") for row in ROWS[1:3]]
+    rows = [with_metrics(row, privacy__identification_rate=0.25) for row in rows]
+    text = "\n".join(printed(rows, 80))
+    assert "other_setting=4" in text
+    assert "0.25" in text  # how many are identified
+    assert "0.81 (0.50)" in text
+    said = " ".join(text.split())
+    assert "Left out where the window is narrow: MSE trained / baseline, seconds." in said.replace("setting, ", "", 1)
+    assert "Left out" not in " ".join(printed(rows, 250))
+
+
+@given(st.text("ab_-=/.+", max_size=60), st.integers(1, 30))
+def test_a_folded_name_is_the_name_broken_between_its_parts(name: str, width: int) -> None:
+    lines = fold(name, width).split("\n")
+    assert "".join(lines) == name
+    assert all(len(line) <= width or not re.search(r"[_\-/+].", line) for line in lines)
+    assert all(line[-1] in "_-/+" for line in lines[:-1])
 
 
 def test_each_defence_has_a_look_of_its_own_whatever_the_order() -> None:

@@ -62,6 +62,7 @@ FILE: dict[str, Any] = {
 def test_what_no_attacker_was_granted_was_not_tested() -> None:
     lines = not_tested(settings_of(0), {"adaptive": ThreatModel(defense_algorithm=True)}, [FILE])
     text = "\n".join(lines)
+    assert "(secure aggregation)" in text
     assert "has stolen what a client's protection has learnt" in text
     assert "inverts the update perfectly" in text
     assert "(membership)" in text
@@ -76,11 +77,11 @@ def test_what_was_tested_is_not_listed() -> None:
         "trained_images": ThreatModel(trained_images=True),
     }
     more = {"fl": {"rounds": 1, "batch_size": 1}, "audit": {**FILE["audit"], "rounds": None, "observations": 4}}
-    lines = not_tested(settings_of(0, privacy__membership_auc=0.5), granted, [more])
+    sums = group_seeds(
+        [TrialRow("s", "FINISHED", {"defense.name": "latent+secure_aggregation"}, {"privacy/membership_auc": 0.5})]
+    )
+    lines = not_tested(sums, granted, [more])
     assert [line[:9] for line in lines] == ["A server ", "What the ", "Protectio"]
+    assert "breaks the rules" in lines[0]
     # Without records or settings nothing is known of them, and nothing is said.
-    assert [line[:9] for line in not_tested(settings_of(0, privacy__membership_auc=0.5), {}, [])] == [
-        "A server ",
-        "What the ",
-        "Protectio",
-    ]
+    assert not_tested(sums, {}, []) == lines
