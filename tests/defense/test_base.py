@@ -24,12 +24,16 @@ from fedveil.defense import (
     FixedErasing,
     GroupMean,
     InstaHide,
+    LabelFlippingPoisoning,
+    LabelPreservingPoisoning,
     LatentAutoencoder,
     LatentNoise,
     LatentPerturbation,
     NoDefense,
     OrthogonalPerturbation,
     Outpost,
+    OutputNoise,
+    OutputRounding,
     PixelDropout,
     PixelNoise,
     PublicReconstruction,
@@ -80,6 +84,7 @@ BIDO: dict[str, object] = {
 }
 ERASING: dict[str, object] = {"smallest": 0.2, "largest": 0.8, "fill": "mean"}
 SEARCH: dict[str, object] = {"length": 2, "candidates": 5, "accurate": 0.8, "policies": 1, "scored": 4}
+POISON = {"steps": 7, "surrogate_steps": 8, "width": 4}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
     (PixelNoise(strength=0.4), {"strength": 0.4}),
@@ -92,6 +97,13 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
         {"largest": 0.1, "smallest": 0.5, "feedback": 0.5, "aligned": True, "public_images": 7},
     ),
     (Blur(strength=2.5), {"strength": 2.5}),
+    (OutputNoise(strength=0.5, seed=3), {"strength": 0.5, "seed": 3}),
+    (OutputRounding(decimals=2), {"decimals": 2}),
+    (LabelPreservingPoisoning(strength=0.5, **POISON), {"strength": 0.5, **POISON}),
+    (
+        LabelFlippingPoisoning(strength=1.0, fraction=0.1, **POISON),
+        {"strength": 1.0, "fraction": 0.1, **POISON},
+    ),
     (ATS(**SEARCH), SEARCH),  # type: ignore[arg-type]
     (BiDO(**BIDO), BIDO),  # type: ignore[arg-type]
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
@@ -153,9 +165,13 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "latent",
         "latent_autoencoder",
         "latent_noise",
+        "lfp",
+        "lpa",
         "none",
         "orthogonal_perturbation",
         "outpost",
+        "output_noise",
+        "output_rounding",
         "pixel_dropout",
         "pixel_noise",
         "quantisation",

@@ -128,10 +128,10 @@ def test_each_key_of_a_file_is_described(schema: dict[str, Any]) -> None:
 
 
 def test_a_plug_in_brings_its_own() -> None:
-    @fv.register_defense("blur")
+    @fv.register_defense("haze")
     @dataclass(frozen=True, kw_only=True)
-    class Blur(fv.Defense[None]):
-        """Train on blurred images.
+    class Haze(fv.Defense[None]):
+        """Train on hazy images.
 
         Attributes:
             width: in pixels.
@@ -140,6 +140,6 @@ def test_a_plug_in_brings_its_own() -> None:
         width: float
 
     schema = experiment_schema()
-    assert schema["$defs"]["defenses.blur"]["properties"]["width"]["description"] == "in pixels."
-    assert faults(schema, {"experiment": "e", "defense": {"name": "blur", "width": 2}}) == []
-    assert faults(schema, {"experiment": "e", "defense": {"name": "blur"}}) != []
+    assert schema["$defs"]["defenses.haze"]["properties"]["width"]["description"] == "in pixels."
+    assert faults(schema, {"experiment": "e", "defense": {"name": "haze", "width": 2}}) == []
+    assert faults(schema, {"experiment": "e", "defense": {"name": "haze"}}) != []
