@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found = measure(data, seed, row)
                 RESULTS.parent.mkdir(parents=True, exist_ok=True)
                 RESULTS.write_text(json.dumps({"machine": about(), "rows": [*load()["rows"], found]}, indent=1) + "\n")
-                print(data, seed, row, found["seconds"], page({"rows": [found]}).splitlines()[4], flush=True)
+                print(found["seconds"], section(data, {"rows": [found]}).splitlines()[4], flush=True)
 
 
 if __name__ == "__main__":
