@@ -44,14 +44,19 @@ Blobs = Callable[..., Images]
 
 
 SMALL = {"steps": 2, "networks": 1, "k": 2}
-"""Settings whose names end so."""
+"""Settings of which that is the last word."""
 
 
 def small(name: str) -> Defense[Any]:
     """A registered defence whose training takes moments."""
     cls = DEFENSES[name]
     return cls(
-        **{field.name: value for field in fields(cls) for end, value in SMALL.items() if field.name.endswith(end)}
+        **{
+            field.name: value
+            for field in fields(cls)
+            for end, value in SMALL.items()
+            if field.name.split("_")[-1] == end
+        }
     )
 
 
