@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from fedveil.fl.executor import Executor
 from fedveil.fl.rounds import Simulation, exposures
 from fedveil.fl.sent_once import sent_once
 from fedveil.orchestrator.config import Experiment
-from fedveil.orchestrator.run.audit import prepare_audits
+from fedveil.orchestrator.run.audit import Auditor, prepare_audits
 from fedveil.orchestrator.run.callbacks import Phase, TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Progress
 from fedveil.orchestrator.run.federation import build_federation, first_state, pretrain
@@ -101,33 +102,40 @@ class Trial:
             for callback in self.callbacks:
                 callback.on_round(progress, trained, running)
 
-        if experiment.audit.membership:
-            with self._during(Phase.MEMBERSHIP):
-                told = measure_membership(experiment, setup, federation, context, auditor.law, executor)
-            privacy = {**privacy, **told}
-        proved = defense.guarantee(exposures(federation, experiment.fl.rounds))
-        privacy = {**privacy, **{f"privacy/{name}": number for name, number in proved.items()}}
-        with self._during(Phase.RELEASE):
-            released, told = release(experiment, federation, context, public, simulation.state, executor)
-        diagnostics = {**diagnostics, **told}
-        if setup.release is not None:
-            with self._during(Phase.INVERSION):
-                found = measure_inversion(
-                    experiment, setup, setup.release, released, simulation.state, executor, cache=self.cache
-                )
-            privacy = {**privacy, **found.metrics()}
-            for callback in self.callbacks:
-                callback.on_inversion(found)
-        with self._during(Phase.REFERENCES):
-            references = measure_references(experiment, setup, federation, executor, cache=self.cache)
-        finished = simulation if released is federation else Simulation(released, executor, simulation.state)
-        metrics = {**self._utility(finished), **references, **privacy, **diagnostics}
+        metrics = {**privacy, **diagnostics, **self._measured(simulation, auditor, context, public)}
         for callback in self.callbacks:
             metrics |= callback.scores()
         result = TrialResult(progress, metrics)
         for callback in self.callbacks:
             callback.on_final(result)
         return result
+
+    def _measured(
+        self, simulation: Simulation, auditor: Auditor, context: DefenseContext, public: Any
+    ) -> dict[str, float]:
+        """Return what is measured after the last round: of what was proved, of the released model, and utility."""
+        experiment, setup, executor = self.experiment, self.setup, self.executor
+        federation = simulation.federation
+        proved = experiment.build_defense().guarantee(exposures(federation, experiment.fl.rounds))
+        metrics = {f"privacy/{name}": number for name, number in proved.items()}
+        if experiment.audit.membership:
+            with self._during(Phase.MEMBERSHIP):
+                metrics |= measure_membership(experiment, setup, federation, context, auditor.law, executor)
+        with self._during(Phase.RELEASE):
+            released, told = release(experiment, federation, context, public, simulation.state, executor)
+        metrics |= told
+        if setup.release is not None:
+            with self._during(Phase.INVERSION):
+                found = measure_inversion(
+                    experiment, setup, setup.release, released, simulation.state, executor, cache=self.cache
+                )
+            metrics |= found.metrics()
+            for callback in self.callbacks:
+                callback.on_inversion(found)
+        with self._during(Phase.REFERENCES):
+            metrics |= measure_references(experiment, setup, federation, executor, cache=self.cache)
+        finished = simulation if released is federation else Simulation(released, executor, simulation.state)
+        return {**metrics, **self._utility(finished)}
 
     def _utility(self, simulation: Simulation) -> dict[str, float]:
         test, validation = (self.executor.broadcast(images) for images in (self.setup.data.test, self.setup.validation))
