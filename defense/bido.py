@@ -66,7 +66,7 @@ class BiDO(Defense[None]):
         input_weight: of the images' term, at least 0; null takes the authors' for five classes of CIFAR-10, 6.3 (hsic, of
             shares) or 0.1 (coco).
         label_weight: of the labels' term, at least 0; null takes 4 (hsic, of shares) or 5 (coco).
-        layers: names of the model's modules whose results are Z_j; none takes the last one before the image is halved, each
+        layers: names of the model's modules whose results are Z_j; null takes the last one before the image is halved, each
             time.
         kernel_width: sigma of the Gaussian kernels of X and Z, above 0, per dimension and in units of pixels or features.
             Images are in [0, 1] here; the authors normalise them.
@@ -77,7 +77,7 @@ class BiDO(Defense[None]):
     strength: float = 1.0
     input_weight: float | None = None
     label_weight: float | None = None
-    layers: tuple[str, ...] = ()
+    layers: tuple[str, ...] | None = None
     kernel_width: float = 5.0
     floor_batch: int = 64
 
@@ -111,7 +111,7 @@ class BiDO(Defense[None]):
         if len(x) < 2:
             return loss
         with untouched(model):
-            hidden = features_of(model, x, self.layers)
+            hidden = features_of(model, x, self.layers or ())
         inputs, labels = self.weights
         to_inputs, to_labels = self.dependences(x, hidden, y, logits.shape[1])
         penalty = inputs * sum(to_inputs) - labels * sum(to_labels)
@@ -177,7 +177,7 @@ class PreparedBiDO(Stateless):
         x, y = self._public.floats(), self._public.labels
         model = build_model(self._model, self._seed)
         with untouched(model):
-            hidden = features_of(model, x, self._bido.layers)
+            hidden = features_of(model, x, self._bido.layers or ())
         found = {"dependence": self._means(x, hidden, y)}
         stream = torch_stream(derive_seed(self._seed, "bido"), "shuffles")
         orders = [torch.randperm(len(x), generator=stream) for _ in range(SHUFFLES)]
