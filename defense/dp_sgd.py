@@ -26,13 +26,15 @@ NUMBERS_AT_ONCE = 2**26
 @DEFENSES.register("dp_sgd")
 @dataclass(frozen=True, kw_only=True)
 class DPSGD(Defense[None]):
-    """Step along (sum of the images' gradients, each scaled to at most ``clip`` + N(0, (strength * clip)^2)) / batch size.
+    """Clip each image's gradient, and add noise to their sum.
 
-    Each image is drawn for a step by chance (``fl.sampling: poisson``), and the sum is divided by the batch size that is
-    expected, whatever was drawn. What is proved of a whole training is (epsilon, delta)-differential privacy of each image
-    against whoever sees all that the client sends, for images added or left out; `guarantee` reckons it with an accountant
-    of Opacus (Yousefpour et al. 2021, arXiv 2109.12298) over the client's steps of all its rounds. That not all clients
-    take part in each round is not made use of. Settings that are tried and chosen by results are not accounted for.
+    A step goes along (sum of the images' gradients, each scaled to at most ``clip``, + N(0, (strength * clip)^2)) / batch
+    size (Abadi et al. 2016, arXiv 1607.00133, algorithm 1). Each image is drawn for a step by chance (``fl.sampling:
+    poisson``), and the sum is divided by the batch size that is expected, whatever was drawn. What is proved of a whole
+    training is (epsilon, delta)-differential privacy of each image against whoever sees all that the client sends, for
+    images added or left out; `guarantee` reckons it with an accountant of Opacus (Yousefpour et al. 2021, arXiv
+    2109.12298) over the client's steps of all its rounds. That not all clients take part in each round is not made use of.
+    Settings that are tried and chosen by results are not accounted for.
 
     Attributes:
         strength: noise multiplier, above 0.
