@@ -263,8 +263,11 @@ def _plain(text: str) -> str:
 
 def _papers(cls: Any, *more: str) -> tuple[tuple[str, str], ...]:
     texts = (_documentation(cls), *more, sys.modules[cls.__module__].__doc__ or "")
-    found = [match for text in texts for match in _PAPER.finditer(" ".join(text.split()))]
-    return tuple({f"{match['who']} {match['year']}": match["where"] or "" for match in reversed(found)}.items())[::-1]
+    places: dict[str, str] = {}
+    for match in (match for text in texts for match in _PAPER.finditer(" ".join(text.split()))):
+        paper = f"{match['who']} {match['year']}"
+        places[paper] = places.get(paper) or match["where"] or ""
+    return tuple(places.items())
 
 
 def _type(hint: Any) -> str:
