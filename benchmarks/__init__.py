@@ -1,1 +1,1 @@
-"""Measurements, each against a named peer or floor. A package of its own, since others install one of that name (Opacus)."""
+"""Measurements against peers and floors; see docs/benchmarks.md. A package, since an installed one has this name, too."""
