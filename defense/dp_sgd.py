@@ -77,6 +77,20 @@ class DPSGD(Defense[None]):
         std = self.strength * self.clip
         return tuple((total + std * torch.randn(total.shape, generator=stream).to(device)) / expected for total in sums)
 
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        """See `fedveil.fl.hooks.ClientHooks.update`; the noise is in the steps already.
+
+        Raises:
+            FedveilError: the model's buffers have changed in training, and would be sent without noise.
+        """
+        for name, change in update.buffers.items():
+            if change.any():
+                raise FedveilError(
+                    f"defense dp_sgd: the model's buffer {name} changes in training and is sent without noise; allowed: a"
+                    " model whose buffers stay as they are"
+                )
+        return update
+
     def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
         """Return ``epsilon`` at ``delta``, of the client whose images were drawn from the most.
 
