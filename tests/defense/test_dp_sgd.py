@@ -195,6 +195,13 @@ def test_a_client_that_never_took_part_has_spent_nothing() -> None:
     assert DPSGD().guarantee([Exposure(0.1, 0)]) == {"epsilon": 0.0}
 
 
+def test_where_an_accountant_finds_no_epsilon_a_sentence_says_so() -> None:
+    with pytest.raises(
+        FedveilError, match=r"accountant gdp finds no epsilon for strength 0\.1 over 100 steps .*; try rdp"
+    ):
+        DPSGD(strength=0.1, accountant="gdp").guarantee([Exposure(1.0, 100)])
+
+
 def test_without_opacus_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(FedveilError, match="epsilon needs Opacus: pip install opacus"):
