@@ -34,14 +34,17 @@ class DPSGD(Defense[None]):
     training is (epsilon, delta)-differential privacy of each image against whoever sees all that the client sends, for
     images added or left out; `guarantee` reckons it with an accountant of Opacus (Yousefpour et al. 2021, arXiv
     2109.12298) over the client's steps of all its rounds. That not all clients take part in each round is not made use of.
-    Settings that are tried and chosen by results are not accounted for.
+    Settings that are tried and chosen by results are not accounted for, and how many images a client holds is taken to be
+    known: it is sent as the update's weight, and sets the chance and the number of steps. Other parts of a list have to
+    treat each image by itself, which of a plug-in's ``data`` hook nothing checks.
 
     Attributes:
         strength: noise multiplier, above 0.
         clip: most that an image's gradient is long, over all layers, above 0.
         delta: of the guarantee, between 0 and 1; below one over the images of a client it means something.
         accountant: ``rdp`` (moments; Mironov 2017), ``prv`` (numerical composition; Gopi et al. 2021, tighter) or ``gdp``
-            (Gaussian approximation; Dong et al. 2019), as Opacus has them.
+            (Gaussian approximation; Dong et al. 2019), as Opacus has them. ``gdp`` proves nothing: what it says may be below
+            the true epsilon (Gopi et al. 2021).
     """
 
     sampling: ClassVar[str | None] = "poisson"
@@ -77,11 +80,25 @@ class DPSGD(Defense[None]):
         std = self.strength * self.clip
         return tuple((total + std * torch.randn(total.shape, generator=stream).to(device)) / expected for total in sums)
 
+    def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
+        """See `fedveil.fl.hooks.ClientHooks.update`; the noise is in the steps already.
+
+        Raises:
+            FedveilError: the model's buffers have changed in training, and would be sent without noise.
+        """
+        for name, change in update.buffers.items():
+            if change.any():
+                raise FedveilError(
+                    f"defense dp_sgd: the model's buffer {name} changes in training and is sent without noise; allowed: a"
+                    " model whose buffers stay as they are"
+                )
+        return update
+
     def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
         """Return ``epsilon`` at ``delta``, of the client whose images were drawn from the most.
 
         Raises:
-            FedveilError: Opacus is not installed.
+            FedveilError: Opacus is not installed, or its accountant finds no epsilon for these settings.
         """
         try:
             from opacus.accountants import create_accountant
@@ -91,7 +108,13 @@ class DPSGD(Defense[None]):
         for exposure in {exposure for exposure in exposures if exposure.steps}:
             accountant = create_accountant(mechanism=self.accountant)
             accountant.history = [(self.strength, exposure.rate, exposure.steps)]
-            spent.append(float(accountant.get_epsilon(self.delta)))
+            try:
+                spent.append(float(accountant.get_epsilon(self.delta)))
+            except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+                raise FedveilError(
+                    f"defense dp_sgd: accountant {self.accountant} finds no epsilon for strength {self.strength:g} over"
+                    f" {exposure.steps} steps that draw {exposure.rate:.3g} of the images ({error}); try rdp"
+                ) from error
         return {"epsilon": max(spent)}
 
     def surrogate(self) -> Surrogate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from fedveil.defense.guard import Guard
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import Memory, Turn
-from fedveil.fl.messages import ClientUpdate
+from fedveil.fl.messages import FLOAT_BITS, ClientUpdate
 from fedveil.fl.rounds import Exposure
 
 
@@ -144,7 +144,7 @@ class PreparedStack(PreparedDefense):
     def update(self, update: ClientUpdate, stream: torch.Generator) -> ClientUpdate:
         """Pass the update through each part."""
         for part in self.parts:
-            update = part.update(update, stream)
+            update = _on_the_wire(part.update(update, stream), update)
         return update
 
     def carry(self, update: ClientUpdate, turn: Turn, stream: torch.Generator) -> tuple[ClientUpdate, Memory]:
@@ -153,7 +153,9 @@ class PreparedStack(PreparedDefense):
         for number, part in enumerate(self.parts):
             own = f"{number}/"
             memory = {name.removeprefix(own): value for name, value in turn.memory.items() if name.startswith(own)}
-            update, new = part.carry(update, Turn(memory, turn.weights), stream)
+            given = update
+            update, new = part.carry(given, Turn(memory, turn.weights), stream)
+            update = _on_the_wire(update, given)
             kept |= {own + name: value for name, value in new.items()}
         return update, kept
 
@@ -251,6 +253,14 @@ class _Guards(Guard):
     def diagnostics(self) -> dict[str, float]:
         """All guards' numbers; the largest where two share a name."""
         return _merged(part.diagnostics() for part in self.parts if part is not None)
+
+
+def _on_the_wire(update: ClientUpdate, given: ClientUpdate) -> ClientUpdate:
+    """Return what a part made of ``given``, with whole values where it kept their few bits and made others of them."""
+    if update.value_bits == FLOAT_BITS or update.value_bits != given.value_bits:
+        return update
+    others = any(((sent != given.tensors[name]) & (sent != 0)).any() for name, sent in update.tensors.items())
+    return replace(update, value_bits=FLOAT_BITS) if others else update
 
 
 def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:

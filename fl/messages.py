@@ -11,6 +11,8 @@ from torch import Tensor
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.optimizers import OPTIMIZERS, PLAIN_SGD, LocalOptimizer
 
+FLOAT_BITS = 32
+
 
 class UpdateKind(StrEnum):
     """What the tensors of a `ClientUpdate` are."""
@@ -53,7 +55,7 @@ class ClientUpdate:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     rate_known: bool = True
     optimizer: LocalOptimizer = PLAIN_SGD
-    value_bits: int = 32
+    value_bits: int = FLOAT_BITS
 
     @classmethod
     def gradient(cls, tensors: Mapping[str, Tensor], *, examples: int = 1) -> ClientUpdate:
@@ -128,13 +130,15 @@ class ClientUpdate:
         They are all entries; those that are not zero and a bitmap of where they are; or those with a 4-byte index each.
         """
         tensors = [(tensor, self.value_bits) for tensor in self.tensors.values()]
-        return sum(_encoded(tensor, bits) for tensor, bits in [*tensors, *((b, 32) for b in self.buffers.values())])
+        return sum(
+            _encoded(tensor, bits) for tensor, bits in [*tensors, *((b, FLOAT_BITS) for b in self.buffers.values())]
+        )
 
 
 def _encoded(tensor: Tensor, value_bits: int) -> int:
     entries, sent = tensor.numel(), int(tensor.count_nonzero())
     bits = min(entries * value_bits, sent * value_bits + entries, sent * (value_bits + 32))
-    return -(-bits // 8) + (4 if value_bits < 32 and sent else 0)
+    return -(-bits // 8) + (4 if value_bits < FLOAT_BITS and sent else 0)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class Trial:
             )
             public = pretrain(defense, context, executor)
             federation, diagnostics = build_federation(experiment, setup, context, public, executor)
+            # Who takes part when is drawn beforehand, so this is known, or refused, before anything is trained.
+            spent = defense.guarantee(exposures(federation, experiment.fl.rounds))
+            proved = {f"privacy/{name}": number for name, number in spent.items()}
             state = resumed.state if resumed else first_state(experiment, setup, federation, executor, cache=self.cache)
         for callback in self.callbacks:
             callback.on_prepared(diagnostics)
@@ -102,7 +105,7 @@ class Trial:
             for callback in self.callbacks:
                 callback.on_round(progress, trained, running)
 
-        metrics = {**privacy, **diagnostics, **self._measured(simulation, auditor, context, public)}
+        metrics = {**privacy, **diagnostics, **proved, **self._measured(simulation, auditor, context, public)}
         for callback in self.callbacks:
             metrics |= callback.scores()
         result = TrialResult(progress, metrics)
@@ -113,11 +116,10 @@ class Trial:
     def _measured(
         self, simulation: Simulation, auditor: Auditor, context: DefenseContext, public: Any
     ) -> dict[str, float]:
-        """Return what is measured after the last round: of what was proved, of the released model, and utility."""
+        """Return what is measured after the last round: of the released model, and utility."""
         experiment, setup, executor = self.experiment, self.setup, self.executor
         federation = simulation.federation
-        proved = experiment.build_defense().guarantee(exposures(federation, experiment.fl.rounds))
-        metrics = {f"privacy/{name}": number for name, number in proved.items()}
+        metrics: dict[str, float] = {}
         if experiment.audit.membership:
             with self._during(Phase.MEMBERSHIP):
                 metrics |= measure_membership(experiment, setup, federation, context, auditor.law, executor)

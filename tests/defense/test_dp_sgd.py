@@ -142,6 +142,31 @@ def test_batchnorm_is_refused(private: Images) -> None:
         DPSGD().gradients(F.cross_entropy(model(x), y), model, x, y, 2, stream())
 
 
+def test_what_a_model_notes_of_its_images_is_not_sent_without_noise(private: Images) -> None:
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("brightness", torch.zeros(()))
+            self.head = nn.Linear(144, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.brightness = x.detach().mean()
+            found: Tensor = self.head(x.flatten(1))
+            return found
+
+    model = Noting()
+    weights = {name: value.clone() for name, value in exchanged(model).items()}
+    hooks = DPSGD().prepare(private, DefenseContext(private, SPEC, torch.device("cpu"), 0), None, client=0)
+    spec = LocalTraining(UpdateKind.DELTA, 1, 8, 0.1, sampling="poisson")
+    with pytest.raises(
+        FedveilError, match="the model's buffer brightness changes in training and is sent without noise"
+    ):
+        local_update(model, weights, private, hooks, spec, stream())
+    sent = local_update(model, weights, private, hooks, replace(spec, mode="eval"), stream()).update
+    assert not sent.buffers["brightness"].any()
+
+
 def test_epsilon_is_that_of_opacus_step_by_step() -> None:
     accountant = RDPAccountant()
     for _ in range(300):
@@ -168,6 +193,13 @@ def test_epsilon_of_the_usual_example() -> None:
 
 def test_a_client_that_never_took_part_has_spent_nothing() -> None:
     assert DPSGD().guarantee([Exposure(0.1, 0)]) == {"epsilon": 0.0}
+
+
+def test_where_an_accountant_finds_no_epsilon_a_sentence_says_so() -> None:
+    with pytest.raises(
+        FedveilError, match=r"accountant gdp finds no epsilon for strength 0\.1 over 100 steps .*; try rdp"
+    ):
+        DPSGD(strength=0.1, accountant="gdp").guarantee([Exposure(1.0, 100)])
 
 
 def test_without_opacus_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

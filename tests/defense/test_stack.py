@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from fedveil.defense import (
     Defense,
     DefenseContext,
+    DualGradientPruning,
     LatentNoise,
     NoDefense,
     PixelNoise,
     PreparedDefense,
+    Quantisation,
     Rehearsal,
     Stack,
     Surrogate,
     TopK,
     TrainedOn,
+    UpdateNoise,
 )
+from fedveil.defense.base import Stateless
 from fedveil.defense.stack import PreparedStack
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import Turn
 from fedveil.fl.messages import ClientUpdate
 
 
@@ -234,3 +239,21 @@ def test_only_one_part_may_make_one_image_of_many(make: Make) -> None:
         make(Pairs(), TopK(), Pairs())
     with pytest.raises(FedveilError, match="Pairs, Stack"):
         make(Pairs(), Stack(parts=(Pairs(), TopK())))
+
+
+def test_few_bits_are_counted_only_while_values_are_what_the_quantiser_left() -> None:
+    """Of 100 values at 4 bits: 50 bytes and the size's 4. Noise on top makes them 100 floats again."""
+    sent = update(*torch.linspace(0.5, 1, 100).tolist())
+    stream = torch.Generator().manual_seed(0)
+    quantiser, pruning = Stateless(Quantisation(bits=4)), Stateless(TopK(keep=0.1))
+    noisy = PreparedStack((quantiser, Stateless(UpdateNoise())))
+    for left in (noisy.update(sent, stream), noisy.carry(sent, Turn(), stream)[0]):
+        assert (left.value_bits, left.nbytes()) == (32, 400)
+    assert quantiser.update(sent, stream).nbytes() == 54
+    # Zeros are put in, and nothing else changes: ten values, a bitmap and the size.
+    assert PreparedStack((quantiser, pruning)).update(sent, stream).nbytes() == 5 + 13 + 4
+    # What was left out before comes on top, from the second turn on.
+    feedback = PreparedStack((quantiser, Stateless(DualGradientPruning())))
+    first, kept = feedback.carry(sent, Turn(), stream)
+    assert first.value_bits == 4
+    assert feedback.carry(sent, Turn(kept), stream)[0].value_bits == 32

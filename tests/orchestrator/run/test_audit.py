@@ -13,6 +13,7 @@ from fedveil.attacks.audit.updates import audit_updates
 from fedveil.attacks.base import Observation
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.defense import DPSGD
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import SerialExecutor
 from fedveil.fl.rounds import Exposure, RoundReport, ServerState
 from fedveil.orchestrator.config import check
@@ -151,6 +152,19 @@ def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(tmp_path: Pa
     sizes = {len(shard) for shard in setup.shards}
     spent = [DPSGD(strength=2.0).guarantee([Exposure(8 / n, 2 * 3 * -(-n // 8))])["epsilon"] for n in sizes]
     assert metrics["privacy/epsilon"] == max(spent) > 0
+
+
+def test_where_no_epsilon_is_found_nothing_is_trained(tmp_path: Path, seen: Seen) -> None:
+    raw = tiny_experiment(
+        write_bars(tmp_path / "bars.npz"),
+        fl={"rounds": 20, "sampling": "poisson", "batch_size": 64},
+        defense={"name": "dp_sgd", "strength": 0.1, "accountant": "gdp"},
+        audit={"attacks": ["baseline"], "chunks": 1},
+    )
+    experiment = check(raw)
+    with pytest.raises(FedveilError, match="accountant gdp finds no epsilon"):
+        Trial(experiment, make_setup(experiment), SerialExecutor()).run()
+    assert not seen
 
 
 @pytest.mark.parametrize("defense", ["pixel_noise", "dgp"])
