@@ -10,18 +10,22 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where it is set, each worker process compiles PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-orchestrator test-floors lint clean
+.PHONY: demo test test-orchestrator test-run test-floors lint clean
 
 demo: $(READY)
 	$(BIN)/fedveil sweep tune_configs/demo.yaml
 
-# Two processes' worth of tests, side by side with `make -j2 test`. One starts a Ray cluster and an MLflow server.
-test: test-orchestrator test-floors
+# Three processes' worth of tests, side by side with `make -j3 test`: two of them wait for Ray, servers and processes that are
+# to die for much of their time, so that two cores do for all.
+test: test-orchestrator test-run test-floors
 	$(BIN)/coverage combine
 	$(BIN)/coverage report --fail-under=85
 
 test-orchestrator: $(READY)
-	COVERAGE_FILE=.coverage.orchestrator $(BIN)/python -m pytest --cov --cov-report= tests/orchestrator
+	COVERAGE_FILE=.coverage.orchestrator $(BIN)/python -m pytest --cov --cov-report= tests/orchestrator --ignore=tests/orchestrator/run
+
+test-run: $(READY)
+	COVERAGE_FILE=.coverage.run $(BIN)/python -m pytest --cov --cov-report= tests/orchestrator/run
 
 test-floors: $(READY)
 	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest --cov --cov-report= --ignore=tests/orchestrator
