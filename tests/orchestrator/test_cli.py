@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from fedveil.orchestrator import cli
+from fedveil.orchestrator import cli, commands
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.config import Experiment, plugins
 from fedveil.orchestrator.listing import KINDS
@@ -122,7 +122,7 @@ def test_each_mistake_is_a_line(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_no_permission_to_write_the_results(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(commands.os, "access", lambda path, mode: False)
     assert main(["run", "tiny.yaml", "--json", "r.json"]) == 2
     assert capsys.readouterr().err == "fedveil: --json r.json: no permission to write there\n"
 
@@ -165,8 +165,10 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
         (["run"], ["--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"]),
         (
             ["list"],
-            ["--plugin MODULE", "defenses, attacks, models, data, strategies, optimizers,", "partitions", "NAME"],
+            ["--plugin MODULE", "defenses, attacks,", "model_inversions,", "strategies,", "partitions", "NAME"],
         ),
+        (["init"], ["--data NAME", "npz:FILE", "FILE"]),
+        (["schema"], ["--plugin MODULE"]),
         (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
         (["report"], ["--uri", "--json FILE", "--html FILE", "experiment"]),
         (["data"], ["list", "get"]),

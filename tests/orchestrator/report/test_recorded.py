@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
-from fedveil.orchestrator import cli
+from fedveil.orchestrator import commands
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.report.recorded import records_from_mlflow, rows_from_mlflow
 from fedveil.orchestrator.run.checkpoint import save_records
@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(cli.os, "execv", started)
+    monkeypatch.setattr(commands.os, "execv", started)
     return tmp_path
 
 

@@ -1,0 +1,233 @@
+"""What each command of the command line does; each returns the exit code. What a command alone needs is imported in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fedveil.fl.errors import FedveilError
+
+if TYPE_CHECKING:
+    from fedveil.orchestrator.report import TrialRow
+    from fedveil.orchestrator.report.dossier import Dossier
+    from fedveil.orchestrator.report.matched import Records
+    from fedveil.orchestrator.run.results import RunResult
+
+
+def _import_plugins(specs: Sequence[str]) -> None:
+    from fedveil.orchestrator.config.plugins import load_plugins
+
+    try:
+        load_plugins(specs, Path())
+    except FedveilError as error:
+        raise FedveilError(f"--plugin: {error}") from error
+
+
+def _writable(path: Path | None, option: str = "--json") -> None:
+    """Refuse a result file that could not be written after hours of work."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FedveilError(f"{option} {path}: there is no folder {folder}")
+    if path.is_dir():
+        raise FedveilError(f"{option} {path}: this is a folder; name a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise FedveilError(f"{option} {path}: no permission to write there")
+
+
+def init(arguments: argparse.Namespace, console: Console) -> int:
+    """Write a first experiment file."""
+    from fedveil.orchestrator.first_file import first_file
+
+    file: Path = arguments.file
+    if os.path.lexists(file):
+        raise FedveilError(f"{file}: is there already; name another file, or move it away")
+    _writable(file, "init")
+    made = first_file(arguments.data, str(file))
+    file.write_text(made.text, encoding="utf-8")
+    console.print(f"{file} is written. Run it with:  [bold]fedveil sweep {escape(str(file))}[/bold]", soft_wrap=True)
+    return 0
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    place = arguments.runs_dir
+    return [*arguments.set, *([] if place is None else [f"runs_dir={json.dumps(place)}"])]
+
+
+def run_one(arguments: argparse.Namespace, console: Console) -> int:
+    """Run one trial."""
+    from fedveil.orchestrator.run.api import run
+    from fedveil.orchestrator.run.paths import ExperimentPaths
+
+    _writable(arguments.json)
+    result = run(
+        arguments.file, overrides=_overrides(arguments), plugins=arguments.plugin, ray=arguments.ray, console=console
+    )
+    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    paths = ExperimentPaths(result.root)
+    grids = [grid for row in result.rows if (grid := paths.trial(row.name).grid).exists()]
+    _say_where(result, {"pictures": grids[0]} if grids else {}, console)
+    return code
+
+
+def run_sweep(arguments: argparse.Namespace, console: Console) -> int:
+    """Run a sweep."""
+    from fedveil.orchestrator.run.api import sweep
+
+    _writable(arguments.json)
+    result = sweep(
+        arguments.file,
+        overrides=_overrides(arguments),
+        plugins=arguments.plugin,
+        ray=arguments.ray,
+        resume=arguments.resume,
+        console=console,
+    )
+    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    _say_where(result, {figure.stem: figure for figure in result.files}, console)
+    return code
+
+
+def _say_where(result: RunResult, figures: Mapping[str, Path], console: Console) -> None:
+    """Say where the files of an experiment are, and how to look at its trials; of several seeds the first one's picture."""
+    for what, place in {**figures, "per trial": result.root / "trials"}.items():
+        console.print(f"{what:<11} {_near(place)}", soft_wrap=True, markup=False)
+    name = result.experiment
+    console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
+    console.print(
+        f"A page to hand on:             [bold]fedveil report {name} --html {name}.html[/bold]", soft_wrap=True
+    )
+
+
+def _near(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _finish(
+    rows: Sequence[TrialRow],
+    records: Records,
+    experiment: str,
+    file: Path | None,
+    console: Console,
+) -> int:
+    from fedveil.orchestrator.report import TrialTable
+    from fedveil.orchestrator.report.recorded import rows_as_json
+
+    console.print(TrialTable(rows, records))
+    if file is not None:
+        file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
+    return 1 if any(row.status == "FAILED" for row in rows) else 0
+
+
+def report(arguments: argparse.Namespace, console: Console) -> int:
+    """Show recorded trials, or write the page to hand on."""
+    from fedveil.orchestrator.report.recorded import records_from_mlflow, rows_from_mlflow
+
+    _writable(arguments.json)
+    _writable(arguments.html, "--html")
+    _import_plugins(arguments.plugin)
+    uri = _uri(arguments.uri)
+    if arguments.html is None:
+        rows = rows_from_mlflow(uri, arguments.experiment)
+        _finish(rows, records_from_mlflow(uri, arguments.experiment), arguments.experiment, arguments.json, console)
+    else:
+        dossier = _write_page(arguments.html, uri, arguments.experiment)
+        _finish(dossier.rows, dossier.records, arguments.experiment, arguments.json, console)
+        console.print(f"page        {_near(arguments.html.absolute())}", soft_wrap=True, markup=False)
+    return 0  # the report succeeded, whatever became of the trials
+
+
+def _write_page(file: Path, uri: str, experiment: str) -> Dossier:
+    from fedveil.orchestrator.report.dossier import dossier_from_mlflow
+    from fedveil.orchestrator.report.html.page import html_page
+    from fedveil.orchestrator.run.private import private_file
+
+    dossier = dossier_from_mlflow(uri, experiment)
+    # It may show images of people: whom it is handed on to is for its owner to say.
+    private_file(file).write_text(html_page(dossier), encoding="utf-8")
+    return dossier
+
+
+def list_names(arguments: argparse.Namespace, console: Console) -> int:
+    """List what has a name, or show one."""
+    from fedveil.orchestrator.listing import KINDS, show_all, show_one
+
+    _import_plugins(arguments.plugin)
+    if arguments.name is None:
+        show_all(KINDS[arguments.kind], console)
+    else:
+        show_one(KINDS[arguments.kind], arguments.name, console)
+    return 0
+
+
+def list_data(arguments: argparse.Namespace, console: Console) -> int:
+    """List data sets."""
+    from fedveil.fl.data import available
+
+    _import_plugins(arguments.plugin)
+    table = Table(box=None, header_style="bold")
+    for title in ("name", "here", "sizes", "channels", "classes"):
+        table.add_column(title, no_wrap=True)  # names are copied: none is cut or broken
+    table.add_column("source", overflow="fold")
+    for entry in available():
+        here, channels, classes = "yes" if entry.present else "-", entry.channels or "?", entry.classes or "?"
+        table.add_row(*map(Text, (entry.name, here, entry.size_text(), str(channels), str(classes), entry.origin)))
+    console.print(table)
+    return 0
+
+
+def get_data(arguments: argparse.Namespace, console: Console) -> int:
+    """Find or download a data set."""
+    from fedveil.fl.data import fetch
+
+    _import_plugins(arguments.plugin)
+    print(fetch(arguments.name, size=arguments.size))
+    return 0
+
+
+def schema(arguments: argparse.Namespace, console: Console) -> int:
+    """Print the schema of experiment files."""
+    from fedveil.orchestrator.json_schema import experiment_schema
+
+    _import_plugins(arguments.plugin)
+    print(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
+    return 0
+
+
+def check(arguments: argparse.Namespace, console: Console) -> int:
+    """Examine this machine."""
+    from fedveil.orchestrator.doctor import Level, examine
+
+    worst = Level.OK
+    for finding in examine(_uri(arguments.uri)):
+        console.print(finding.line(), soft_wrap=True)
+        worst = max(worst, finding.level)
+    return 1 if worst is Level.FAIL else 0
+
+
+def _uri(given: str | None) -> str:
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def show(arguments: argparse.Namespace, console: Console) -> int:
+    """Open the MLflow user interface, or say where it is."""
+    from fedveil.orchestrator.report.recorded import check_uri, experiment_views
+    from fedveil.orchestrator.tracking import without_passwords
+    from fedveil.orchestrator.ui import serve
+
+    uri = _uri(arguments.uri)
+    check_uri(uri)
+    if uri.startswith(("http", "databricks")):
+        console.print(f"MLflow runs at {without_passwords(uri)}")
+        return 0
+    return serve(uri, arguments.port, experiment_views(uri), console, browser=arguments.browser)
