@@ -83,7 +83,7 @@ class Stack(Defense[tuple[Any, ...]]):
                     f"defense: {first} takes the gradient of the plain loss of each image by itself; allowed beside it: what"
                     f" changes neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
                 )
-        return PreparedStack(prepared)
+        return PreparedStack(prepared, summed=self.summed)
 
     def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
         """That of the part that proves something; `prepare` refuses what would undo it."""
@@ -92,7 +92,8 @@ class Stack(Defense[tuple[Any, ...]]):
     def shadow(self, auxiliary: Images, context: DefenseContext, public: tuple[Any, ...]) -> PreparedDefense:
         """Copy each part."""
         pairs = zip(self.parts, public, strict=True)
-        return PreparedStack(tuple(part.shadow(auxiliary, context, own) for part, own in pairs))
+        copies = tuple(part.shadow(auxiliary, context, own) for part, own in pairs)
+        return PreparedStack(copies, summed=self.summed)
 
     def guard(self, model: nn.Module, context: DefenseContext, public: tuple[Any, ...]) -> Guard | None:
         """Let each part make its guard; answers pass hooks and guards part by part."""
@@ -105,10 +106,12 @@ class PreparedStack(PreparedDefense):
 
     Args:
         parts: in their order.
+        summed: see `Defense.summed`.
     """
 
-    def __init__(self, parts: tuple[PreparedDefense, ...]) -> None:
+    def __init__(self, parts: tuple[PreparedDefense, ...], *, summed: int = 1) -> None:
         self.parts = parts
+        self.summed = summed
 
     def changes(self, hook: str) -> bool:
         """Whether a part overrides a hook."""
@@ -170,6 +173,9 @@ class PreparedStack(PreparedDefense):
 
         As on a client, images are shared first and pass the parts' ``data`` then; what that makes of shared images is
         rounded to grey values of 8 bits, as images are held.
+
+        A sum of clients is attacked as one batch. Each of them has pruned its own update or changed its own batch's loss,
+        though, and no attack reckons with that: beside such a part sums are not complete.
         """
         surrogates = [part.surrogate() for part in self.parts]
         data = [s.data for s in surrogates if s.data is not None]
@@ -214,7 +220,7 @@ class PreparedStack(PreparedDefense):
             rehearse=rehearsed if rehearsals else None,
             similar=next((s.similar for s in surrogates if s.similar is not None), None),
             loss=minimised if losses else None,
-            complete=all(s.complete for s in surrogates),
+            complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )
 
     def diagnostics(self) -> dict[str, float]:
@@ -248,11 +254,17 @@ class _Guards(Guard):
         """Put each guard behind its own part."""
         assert isinstance(prepared, PreparedStack)  # `Stack.prepare` has made it
         pairs = zip(prepared.parts, self.parts, strict=True)
-        return PreparedStack(tuple(part if guard is None else guard.behind(part) for part, guard in pairs))
+        behind = tuple(part if guard is None else guard.behind(part) for part, guard in pairs)
+        return PreparedStack(behind, summed=prepared.summed)
 
     def diagnostics(self) -> dict[str, float]:
         """All guards' numbers; the largest where two share a name."""
         return _merged(part.diagnostics() for part in self.parts if part is not None)
+
+
+def _carries_over(surrogate: Surrogate) -> bool:
+    """Whether a surrogate made for one client's batch tells of a sum over clients what it tells of each."""
+    return surrogate.loss is None and (surrogate.update is None or surrogate.visible is None)
 
 
 def _on_the_wire(update: ClientUpdate, given: ClientUpdate) -> ClientUpdate:

@@ -196,7 +196,8 @@ FINAL: tuple[Metric, ...] = (
     Metric("privacy/membership_tpr_low", "lower end of its 95 % interval over members and outsiders", "min"),
     Metric("privacy/membership_tpr_high", "upper end of it", "min"),
     Metric(
-        "privacy/left_out_victims", "victims that the defence leaves out of training; nothing of them is sent or scored"
+        "privacy/left_out_victims",
+        "victims that are not attacked: the defence leaves them out of training, or their clients make no whole sum",
     ),
     *(_inversion(known) for known in _INVERSIONS),
     Metric("inversion/chance_accuracy", "an attacker that guesses the class: 1 / classes", None, _SHARE),

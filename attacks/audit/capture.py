@@ -48,7 +48,8 @@ def capture(
         training: the client's; kind, steps and batch size are replaced by the audit's, its optimiser stays.
         local_steps: the client's steps on the batch; 1 sends the gradient.
         stream: the only source of randomness.
-        memory: what the client kept of its last turn; None for a first one.
+        memory: what the client kept of its last turn; None for a first one. It is left out where it is in units of another
+            optimiser's steps than what the audit sends: it would drown the victims' gradient, which would look like privacy.
 
     Returns:
         What the server sees, and the truth with the images that the client trained on. Where each of several steps drew
@@ -69,6 +70,9 @@ def capture(
     def note(trained: Tensor, at: Tensor) -> None:
         seen.append(trained[at.argsort()].cpu())
 
+    # A gradient and steps of plain SGD are of one size, however many there are; of other optimisers a step alone may be.
+    if not training.optimizer.plain(2) and spec.kind is not training.kind:
+        memory = None
     update = local_update(model, weights, batch.images, hooks, spec, stream, memory=memory, on_batch=note).update
     observation = Observation(batch.number, batch.client, update, weights, len(batch))
     return observation, replace(batch, draws=(torch.stack(seen).mean(dim=0),))

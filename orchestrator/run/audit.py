@@ -61,7 +61,7 @@ class Auditor:
         *,
         pictures: int,
     ) -> None:
-        everyone = len(victims)
+        everyone = sum(map(len, victims))
         # Once for each client: a handle may have to fetch them.
         hooks = {number: federation.clients[number].hooks.get() for number in {batch.client for batch in victims}}
         victims = [batch for batch in victims if trains_on(hooks[batch.client], batch)]
@@ -71,7 +71,7 @@ class Auditor:
         sums = in_sums(victims, summed)
         if not sums:
             raise FedveilError(f"audit: the victims make no sum of {summed} clients; raise audit.victims")
-        self._left_out = everyone - len(sums) * summed
+        self._left_out = everyone - sum(len(batch) for batches in sums for batch in batches)
         chunk = -(-len(sums) // experiment.audit.chunks)
         self._chunks = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]

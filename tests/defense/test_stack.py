@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.defense import (
+    BiDO,
     Defense,
     DefenseContext,
     DualGradientPruning,
@@ -18,6 +19,8 @@ from fedveil.defense import (
     PreparedDefense,
     Quantisation,
     Rehearsal,
+    SecureAggregation,
+    Soteria,
     Stack,
     Surrogate,
     TopK,
@@ -257,3 +260,18 @@ def test_few_bits_are_counted_only_while_values_are_what_the_quantiser_left() ->
     first, kept = feedback.carry(sent, Turn(), stream)
     assert first.value_bits == 4
     assert feedback.carry(sent, Turn(kept), stream)[0].value_bits == 32
+
+
+def test_sums_of_pruned_updates_are_not_complete(context: DefenseContext, private: Images) -> None:
+    """Eight clients that each send a fifth of their entries: a mask of the sum's shows entries that one of them sent."""
+
+    def complete(*parts: Defense[Any]) -> list[bool]:
+        stack = Stack(parts=parts)
+        public = stack.pretrain(context)
+        both = stack.prepare(private, context, public, client=0), stack.shadow(private, context, public)
+        return [prepared.surrogate().complete for prepared in both]
+
+    pruning, sums = DualGradientPruning(), SecureAggregation(clients=2)
+    assert complete(pruning) == [True, True]
+    assert complete(pruning, sums) == complete(sums, pruning) == complete(BiDO(), sums) == [False, False]
+    assert complete(Soteria(), sums) == complete(UpdateNoise(), sums) == complete(PixelNoise(), sums) == [True, True]

@@ -12,13 +12,22 @@ from torch.nn import functional as F
 import fedveil.attacks.audit.capture as module
 from fedveil.attacks.audit.capture import capture, client_update, together
 from fedveil.attacks.scoring.victims import VictimBatch
-from fedveil.defense import Defense, DefenseContext, LatentAutoencoder, NoDefense, PixelNoise, TopK, UpdateNoise
+from fedveil.defense import (
+    Defense,
+    DefenseContext,
+    DualGradientPruning,
+    LatentAutoencoder,
+    NoDefense,
+    PixelNoise,
+    TopK,
+    UpdateNoise,
+)
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
-from fedveil.fl.optimizers import Adam
+from fedveil.fl.optimizers import SGD, Adam, LocalOptimizer
 from fedveil.fl.seeding import torch_stream
 from fedveil.fl.training import LocalTraining, load_exchanged, local_update
 
@@ -195,3 +204,29 @@ def test_a_defence_with_modules_has_to_be_prepared(blobs: Blobs) -> None:
     prepared = hooks_of(LATENT, images)
     _, trained = client_update(build_model(SPEC), images, None, defense=prepared)  # type: ignore[arg-type]
     assert not torch.equal(trained, images.floats())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "local_steps", "counts"),
+    [(SGD(), 1, True), (Adam(), 1, False), (SGD(momentum=0.9), 1, False), (Adam(), 2, True)],
+)
+def test_what_a_client_kept_of_steps_of_another_size_does_not_drown_its_victims(
+    optimizer: LocalOptimizer, local_steps: int, counts: bool, blobs: Blobs
+) -> None:
+    batch, weights = victims(blobs(3, 0, side=12)), init_model(SPEC, 1)
+    training, hooks = replace(TRAINING, optimizer=optimizer), hooks_of(DualGradientPruning(), batch.images)
+    kept = local_update(build_model(SPEC), weights, batch.images, hooks, training, torch_stream(0, "a")).memory
+    seen = [
+        capture(
+            build_model(SPEC),
+            weights,
+            batch,
+            hooks,
+            training,
+            local_steps=local_steps,
+            stream=torch_stream(0, "b"),
+            memory=memory,
+        )[0].update.tensors
+        for memory in (kept, None)
+    ]
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in weights) is not counts

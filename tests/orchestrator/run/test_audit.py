@@ -139,6 +139,20 @@ def test_under_secure_aggregation_sums_are_attacked(tmp_path: Path, seen: Seen) 
                 torch.testing.assert_close(tensor, mean)
 
 
+def test_images_are_counted_that_make_no_whole_sum(tmp_path: Path, seen: Seen) -> None:
+    """Three clients with ten images in batches of two: two sums of two batches each, and two images are left."""
+    raw = tiny_experiment(
+        write_bars(tmp_path / "bars.npz"),
+        fl={"rounds": 1},
+        defense={"name": "secure_aggregation", "clients": 2},
+        audit={"rounds": [0], "victims": 10, "batch_size": 2, "attacks": ["baseline"], "chunks": 1},
+    )
+    experiment = check(raw)
+    metrics = Trial(experiment, make_setup(experiment), SerialExecutor()).run().metrics
+    assert sum(len(truth) for truth in seen[0][1]) == 8
+    assert metrics["privacy/left_out_victims"] == 2
+
+
 def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(tmp_path: Path) -> None:
     raw = tiny_experiment(
         write_bars(tmp_path / "bars.npz"),
