@@ -167,7 +167,6 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
             ["list"],
             ["--plugin MODULE", "defenses, attacks,", "model_inversions,", "strategies,", "partitions", "NAME"],
         ),
-        (["init"], ["--data NAME", "npz:FILE", "FILE"]),
         (["sweep"], ["--resume", "--set KEY=VALUE", "--json FILE"]),
         (["report"], ["--uri", "--json FILE", "--html FILE", "experiment"]),
         (["data"], ["list", "get"]),
