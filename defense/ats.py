@@ -43,7 +43,7 @@ class ATS(Defense[tuple[Policy, ...]]):
         length: transformations in a row, at least 1.
         candidates: rows that are tried, at least 1.
         accurate: share of them that is kept for its accuracy, above 0 and at most 1.
-        policies: rows in use, at least 1.
+        policies: rows in use, at least 1, of those that are kept; fewer where candidates are drawn twice.
         scored: public images on which a row is scored, at least 2.
     """
 
@@ -65,6 +65,12 @@ class ATS(Defense[tuple[Policy, ...]]):
         )
         if not 0 < self.accurate <= 1:
             raise SettingError("ats", "accurate", self.accurate, "it has to be above 0 and at most 1")
+        if self.policies > self._kept(self.candidates):
+            rule = f"of {self.candidates} candidates {self._kept(self.candidates)} are kept for their accuracy"
+            raise SettingError("ats", "policies", self.policies, rule)
+
+    def _kept(self, tried: int) -> int:
+        return max(1, round(self.accurate * tried))
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -83,7 +89,7 @@ class ATS(Defense[tuple[Policy, ...]]):
         model = build_model(context.model, seed).to(context.device).eval()
         accuracies = [accuracy_score(model, applied(policy, x)) for policy in tried]
         order = sorted(range(len(tried)), key=lambda at: -accuracies[at])
-        kept = order[: max(1, round(self.accurate * len(tried)))]
+        kept = order[: self._kept(len(tried))]
         start = torch.rand(x.shape, generator=stream).to(x)
         leaks = {at: privacy_score(model, applied(tried[at], x), y, start) for at in kept}
         return tuple(tried[at] for at in sorted(kept, key=lambda at: leaks[at])[: self.policies])

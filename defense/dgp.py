@@ -140,7 +140,9 @@ class DualGradientPruning(Defense[Images | None]):
         for name, tensor in update.tensors.items():
             due = tensor + memory[name] * (self.feedback / scale) if name in memory else tensor
             ranks = due if chosen_by is None else chosen_by[name]
-            sent[name] = between(due, ranks, largest=self.largest, smallest=self.smallest)
+            # What is not finite ranks as largest, and would be kept back for good: the server has to see and refuse it.
+            broken = not due.isfinite().all()
+            sent[name] = due if broken else between(due, ranks, largest=self.largest, smallest=self.smallest)
             if self.feedback:
                 left[name] = (due - sent[name]) * scale
         return replace(update, tensors=sent), left

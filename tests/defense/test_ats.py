@@ -12,6 +12,7 @@ from fedveil.defense import ATS, DefenseContext, TrainedOn
 from fedveil.defense.ats import PLACES, PreparedATS, accuracy_score, privacy_score
 from fedveil.defense.transforms import TRANSFORMS, applied
 from fedveil.fl.data.images import Images
+from fedveil.fl.errors import FedveilError
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -98,3 +99,9 @@ def test_each_image_passes_one_of_the_rows_and_a_finished_model_sees_untouched_o
     surrogate = prepared.surrogate()
     assert surrogate.data is not None
     assert torch.equal(surrogate.data(x, None, stream(2)), shown)
+
+
+def test_more_rows_in_use_than_are_kept_are_refused() -> None:
+    with pytest.raises(FedveilError, match="of 4 candidates 2 are kept for their accuracy"):
+        ATS(candidates=4, accurate=0.5, policies=3)
+    assert ATS(candidates=4, accurate=0.5, policies=2).policies == 2

@@ -312,7 +312,7 @@ QUICK: list[Defense[Any]] = [
     FixedErasing(),
     PixelDropout(),
     InstaHide(),
-    ATS(length=2, candidates=4, scored=3),
+    ATS(length=2, candidates=4, policies=2, scored=3),
     PublicReconstruction(public_steps=2),
     GroupMean(k=5),
     LatentPerturbation(k=5, steps=1, random_networks=1, trained_networks=1),

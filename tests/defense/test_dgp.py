@@ -117,6 +117,13 @@ def test_memory_fits_a_round_of_another_rate_and_a_single_gradient() -> None:
     assert again.tensors["w"].tolist() == [0, 0, -0.5, 0]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_sent_for_the_server_to_refuse(value: float) -> None:
+    broken = gradient(*[1.0] * 39, value)
+    sent, _ = DualGradientPruning().carry(broken, Turn(), stream())
+    assert not sent.tensors["w"].isfinite().all()
+
+
 def test_without_feedback_nothing_is_kept() -> None:
     sent, memory = DualGradientPruning(feedback=0).carry(gradient(3.0, 2.0, 1.0), Turn(), stream())
     assert (sent.tensors["w"].count_nonzero(), memory) == (1, {})

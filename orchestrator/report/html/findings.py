@@ -64,8 +64,9 @@ def finding(row: TrialGroup, undefended: TrialGroup | None, gallery: int | None)
     """
     unknown = _unknown(row)
     if unknown:
-        return Finding(row, Level.UNKNOWN, (unknown, *_utility(row, undefended)))
-    lines = [_image(row), *_identity(row, gallery), *_membership(row), *_class(row), *_utility(row, undefended)]
+        return Finding(row, Level.UNKNOWN, (unknown, *_proved(row), *_utility(row, undefended)))
+    lines = [_image(row), *_identity(row, gallery), *_membership(row), *_class(row)]
+    lines += [*_proved(row), *_utility(row, undefended)]
     return Finding(row, _level(row, gallery), tuple(lines))
 
 
@@ -155,6 +156,19 @@ def _membership(row: TrialGroup) -> list[str]:
     said = (
         "Taking part: an attacker who holds all that a client trained on ranks an image that took part above one that did"
         f" not in {row.metrics[name]:.2f}{interval} of cases; 0.5 is a coin's toss."
+    )
+    return [said]
+
+
+def _proved(row: TrialGroup) -> list[str]:
+    name = "privacy/epsilon"
+    if name not in row.metrics:
+        return []
+    guessed = any(key.endswith(".accountant") and value == "gdp" for key, value in row.params.items())
+    by = "by an approximation that may name too little, and is no proof" if guessed else "by proof"
+    said = (
+        f"Differential privacy: epsilon is {row.metrics[name]:.3g}, {by}, of each image over the whole training and whatever"
+        " the attack. At 0 nothing tells whether an image took part; from about 10 on hardly anything is promised."
     )
     return [said]
 

@@ -130,3 +130,15 @@ def test_each_protection_is_answered_for_once_even_where_no_setting_may_compete(
         row("d", "top_k", 0.9, 0.02, complete=0.0),
     ]
     assert [one.name for one in settings_to_answer_for(rows)] == ["c", "a"]
+
+
+def test_what_is_proved_is_said_even_where_no_attack_ran() -> None:
+    proof = "Differential privacy: epsilon is 7.49, by proof"
+    attacked = finding(setting(privacy__mse=0.03, privacy__epsilon=7.4905), None, None)
+    unknown = finding(setting(privacy__epsilon=7.4905), None, None)
+    assert unknown.level is Level.UNKNOWN
+    assert all(any(line.startswith(proof) for line in found.lines) for found in (attacked, unknown))
+    params = {"defense.name": "dp_sgd", "defense.accountant": "gdp"}
+    (row,) = group_seeds([TrialRow("dp_sgd", "FINISHED", params, {"privacy/epsilon": 2.0})])
+    assert any("epsilon is 2, by an approximation" in line for line in finding(row, None, None).lines)
+    assert not any("epsilon" in line for line in finding(setting(privacy__mse=0.03), None, None).lines)
