@@ -95,7 +95,7 @@ class DPSGD(Defense[None]):
         return update
 
     def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
-        """Return ``epsilon`` at ``delta``, of the client whose images were drawn from the most.
+        """Return ``epsilon``, of the client whose images were drawn from the most, and the ``delta`` at which it holds.
 
         Raises:
             FedveilError: Opacus is not installed, or its accountant finds no epsilon for these settings.
@@ -115,7 +115,7 @@ class DPSGD(Defense[None]):
                     f"defense dp_sgd: accountant {self.accountant} finds no epsilon for strength {self.strength:g} over"
                     f" {exposure.steps} steps that draw {exposure.rate:.3g} of the images ({error}); try rdp"
                 ) from error
-        return {"epsilon": max(spent)}
+        return {"epsilon": max(spent), "delta": self.delta}
 
     def surrogate(self) -> Surrogate:
         """The same mechanism on what a batch sends: what adaptive attackers practise on.

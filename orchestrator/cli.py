@@ -7,6 +7,7 @@ one line per mistake; 130 and 143 Ctrl-C and SIGTERM, after the open runs were c
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with _warnings_as_lines():
                 code: int = arguments.run(arguments, console)
+                sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has had enough; what is left of it goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, KeyboardInterrupt) or interrupts.number is not None:
                 print(f"fedveil: {_stopped(interrupts, arguments, argv)}", file=sys.stderr)

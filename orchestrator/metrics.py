@@ -178,6 +178,7 @@ FINAL: tuple[Metric, ...] = (
     Metric("cost/update_bytes", "that a round's clients send", "min", _SECONDS, objective=True),
     Metric("swept/<key>", "a swept number again, since MLflow keeps params as text"),
     Metric("privacy/epsilon", "of differential privacy of each image, proved of the whole training", "min", _SHARE),
+    Metric("privacy/delta", "at which epsilon holds"),
     Metric("privacy/k", "images that share one, in the smallest group of all clients", "max", "{:.0f}".format),
     Metric(
         "privacy/membership_auc",

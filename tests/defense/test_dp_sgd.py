@@ -173,10 +173,10 @@ def test_epsilon_is_that_of_opacus_step_by_step() -> None:
         accountant.step(noise_multiplier=1.1, sample_rate=0.02)
     busiest = Exposure(rate=0.02, steps=300)
     spent = DPSGD(strength=1.1).guarantee([Exposure(0.02, 10), busiest, busiest, Exposure(0.01, 300), Exposure(0.5, 0)])
-    assert spent == {"epsilon": accountant.get_epsilon(1e-5)}
+    assert spent == {"epsilon": accountant.get_epsilon(1e-5), "delta": 1e-5}
     tighter = PRVAccountant()
     tighter.history = [(1.1, 0.02, 300)]
-    assert DPSGD(strength=1.1, accountant="prv").guarantee([busiest]) == {"epsilon": tighter.get_epsilon(1e-5)}
+    assert DPSGD(strength=1.1, accountant="prv").guarantee([busiest])["epsilon"] == tighter.get_epsilon(1e-5)
     assert tighter.get_epsilon(1e-5) < spent["epsilon"]
 
 
@@ -192,7 +192,7 @@ def test_epsilon_of_the_usual_example() -> None:
 
 
 def test_a_client_that_never_took_part_has_spent_nothing() -> None:
-    assert DPSGD().guarantee([Exposure(0.1, 0)]) == {"epsilon": 0.0}
+    assert DPSGD(delta=1e-6).guarantee([Exposure(0.1, 0)]) == {"epsilon": 0.0, "delta": 1e-6}
 
 
 def test_where_an_accountant_finds_no_epsilon_a_sentence_says_so() -> None:

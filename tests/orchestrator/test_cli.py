@@ -351,3 +351,11 @@ def test_a_dead_server_is_one_line(folder: Path, capsys: pytest.CaptureFixture[s
 def test_ui_of_a_server_is_its_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ui", "--uri", "http://server:5000"]) == 0
     assert capsys.readouterr().out == "MLflow runs at http://server:5000\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m orchestrator schema | head -n 1"
+    found = subprocess.run(
+        ["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert (found.stdout, found.stderr) == ("{\n", "")

@@ -166,9 +166,10 @@ def _proved(row: TrialGroup) -> list[str]:
         return []
     guessed = any(key.endswith(".accountant") and value == "gdp" for key, value in row.params.items())
     by = "by an approximation that may name too little, and is no proof" if guessed else "by proof"
+    at = f" at delta {row.metrics['privacy/delta']:g}" if "privacy/delta" in row.metrics else ""
     said = (
-        f"Differential privacy: epsilon is {row.metrics[name]:.3g}, {by}, of each image over the whole training and whatever"
-        " the attack. At 0 nothing tells whether an image took part; from about 10 on hardly anything is promised."
+        f"Differential privacy: epsilon is {row.metrics[name]:.3g}{at}, {by}, of each image over the whole training and"
+        " whatever the attack. At 0 nothing tells whether an image took part; from about 10 on hardly anything is promised."
     )
     return [said]
 

@@ -139,6 +139,6 @@ def test_what_is_proved_is_said_even_where_no_attack_ran() -> None:
     assert unknown.level is Level.UNKNOWN
     assert all(any(line.startswith(proof) for line in found.lines) for found in (attacked, unknown))
     params = {"defense.name": "dp_sgd", "defense.accountant": "gdp"}
-    (row,) = group_seeds([TrialRow("dp_sgd", "FINISHED", params, {"privacy/epsilon": 2.0})])
-    assert any("epsilon is 2, by an approximation" in line for line in finding(row, None, None).lines)
+    (row,) = group_seeds([TrialRow("dp_sgd", "FINISHED", params, {"privacy/epsilon": 2.0, "privacy/delta": 1e-05})])
+    assert any("epsilon is 2 at delta 1e-05, by an approximation" in line for line in finding(row, None, None).lines)
     assert not any("epsilon" in line for line in finding(setting(privacy__mse=0.03), None, None).lines)
