@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedveil.defense.base import DEFENSES, MOST_STEPS, Defense, DefenseContext, whole
 from fedveil.defense.guard import Guard
 from fedveil.defense.released.controls import check_budget
-from fedveil.defense.released.lpa import two_sides
+from fedveil.defense.released.game import Game
 from fedveil.defense.released.perturbing import as_logits
 from fedveil.defense.released.poisoning import (
     BATCH,
@@ -20,8 +20,6 @@ from fedveil.defense.released.poisoning import (
     Direction,
     Queries,
     Surrogate,
-    alignment,
-    away,
     learn_direction,
     pushed,
 )
@@ -65,26 +63,26 @@ class LabelFlippingPoisoning(Defense[None]):
         Raises:
             FedveilError: a class has a single public image.
         """
-        poison, protected = two_sides("lfp", model, context)
-        stream = context.stream("lfp")
-        surrogate = Surrogate.trained(poison, width=self.width, steps=self.surrogate_steps, stream=stream)
-        goals = away(surrogate, protected)
-        weight = learn_weight(surrogate, poison, steps=self.steps, stream=stream)
+        game = Game.begun("lfp", model, context, width=self.width, steps=self.surrogate_steps)
+        poison, stream = game.poison, game.stream
+        weight = learn_weight(game.surrogate, poison, steps=self.steps, stream=stream)
         with torch.no_grad():
             weights = weight(poison.confidences.float())[:, 0]
         least = float(weights.sort().values[-math.ceil(self.fraction * len(weights))])
         chosen = weights >= least
         network = learn_direction(
-            surrogate, poison.take(chosen), goals, budget=self.strength, keep=False, steps=self.steps, stream=stream
+            game.surrogate,
+            poison.take(chosen),
+            game.goals,
+            budget=self.strength,
+            keep=False,
+            steps=self.steps,
+            stream=stream,
         )
         answers = poison.confidences.clone()
         answers[chosen] = pushed(network, answers[chosen], None, self.strength)
-        told = {
-            "alignment": alignment(surrogate, answers, poison.images, goals),
-            "unmoved_alignment": alignment(surrogate, poison.confidences, poison.images, goals),
-            "output_l1": float((answers - poison.confidences).abs().sum(1).mean()),
-            "flipped": float((answers.argmax(1) != poison.confidences.argmax(1)).double().mean()),
-        }
+        flipped = float((answers.argmax(1) != poison.confidences.argmax(1)).double().mean())
+        told = {**game.told(answers), "flipped": flipped}
         return LabelFlipped(weight.cpu(), network.cpu(), least, self.strength, told)
 
 

@@ -10,17 +10,9 @@ from torch import Tensor, nn
 from fedveil.defense.base import DEFENSES, MOST_STEPS, Defense, DefenseContext, whole
 from fedveil.defense.guard import Guard
 from fedveil.defense.released.controls import check_budget
+from fedveil.defense.released.game import Game
 from fedveil.defense.released.perturbing import as_logits
-from fedveil.defense.released.poisoning import (
-    Direction,
-    Queries,
-    Surrogate,
-    alignment,
-    away,
-    learn_direction,
-    pushed,
-)
-from fedveil.fl.data.splits import halved
+from fedveil.defense.released.poisoning import Direction, learn_direction, pushed
 
 
 @DEFENSES.register("lpa")
@@ -58,20 +50,19 @@ class LabelPreservingPoisoning(Defense[None]):
         Raises:
             FedveilError: a class has a single public image.
         """
-        poison, protected = two_sides("lpa", model, context)
-        stream = context.stream("lpa")
-        surrogate = Surrogate.trained(poison, width=self.width, steps=self.surrogate_steps, stream=stream)
-        goals = away(surrogate, protected)
+        game = Game.begun("lpa", model, context, width=self.width, steps=self.surrogate_steps)
         network = learn_direction(
-            surrogate, poison, goals, budget=self.strength, keep=True, steps=self.steps, stream=stream
+            game.surrogate,
+            game.poison,
+            game.goals,
+            budget=self.strength,
+            keep=True,
+            steps=self.steps,
+            stream=game.stream,
         )
-        answers = pushed(network, poison.confidences, poison.confidences.argmax(1), self.strength)
-        told = {
-            "alignment": alignment(surrogate, answers, poison.images, goals),
-            "unmoved_alignment": alignment(surrogate, poison.confidences, poison.images, goals),
-            "output_l1": float((answers - poison.confidences).abs().sum(1).mean()),
-        }
-        return LabelPreserved(network.cpu(), self.strength, told)
+        asked = game.poison.confidences
+        answers = pushed(network, asked, asked.argmax(1), self.strength)
+        return LabelPreserved(network.cpu(), self.strength, game.told(answers))
 
 
 class LabelPreserved(Guard):
@@ -98,19 +89,3 @@ class LabelPreserved(Guard):
     def diagnostics(self) -> dict[str, float]:
         """Cosine to the goal with and without the perturbation, on public images, and the mean L1 distance."""
         return dict(self._told)
-
-
-def two_sides(defense: str, model: nn.Module, context: DefenseContext) -> tuple[Queries, Queries]:
-    """Ask the model about the public images; return those that stand for an attacker's queries, and the protected ones.
-
-    Args:
-        defense: its name.
-        model: the finished classifier.
-        context: holds the public images.
-
-    Raises:
-        FedveilError: there are too few to cut in two.
-    """
-    halves = halved(context.public, f"defense {defense} (half of data.public_fraction)", context.seed)
-    poison, protected = (Queries.of(model, half, context.device) for half in halves)
-    return poison, protected
