@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "website" / "assets"
 SCHEMA = ROOT / "tune_configs" / "schema.json"
 _SETTINGS = re.compile(r"^<!-- settings: (.+) -->$", re.MULTILINE)
+_OF_SETTINGS = '<div class="settings" markdown>\n\n{}\n\n</div>'
 
 _shown: dict[str, str] = {}
 """By their place on the site, where pages that show files of the repository come from."""
@@ -43,4 +44,4 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     source = _shown.get(page.file.src_uri, f"{DOCS}/{page.file.src_uri}")
     text = with_links(markdown, lambda target: site_link(source, target))
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return _SETTINGS.sub(lambda found: tables(schema, found[1]), text)
+    return _SETTINGS.sub(lambda found: _OF_SETTINGS.format(tables(schema, found[1])), text)

@@ -34,7 +34,7 @@ def _tables() -> Iterator[str]:
         ("Of a trial, after every round", CURVES),
         ("Of a sweep", SUMMARY),
     ):
-        yield from (f"## {title}", "", "| metric | meaning | better | objective |", "| --- | --- | --- | --- |")
+        yield from (f"## {title}", "", "| metric | better | objective | meaning |", "| --- | --- | --- | --- |")
         yield from map(row, metrics)
         yield ""
 
@@ -43,11 +43,11 @@ def row(metric: Metric) -> str:
     """Return a metric's line.
 
     >>> row(Metric("fl/loss", "the clients' mean training loss", "min", objective=True))
-    "| `fl/loss` | the clients' mean training loss | lower | yes |"
+    "| `fl/loss` | lower | yes | the clients' mean training loss |"
     """
     objective = "yes" if metric.objective else ""
     meaning = metric.meaning.replace("<", "&lt;").replace("|", "\\|")
-    return f"| `{metric.name}` | {meaning} | {_DIRECTIONS[metric.better]} | {objective} |"
+    return f"| `{metric.name}` | {_DIRECTIONS[metric.better]} | {objective} | {meaning} |"
 
 
 if __name__ == "__main__":
