@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
+    from fedveil.attacks.diagnosis import Diagnosis as Diagnosis
+    from fedveil.attacks.diagnosis import diagnose as diagnose
     from fedveil.attacks.learned.learning_to_invert import LearningToInvert as LearningToInvert
     from fedveil.attacks.presets.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.presets.denoised import Denoised as Denoised
@@ -71,6 +73,7 @@ __all__ = [
     "Defense",
     "DefenseContext",
     "Denoised",
+    "Diagnosis",
     "FedveilError",
     "GradInversion",
     "Images",
@@ -96,6 +99,7 @@ __all__ = [
     "audit",
     "build_model",
     "client_update",
+    "diagnose",
     "load_data",
     "register_attack",
     "register_data",
@@ -119,6 +123,7 @@ _MODULES = {
     "AuditReport": "attacks.audit.report",
     "DeepLeakage": "attacks.presets.deep_leakage",
     "Defense": "defense.base",
+    "Diagnosis": "attacks.diagnosis",
     "FedveilError": "fl.errors",
     "InverseTraining": "defense.inverse.learnt",
     "InvertingGradients": "attacks.presets.inverting_gradients",
@@ -142,6 +147,7 @@ _MODULES = {
     "Update": "fl.messages:ClientUpdate",
     "audit": "attacks.audit.api",
     "client_update": "attacks.audit.capture",
+    "diagnose": "attacks.diagnosis",
     "load_data": "fl.data",
     "run": "orchestrator.run.api",
     "sweep": "orchestrator.run.api",

@@ -10,18 +10,15 @@ from typing import ClassVar
 import numpy as np
 
 from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
-from fedveil.fl.data.files import open_plain
+from fedveil.fl.data.files import check_members, open_plain
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.search import user_path
 from fedveil.fl.data.source import DataEntry, Source, prefixed
 from fedveil.fl.errors import FedveilError, SettingError
-from fedveil.fl.memory import check_room
 
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL = ("val_images", "val_labels")
 _NAMES = "label_names"
-_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
-"""How a member may be packed; of the other methods `zipfile` inflates a whole block at once, however long that becomes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,11 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
         )
 
     assert archive.zip is not None  # until it is closed
-    _check_members(path, archive.zip, [key for key in (*_REQUIRED, *_VAL, _NAMES) if key in keys])
+    read = [key for key in (*_REQUIRED, *_VAL, _NAMES) if key in keys]
+    wanted = {name for key in read for name in (key, f"{key}.npy")}
+    members = [member for member in archive.zip.infolist() if member.filename in wanted]
+    # Each array is there twice: as read, and as a tensor.
+    check_members(path, members, ", ".join(read), copies=2)
 
     def array(key: str) -> Array:
         try:
@@ -94,20 +95,6 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
         test=SplitArrays(array("test_images"), array("test_labels")),
         label_names=None if names is None else tuple(names.tolist()),
     )
-
-
-def _check_members(path: Path, archive: zipfile.ZipFile, keys: list[str]) -> None:
-    """Refuse what would not go into the memory, by the sizes that the archive claims: `zipfile` reads no further."""
-    wanted = {name for key in keys for name in (key, f"{key}.npy")}
-    members = [member for member in archive.infolist() if member.filename in wanted]
-    for member in members:
-        if member.compress_type not in _METHODS:
-            raise FedveilError(
-                f"{path}: {member.filename} is packed by method {member.compress_type}; allowed: stored or deflated, as"
-                " np.savez and np.savez_compressed write"
-            )
-    # Each array is there twice: as read, and as a tensor.
-    check_room(2 * sum(member.file_size for member in members), f"{path}: reading {', '.join(keys)}")
 
 
 def image_data(
