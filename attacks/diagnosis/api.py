@@ -11,11 +11,13 @@ from torch import nn
 from fedveil.attacks.audit.inputs import Updates
 from fedveil.attacks.audit.observed import batch_size_of, sent_weights
 from fedveil.attacks.diagnosis import counting, last_layer, network, values
+from fedveil.attacks.diagnosis.batch_norm import batch_norm
 from fedveil.attacks.diagnosis.evidence import Evidence, read_sent
 from fedveil.attacks.diagnosis.finding import Diagnosis, Finding, Outlook
 from fedveil.attacks.diagnosis.shapes import likely_shape
 from fedveil.attacks.engine.attackable import count_classes
 from fedveil.attacks.target.model import Mode, target_model
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 
 EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
@@ -28,7 +30,7 @@ EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     last_layer.scale,
     last_layer.labels,
     network.steps,
-    network.batch_norm,
+    batch_norm,
     network.randomness,
     network.attackable,
     network.brightness,
@@ -72,7 +74,7 @@ def diagnose(
     Raises:
         FedveilError: the model takes no such images, or names and shapes of the update are not its.
     """
-    model = network.module_of(model)
+    model = _module(model)
     size = batch_size_of([], None, None, batch_size)
     shape = likely_shape(model, mode) if image_shape is None else image_shape
     target = target_model(model, image_shape=shape, classes=0, mode=mode, normalize=normalize)
@@ -107,3 +109,16 @@ def _kind(evidence: Evidence) -> Finding:
         f"{sum(t.numel() for t in update.tensors.values())} numbers in {len(update.tensors)} tensors",
         "fv.Update.gradient(...) and fv.Update.delta(...) say it" if guessed else "",
     )
+
+
+def _module(model: object) -> nn.Module:
+    """Return a model that is one.
+
+    Raises:
+        FedveilError: it is none, or has no parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise FedveilError(f"model: expected an nn.Module with the weights that the server sent, got {model!r:.80}")
+    if not any(True for _ in model.parameters()):
+        raise FedveilError(f"model: {type(model).__name__} has no parameters")
+    return model

@@ -16,8 +16,6 @@ from fedveil.fl.errors import FedveilError
 
 RANK = 1e-6
 """Singular values below this part of the largest are rounding, for float32."""
-MANY = 8
-"""Images of a batch from which a search mostly shows blends. No law but a choice: where that begins the network decides."""
 MOST = 4096
 """Rows or columns of which a rank is computed."""
 
@@ -25,7 +23,7 @@ MOST = 4096
 def batch(evidence: Evidence) -> Iterator[Finding]:
     """Images that one sum hides."""
     size = evidence.batch_size
-    if size > MANY:
+    if size > 1:
         yield Finding(
             "batch",
             Outlook.HINDERS,

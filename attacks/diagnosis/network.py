@@ -6,9 +6,8 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedveil.attacks.diagnosis.evidence import Evidence
@@ -47,51 +46,6 @@ def attackable(evidence: Evidence) -> Iterator[Finding]:
     else:
         yield Finding(
             "network", Outlook.NEUTRAL, "its slopes jump (ReLU or pooling)", "signed steps come furthest: modern"
-        )
-
-
-def batch_norm(evidence: Evidence) -> Iterator[Finding]:
-    """How the client's BatchNorm ran, and whether the update holds what it saw."""
-    layers = {name: part for name, part in evidence.model.named_modules() if isinstance(part, _BatchNorm)}
-    if not layers:
-        return
-    stems = [f"{name}.running_{what}" for name in layers for what in ("mean", "var")]
-    sent = [evidence.sent.buffers[stem] for stem in stems if stem in evidence.sent.buffers]
-    moved = any(bool(change.any()) for change in sent)
-    train = evidence.target.mode == "train"
-    count = f"{len(layers)} layers"
-    if sent and moved != train:
-        ran, said = ("train", "eval") if moved else ("eval", "train")
-        yield Finding(
-            "BatchNorm",
-            Outlook.HINDERS,
-            f"{count}; their running statistics {'moved' if moved else 'did not move'}, so the client ran in {ran} mode",
-            f"attacks in {said} mode compute other gradients than the client did",
-            f"say mode={ran!r}",
-        )
-    elif not train:
-        yield Finding(
-            "BatchNorm",
-            Outlook.HELPS,
-            f"{count}, by the running statistics (mode eval)",
-            "the server has these, and images do not touch each other",
-            "" if sent else "if the client trained in train mode, say so: the gradients are others",
-        )
-    elif sent:
-        yield Finding(
-            "BatchNorm",
-            Outlook.HELPS,
-            f"{count}, and the change of their running statistics is in the update",
-            "it holds mean and variance of the batch's own features (Yin et al. 2021)",
-            "pass them as fv.Update.delta(..., buffers=) and try gradinversion",
-        )
-    else:
-        yield Finding(
-            "BatchNorm",
-            Outlook.HINDERS,
-            f"{count}, by the batch's own statistics (mode train), which are not in the update",
-            "attacks have to find them with the images (Huang et al. 2021 find that this protects)",
-            "if the client ran in eval mode say mode='eval'; if it sends its buffers pass them",
         )
 
 
@@ -187,16 +141,3 @@ def _gradient(evidence: Evidence, x: Tensor) -> Tensor:
     loss = F.cross_entropy(evidence.target.logits(weights, x), torch.zeros(1, dtype=torch.int64))
     parts = torch.autograd.grad(loss, [weights[name] for name in names], materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
-
-
-def module_of(model: object) -> nn.Module:
-    """Return a model that is one.
-
-    Raises:
-        FedveilError: it is none, or has no parameters.
-    """
-    if not isinstance(model, nn.Module):
-        raise FedveilError(f"model: expected an nn.Module with the weights that the server sent, got {model!r:.80}")
-    if not any(True for _ in model.parameters()):
-        raise FedveilError(f"model: {type(model).__name__} has no parameters")
-    return model

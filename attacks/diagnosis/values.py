@@ -24,6 +24,9 @@ VERY_COARSE = 16
 """Those that 4 bits tell apart: fewer leave hardly more than signs."""
 FAINT = 1e-4
 """Share of the gradient's norm in the first layer, below which a distance over the whole update hardly sees it."""
+HEAVY = 0.5
+"""Share of the numbers from which on their lack hinders: an image came back exactly without the first layer, which held 2 % of
+them. What the last layer's lack costs is said of the labels."""
 SHOWN = 3
 
 
@@ -50,7 +53,7 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
     found = (
         f"{len(lacking)} of {len(parameters)} parameters are not in it ({_some(lacking)}), {share:.0%} of the numbers"
     )
-    if trained:
+    if trained and share > HEAVY:
         yield Finding(
             "parameters",
             Outlook.HINDERS,
@@ -59,7 +62,8 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
             "if the client froze or kept them that is how it is; otherwise send them",
         )
     else:
-        yield Finding("parameters", Outlook.NEUTRAL, found, "the model has them frozen, so clients send none")
+        why = "what is left tells as much" if trained else "the model has them frozen, so clients send none"
+        yield Finding("parameters", Outlook.NEUTRAL, found, why)
 
 
 def zero(evidence: Evidence) -> Iterator[Finding]:

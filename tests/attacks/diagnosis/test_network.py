@@ -40,7 +40,6 @@ def trained(model: nn.Module, *, steps: int = 1, train: bool = True) -> list[Ten
 
 
 def gradient(model: nn.Module) -> dict[str, Tensor]:
-    loss = F.cross_entropy(copy.deepcopy(model)(X), Y)
     twin = copy.deepcopy(model)
     loss = F.cross_entropy(twin(X), Y)
     return {
@@ -59,11 +58,29 @@ def test_buffers_tell_how_batch_norm_ran(look: Look, ran: str, said: str) -> Non
         assert (found.outlook, found.advice) == (Outlook.HINDERS, f"say mode={ran!r}")
 
 
-def test_batch_norm_without_buffers(look: Look) -> None:
-    model = plain(nn.BatchNorm2d(4))
-    update = fv.Update.gradient(gradient(model.train()))
-    assert look(model, update, image_shape=SHAPE, batch_size=4)["BatchNorm"].outlook is Outlook.HINDERS
-    assert look(model, update, image_shape=SHAPE, batch_size=4, mode="eval")["BatchNorm"].outlook is Outlook.HELPS
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ran", ["train", "eval"])
+@pytest.mark.parametrize("said", ["train", "eval"])
+def test_without_buffers_a_right_angle_tells_how_it_ran(look: Look, ran: str, said: str, bias: bool) -> None:
+    model = plain(nn.BatchNorm2d(4), bias=bias)
+    update = fv.Update.gradient(gradient(model.train(ran == "train")))
+    found = look(model, update, image_shape=SHAPE, batch_size=4, mode=said)["BatchNorm"]
+    if ran != said:
+        assert (found.outlook, found.advice) == (Outlook.HINDERS, f"say mode={ran!r}")
+    elif said == "train":
+        assert (found.outlook, found.advice) == (Outlook.HINDERS, "if the client sends its buffers pass them")
+    else:
+        assert (found.outlook, found.advice) == (Outlook.HELPS, "")
+
+
+def test_nothing_tells_how_batch_norm_ran(look: Look) -> None:
+    behind = plain(nn.ReLU(), nn.BatchNorm2d(4))  # of rectified numbers: no weights are before it
+    noisy = plain(nn.BatchNorm2d(4))
+    stream = torch_stream(0, "noise")
+    for model, size in ((behind, 0.0), (noisy, 0.01)):
+        update = {n: g + size * torch.randn(g.shape, generator=stream) for n, g in gradient(model).items()}
+        found = look(model, fv.Update.gradient(update), image_shape=SHAPE, batch_size=4)["BatchNorm"]
+        assert found.advice == "if the client sends its buffers pass them; if it ran in eval mode say mode='eval'"
     assert "BatchNorm" not in look(plain(), gradient(plain()), image_shape=SHAPE, batch_size=4)
 
 

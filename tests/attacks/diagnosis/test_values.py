@@ -81,9 +81,12 @@ def test_a_missing_layer_hinders_unless_the_model_has_it_frozen(look: Look) -> N
     assert found.outlook is Outlook.HINDERS
     # (64 * 64 + 64) / (64 * 64 + 64 + 4 * 64 + 4) = 4160 / 4420 = 94 %
     assert found.found == "2 of 4 parameters are not in it (1.weight, 1.bias), 94% of the numbers"
+    small = {name: tensor for name, tensor in noise(model).items() if not name.startswith("3.")}
+    assert look(model, fv.Update.gradient(small), image_shape=SHAPE)["parameters"].outlook is Outlook.NEUTRAL
     for parameter in model[1].parameters():  # type: ignore[index]
         parameter.requires_grad_(False)
-    assert look(model, fv.Update.gradient(update), image_shape=SHAPE)["parameters"].outlook is Outlook.NEUTRAL
+    frozen = look(model, fv.Update.gradient(update), image_shape=SHAPE)["parameters"]
+    assert (frozen.outlook, frozen.meaning[:27]) == (Outlook.NEUTRAL, "the model has them frozen, ")
     assert "parameters" not in look(model, fv.Update.gradient(noise(model)), image_shape=SHAPE)
 
 
