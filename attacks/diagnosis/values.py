@@ -25,7 +25,7 @@ VERY_COARSE = 16
 FAINT = 1e-4
 """Share of the gradient's norm in the first layer, below which a distance over the whole update hardly sees it."""
 HEAVY = 0.5
-"""Share of the numbers from which on their lack hinders: an image came back exactly without the first layer, which held 2 % of
+"""Share of the numbers from which on their lack hinders: an image came back exactly without the first layer and its 2 % of
 them. What the last layer's lack costs is said of the labels."""
 SHOWN = 3
 
