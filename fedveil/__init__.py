@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedveil.attacks.audit.api import audit as audit
     from fedveil.attacks.audit.capture import client_update as client_update
     from fedveil.attacks.audit.report import AuditReport as AuditReport
+    from fedveil.attacks.audit.weights import update_between as update_between
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
@@ -108,6 +109,7 @@ __all__ = [
     "register_strategy",
     "run",
     "sweep",
+    "update_between",
 ]
 
 _MODULES = {
@@ -151,6 +153,7 @@ _MODULES = {
     "load_data": "fl.data",
     "run": "orchestrator.run.api",
     "sweep": "orchestrator.run.api",
+    "update_between": "attacks.audit.weights",
 }
 """Where each name is found: a module of this package, and the name there after a colon where it is another."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedveil.attacks.audit.inputs import Updates, names_in_order
+from fedveil.attacks.audit.weights import update_between
 from fedveil.attacks.diagnosis import Diagnosis, Finding, Outlook, diagnose
 from fedveil.attacks.target.model import Mode, first_line
 from fedveil.fl.errors import FedveilError, brief
@@ -136,26 +136,18 @@ def _update(model: nn.Module, files: UpdateFiles) -> Updates:
         raise FedveilError("--learning-rate and --local-steps are of a weight change: say --kind delta, or weights")
     if files.kind is None:
         return tensors
-    named = _named(model, tensors)
     if files.kind == "gradient":
-        return ClientUpdate.gradient(named)
+        return ClientUpdate.gradient(_named(model, tensors))
+    steps = 1 if files.local_steps is None else files.local_steps
     if files.kind == "weights":
-        named = _change(model, named)
-    parameters = {name for name, _ in model.named_parameters()}
+        return update_between(model, tensors, learning_rate=files.learning_rate, local_steps=steps)
+    named, parameters = _named(model, tensors), dict(model.named_parameters())
     return ClientUpdate.delta(
         {name: tensor for name, tensor in named.items() if name in parameters},
         learning_rate=files.learning_rate,
-        local_steps=1 if files.local_steps is None else files.local_steps,
+        local_steps=steps,
         buffers={name: tensor for name, tensor in named.items() if name not in parameters},
     )
-
-
-def _change(model: nn.Module, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    before = model.state_dict()
-    for name, tensor in after.items():
-        if name not in before or tensor.shape != before[name].shape:
-            raise FedveilError(f"update: the model has no {name} of shape {tuple(tensor.shape)}")
-    return {name: tensor - before[name].to("cpu") for name, tensor in after.items()}
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> int:

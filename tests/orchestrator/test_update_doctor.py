@@ -150,4 +150,4 @@ def test_weights_of_another_model(model: nn.Module, tell: Tell) -> None:
     assert "5.bias" in err
     torch.save({"1.weight": torch.ones(2)}, "wrong.pt")
     code, _, err = tell("--update", "wrong.pt", "--kind", "weights", "--model", "doctor_net:Net")
-    assert (code, err) == (2, "fedveil: update: the model has no 1.weight of shape (2,)\n")
+    assert (code, err) == (2, "fedveil: weights: the model has no 1.weight of shape (2,)\n")
