@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ADAPTERS = ROOT / "examples" / "adapters"
 REQUIRED = os.environ.get("FEDVEIL_PEERS") == "required"
 """Where the registry is known to be within reach, as in CI, a missing environment is a fault."""
-UNREACHED = re.compile(r"dns error|error sending request|failed to fetch|timed out|connect", re.IGNORECASE)
+UNREACHED = re.compile(r"error sending request|dns error|timed out|connect error", re.IGNORECASE)
 LONGEST = 600
 """Seconds after which a simulation hangs."""
 
@@ -31,7 +31,7 @@ def environment(peer: str) -> Path:
     )
     if made.returncode:
         if UNREACHED.search(made.stderr) and not REQUIRED:
-            pytest.skip(f"the package registry is out of reach: {made.stderr.strip().splitlines()[-1]}")
+            pytest.skip(f"the package registry is out of reach: {made.stderr.strip().splitlines()[0]}")
         pytest.fail(f"the environment cannot be made:\n{made.stderr}")
     return ROOT / f".venv-{peer}-adapter" / "bin" / "python"
 
