@@ -65,8 +65,19 @@ def read_plain(path: Path) -> bytes:
 
 
 @contextmanager
+def quiet_pictures() -> Iterator[None]:
+    """Leave out Pillow's warnings of damaged metadata, and of sizes that `open_picture` refuses, in all threads.
+
+    It is for the thread that starts the others: each that changed the filters by itself would put back another's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open an image file of one of `FORMATS`; its pixels are not read yet.
+    """Open an image file of one of `FORMATS`; its pixels are not read yet. `quiet_pictures` keeps Pillow from warning.
 
     Raises:
         FedveilError: see `open_plain`; or it is damaged or of another format, there or in the block; or it has more pixels
@@ -74,11 +85,9 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     """
     with open_plain(path) as file:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of damaged metadata, and of what is refused below
-                with Image.open(file, formats=FORMATS) as image:
-                    _check_pixels(path, image)
-                    yield image
+            with Image.open(file, formats=FORMATS) as image:
+                _check_pixels(path, image)
+                yield image
         except FedveilError:
             raise
         except Exception as error:  # Pillow's readers each raise their own
