@@ -51,7 +51,8 @@ def batch_norm(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HELPS,
             f"{count}, and the change of their running statistics is in the update",
             "it holds mean and variance of the batch's own features (Yin et al. 2021)",
-            "pass them as fv.Update.delta(..., buffers=) and try gradinversion",
+            "try gradinversion"
+            + (", and pass them as fv.Update.delta(..., buffers=)" if evidence.sent.guessed else ""),
         )
     else:
         yield Finding(
