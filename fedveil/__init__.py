@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from fedveil.attacks.audit.api import audit as audit
     from fedveil.attacks.audit.capture import client_update as client_update
     from fedveil.attacks.audit.report import AuditReport as AuditReport
+    from fedveil.attacks.audit.weights import update_between as update_between
     from fedveil.attacks.base import Attack as Attack
     from fedveil.attacks.base import Knowledge as Knowledge
     from fedveil.attacks.base import Observation as Observation
+    from fedveil.attacks.diagnosis import Diagnosis as Diagnosis
+    from fedveil.attacks.diagnosis import diagnose as diagnose
     from fedveil.attacks.learned.learning_to_invert import LearningToInvert as LearningToInvert
     from fedveil.attacks.presets.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.presets.denoised import Denoised as Denoised
@@ -71,6 +74,7 @@ __all__ = [
     "Defense",
     "DefenseContext",
     "Denoised",
+    "Diagnosis",
     "FedveilError",
     "GradInversion",
     "Images",
@@ -96,6 +100,7 @@ __all__ = [
     "audit",
     "build_model",
     "client_update",
+    "diagnose",
     "load_data",
     "register_attack",
     "register_data",
@@ -104,6 +109,7 @@ __all__ = [
     "register_strategy",
     "run",
     "sweep",
+    "update_between",
 ]
 
 _MODULES = {
@@ -119,6 +125,7 @@ _MODULES = {
     "AuditReport": "attacks.audit.report",
     "DeepLeakage": "attacks.presets.deep_leakage",
     "Defense": "defense.base",
+    "Diagnosis": "attacks.diagnosis",
     "FedveilError": "fl.errors",
     "InverseTraining": "defense.inverse.learnt",
     "InvertingGradients": "attacks.presets.inverting_gradients",
@@ -142,9 +149,11 @@ _MODULES = {
     "Update": "fl.messages:ClientUpdate",
     "audit": "attacks.audit.api",
     "client_update": "attacks.audit.capture",
+    "diagnose": "attacks.diagnosis",
     "load_data": "fl.data",
     "run": "orchestrator.run.api",
     "sweep": "orchestrator.run.api",
+    "update_between": "attacks.audit.weights",
 }
 """Where each name is found: a module of this package, and the name there after a colon where it is another."""
 

@@ -1,4 +1,4 @@
-"""A small disk cache for trained weights, so that the trials of a sweep do not train the same public module again."""
+"""A small disk cache for trained weights and pictures made small, so that the trials of a sweep do not make them again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedveil.fl.data.images import Images
 from fedveil.fl.sealed import read_sealed, write_sealed
+
+if TYPE_CHECKING:  # sources of images keep what they read here
+    from fedveil.fl.data.images import Images
 
 State = dict[str, Tensor]
 

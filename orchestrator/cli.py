@@ -24,6 +24,8 @@ from fedveil.orchestrator import commands
 from fedveil.orchestrator.cluster.connection import offline_environment
 from fedveil.orchestrator.interrupts import Interrupts
 
+KINDS = ("gradient", "delta", "weights")
+"""What a file may hold: the mean gradient, the weights' change, or the weights after training."""
 LISTED = ("defenses", "attacks", "model_inversions", "models", "data", "strategies", "optimizers", "partitions")
 
 
@@ -149,8 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_plugins(schema)
     schema.set_defaults(run=commands.schema)
 
-    doctor = verbs.add_parser("doctor", help="check this machine: versions, devices, data, MLflow, Ray, disk")
+    doctor = verbs.add_parser(
+        "doctor", help="check this machine (versions, devices, data, MLflow, Ray, disk), or what an update gives away"
+    )
     doctor.add_argument("--uri", help="as for report")
+    _add_update(doctor)
     doctor.set_defaults(run=commands.check)
 
     ui = verbs.add_parser("ui", help="open the MLflow user interface on the local record")
@@ -179,6 +184,23 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     _add_plugins(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write parameters and metrics to FILE as well")
     parser.add_argument("--ray", metavar="ADDRESS", help="Ray cluster; default RAY_ADDRESS, else one of its own here")
+
+
+def _add_update(parser: argparse.ArgumentParser) -> None:
+    of = parser.add_argument_group(
+        "of an update", "why an inversion is likely to fail or to succeed, without attacking"
+    )
+    of.add_argument(
+        "--update", type=Path, metavar="FILE", help="what a client sent: .npz, or .pt as torch.save writes it"
+    )
+    of.add_argument("--model", metavar="MODULE:NAME", help="nn.Module, or what makes one; ./net.py:Net works too")
+    of.add_argument("--weights", type=Path, metavar="FILE", help="that the server sent; default as the model is made")
+    of.add_argument("--kind", choices=KINDS, help="of the update; default by its looks")
+    of.add_argument("--learning-rate", type=float, metavar="RATE", help="the client's, of delta and weights")
+    of.add_argument("--local-steps", type=int, metavar="N", help="the client's, of delta and weights; default 1")
+    of.add_argument("--batch-size", type=int, metavar="N", help="images behind the update; default 1")
+    of.add_argument("--image-shape", metavar="CxHxW", help="3x32x32 for example; default a usual one that fits")
+    of.add_argument("--mode", choices=("train", "eval"), help="how BatchNorm and dropout ran; default train")
 
 
 def _add_plugins(parser: argparse.ArgumentParser) -> None:

@@ -205,7 +205,12 @@ def schema(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def check(arguments: argparse.Namespace, console: Console) -> int:
-    """Examine this machine."""
+    """Examine this machine, or an update."""
+    if arguments.update is not None:
+        return _check_update(arguments, console)
+    for option in ("model", "weights", "kind", "learning_rate", "local_steps", "batch_size", "image_shape", "mode"):
+        if getattr(arguments, option) is not None:
+            raise FedveilError(f"--{option.replace('_', '-')}: this is of an update; name that too (--update FILE)")
     from fedveil.orchestrator.doctor import Level, examine
 
     worst = Level.OK
@@ -213,6 +218,23 @@ def check(arguments: argparse.Namespace, console: Console) -> int:
         console.print(finding.line(), soft_wrap=True)
         worst = max(worst, finding.level)
     return 1 if worst is Level.FAIL else 0
+
+
+def _check_update(arguments: argparse.Namespace, console: Console) -> int:
+    from fedveil.orchestrator.update_doctor import UpdateFiles, examine, print_diagnosis
+
+    files = UpdateFiles(
+        update=arguments.update,
+        model=arguments.model,
+        weights=arguments.weights,
+        kind=arguments.kind,
+        learning_rate=arguments.learning_rate,
+        local_steps=arguments.local_steps,
+    )
+    diagnosis = examine(
+        files, image_shape=arguments.image_shape, batch_size=arguments.batch_size, mode=arguments.mode or "train"
+    )
+    return print_diagnosis(diagnosis, console)
 
 
 def _uri(given: str | None) -> str:

@@ -32,7 +32,12 @@ def test_an_example_runs_and_leaves_its_figure(
 
 
 def test_there_is_an_example_for_each_way_in() -> None:
-    assert [path.stem for path in EXAMPLES] == ["audit_flower_update", "audit_own_defense", "audit_own_gradient"]
+    assert [path.stem for path in EXAMPLES] == [
+        "audit_flower_update",
+        "audit_opacus_update",
+        "audit_own_defense",
+        "audit_own_gradient",
+    ]
     for path in EXAMPLES:
         used = [line for line in path.read_text().splitlines() if "fedveil" in line and "import" in line]
         assert used == ["import fedveil as fv"]

@@ -34,7 +34,7 @@ from fedveil.attacks.audit.updates import Attacker, audit_updates
 from fedveil.attacks.base import Attack, AttackerPreparation
 from fedveil.attacks.engine.attackable import check_attackable, count_classes
 from fedveil.attacks.labels import recover_labels
-from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery, Scorer, build_scorer
+from fedveil.attacks.scoring import Gallery, Scorer, build_scorer, small_note
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.attacks.target.model import Mode, TargetModel, target_model
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, Stateless, TrainedOn
@@ -159,10 +159,8 @@ def audit(
             "no auxiliary images were given: adaptive attacks, the baseline and the judge of classes are left out"
         )
     if victims is not None:
-        if min(target.image_shape[1:]) < SMALLEST_SIDE:
-            raise FedveilError(
-                f"images: at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px are needed for scores (SSIM's window)"
-            )
+        if (note := small_note(target.image_shape)) is not None:
+            notes.append(note)
         victims = with_draws(victims, trained_images, fit, 1 + len(repeats))
     seen_as = {"observations": 1 + len(repeats), "local_steps": updates[0].local_steps}
     context = None if held is None else _context(held, target, place, derive_seed(seed, "attacker"), cache)

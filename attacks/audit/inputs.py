@@ -46,7 +46,7 @@ def as_floats(what: str, images: Any) -> Tensor:
     """
     if isinstance(images, Images):
         return images.floats()
-    given = _tensor(what, images)
+    given = as_tensor(what, images)
     pixels = given[:, None] if given.ndim == 3 else given
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise FedveilError(f"{what}: expected (n, C, H, W) or (n, H, W), got {tuple(given.shape)}")
@@ -82,7 +82,7 @@ def as_labels(what: str, labels: Any, count: int, *, classes: int | None = None)
     Raises:
         FedveilError: naming ``what``: there are more or fewer, or one is not a class.
     """
-    given = _tensor(what, labels)
+    given = as_tensor(what, labels)
     flat = given.reshape(-1) if given.ndim == 2 and given.shape[1] == 1 else given
     if flat.shape != (count,) or flat.is_floating_point():
         raise FedveilError(f"{what}: expected {count} whole numbers, got {tuple(given.shape)} {given.dtype}")
@@ -126,13 +126,17 @@ def _as_update(model: nn.Module, given: Any) -> ClientUpdate:
             )
         return ClientUpdate.gradient(tensors)
     if isinstance(given, list | tuple):
-        tensors, _ = _parameters(model, dict(zip(_names(model, len(given)), given, strict=True)))
+        tensors, _ = _parameters(model, dict(zip(names_in_order(model, len(given)), given, strict=True)))
         return ClientUpdate.delta(_change(model, tensors))
     raise FedveilError(f"update: expected an fv.Update, a dict or a list of arrays, got {type(given).__name__}")
 
 
-def _names(model: nn.Module, count: int) -> Iterable[str]:
-    """The names of a list of arrays, by how many there are: a state_dict, all parameters, or those that are trained."""
+def names_in_order(model: nn.Module, count: int) -> Iterable[str]:
+    """Return the names of a list of arrays, by how many there are: a state_dict, all parameters, or those that are trained.
+
+    Raises:
+        FedveilError: it is none of them.
+    """
     orders = {
         "state_dict": list(model.state_dict()),
         "parameters": [name for name, _ in model.named_parameters()],
@@ -154,7 +158,7 @@ def _parameters(model: nn.Module, given: Mapping[str, Any]) -> tuple[dict[str, T
         raise FedveilError(
             f"update: the model has no parameter {strangers[0]!r}; it has {', '.join(list(known)[:4])}, ..."
         )
-    tensors = {name: _tensor(f"update: {name}", given[name]).float() for name in known if name in given}
+    tensors = {name: as_tensor(f"update: {name}", given[name]).float() for name in known if name in given}
     if not tensors:
         raise FedveilError(f"update: it holds none of the model's parameters {', '.join(list(known)[:4])}, ...")
     for name, tensor in tensors.items():
@@ -194,8 +198,12 @@ def _size(tensors: Mapping[str, Tensor], *, minus: nn.Module | None = None) -> f
     return float(torch.stack([part.double().square().sum() for part in parts]).sum().sqrt())
 
 
-def _tensor(what: str, value: Any) -> Tensor:
-    """Return ``value`` as a detached tensor on the CPU."""
+def as_tensor(what: str, value: Any) -> Tensor:
+    """Return ``value`` as a detached tensor on the CPU.
+
+    Raises:
+        FedveilError: naming ``what``: it holds no numbers.
+    """
     try:
         tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
         return tensor.cpu()

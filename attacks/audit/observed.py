@@ -40,7 +40,7 @@ def observations_of(
             number of local steps than the first.
     """
     told = [None] * len(updates) if labels is None else labels.split(size)
-    weights = _sent(model)
+    weights = sent_weights(model)
 
     def observed(sent: Sequence[ClientUpdate], weights: Weights) -> list[Observation]:
         return [
@@ -55,7 +55,7 @@ def observations_of(
         at, then, sent = model, weights, given
         if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], nn.Module):
             at, sent = given
-            then = _sent(at)
+            then = sent_weights(at)
         if {n: w.shape for n, w in then.items()} != {n: w.shape for n, w in weights.items()}:
             raise FedveilError(f"repeats: the model of repeat {number} has other parameters than the first one")
         again = as_updates(at, sent)
@@ -74,7 +74,8 @@ def observations_of(
     return [replace(first, repeats=tuple(others)) for first, *others in zip(*times, strict=True)]
 
 
-def _sent(model: nn.Module) -> Weights:
+def sent_weights(model: nn.Module) -> Weights:
+    """Return what the server sent: a copy of the model's parameters and floating-point buffers by name, on the CPU."""
     return {name: weight.float().cpu().clone() for name, weight in exchanged(model).items()}
 
 

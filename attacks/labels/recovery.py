@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.seeding import torch_stream
 
+Rule = Literal["idlg", "simulated", "geng", "llg"]
+"""How labels are read; see `recover_labels`."""
 SIZES = tuple(10 ** (exponent / 8) for exponent in range(-32, 1))
 """Of an update, as parts of what it would be undefended or at a learning rate of 1: from 1e-4 to 1."""
 USUAL = -1.5
@@ -114,6 +117,20 @@ def likeliest_rate(
     return head.likeliest_rate(update).learning_rate
 
 
+def label_rule(update: ClientUpdate, *, batch_size: int, target: TargetModel, weights: Mapping[str, Tensor]) -> Rule:
+    """Return by which rule `recover_labels` reads the labels of an update, without auxiliary images.
+
+    Raises:
+        FedveilError: see `recover_labels`.
+    """
+    target = replace(target, module=on_device(target.module, torch.device("cpu")))
+    layer = find_last_layer(target)
+    gradient = last_gradient(update, layer)
+    if batch_size == 1:
+        return "idlg"
+    return _Head.of(update, batch_size, target, weights, layer, None, None).rule(gradient)
+
+
 @dataclass(frozen=True, eq=False)
 class _Head:
     """All that counting takes beside the size of the gradient.
@@ -169,10 +186,19 @@ class _Head:
         shown = None if inputs is None or weight is None else StandIns(inputs, labels, shares)
         return cls(layer, batch_size, weight, bias, shown, torch.cat([one.probabilities for one in seen]))
 
+    def rule(self, gradient: LastGradient) -> Rule:
+        """Return by which rule labels of several images are counted."""
+        if self.stand_ins is not None and self.weight is not None:
+            return "simulated"
+        return "geng" if gradient.bias is not None and self.probabilities is not None else "llg"
+
     def counts(self, update: ClientUpdate) -> tuple[Tensor, float]:
         """The likeliest (k,) counts, and -2 log of their probability, up to a constant; NaN where no rule gives one."""
         gradient = last_gradient(update, self.layer)
-        if self.stand_ins is not None and self.weight is not None:
+        rule = self.rule(gradient)
+        if rule == "simulated":
+            assert self.stand_ins is not None
+            assert self.weight is not None
             return simulated(
                 gradient,
                 self.stand_ins,
@@ -181,7 +207,9 @@ class _Head:
                 learning_rate=update.learning_rate,
                 batch_size=self.batch_size,
             )
-        if gradient.bias is not None and self.probabilities is not None:
+        if rule == "geng":
+            assert gradient.bias is not None
+            assert self.probabilities is not None
             return geng(gradient.bias, self.probabilities, self.batch_size), math.nan
         return llg(gradient.rows, self.batch_size), math.nan
 

@@ -5,7 +5,7 @@ from fedveil.attacks.scoring.gallery import Gallery
 from fedveil.attacks.scoring.judge import Judge, train_judge
 from fedveil.attacks.scoring.matching import in_order, match
 from fedveil.attacks.scoring.measures import METRICS, PrivacyMetric
-from fedveil.attacks.scoring.metrics import MAX_PSNR, SMALLEST_SIDE, mse, psnr, ssim
+from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, small_note, ssim
 from fedveil.attacks.scoring.quality import JudgeQuality
 from fedveil.attacks.scoring.scorer import Scorer, build_scorer
 from fedveil.attacks.scoring.statistics import (
@@ -27,7 +27,6 @@ __all__ = [
     "BASELINE_ATTACK",
     "MAX_PSNR",
     "METRICS",
-    "SMALLEST_SIDE",
     "ClassMeanGuess",
     "Gallery",
     "Interval",
@@ -47,6 +46,7 @@ __all__ = [
     "paired_difference_of",
     "per_victim",
     "psnr",
+    "small_note",
     "ssim",
     "summarise",
     "train_judge",

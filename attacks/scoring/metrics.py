@@ -66,15 +66,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", Eq. 13:
     Gaussian window 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, averaged over the windows that
-    lie inside the image and then over channels.
+    lie inside the image and then over channels. Where a side is shorter than the window each pixel is repeated, along both
+    sides equally often, until the window fits: the paper has no rule for these.
 
     Raises:
-        FedveilError: as for `mse`, or an image side is shorter than the window.
+        FedveilError: as for `mse`.
     """
     _check_pair(a, b)
+    repeats = -(-SMALLEST_SIDE // min(a.shape[2:]))
+    if repeats > 1:
+        a, b = (x.repeat_interleave(repeats, dim=2).repeat_interleave(repeats, dim=3) for x in (a, b))
     n, _, height, width = a.shape
-    if min(height, width) < SMALLEST_SIDE:
-        raise FedveilError(f"ssim: needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} px, got {height}x{width}")
     # Around mid-grey: variances do not change, and E[x^2] - E[x]^2 loses fewer float32 digits.
     x, y = a - 0.5, b - 0.5
     maps = torch.stack([x, y, x * x, y * y, x * y]).reshape(-1, 1, height, width)
@@ -86,6 +88,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     structure = (2 * covariance + _K2**2) / (variance_a + variance_b + _K2**2)
     similarity: Tensor = luminance * structure
     return similarity.mean(1)  # channels have equally many windows: one mean is the mean of means
+
+
+def small_note(shape: tuple[int, int, int]) -> str | None:
+    """Return what has to be said of the scores of (C, H, W) images that are smaller than SSIM's window, else None."""
+    _, height, width = shape
+    if min(height, width) >= SMALLEST_SIDE:
+        return None
+    return f"images of {height}x{width} px: SSIM's window takes {SMALLEST_SIDE}, so it is measured on repeated pixels"
 
 
 def _blur(maps: Tensor) -> Tensor:

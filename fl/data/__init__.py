@@ -12,12 +12,13 @@ from pathlib import Path
 
 from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
 from fedveil.fl.data.files import state_of
+from fedveil.fl.data.fitting import DEFAULT, Fit
 from fedveil.fl.data.images import ImageData, Images
 from fedveil.fl.data.search import search_folders
 from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
 from fedveil.fl.data.splits import TrainSplit, pooled, split_train
 from fedveil.fl.data.subsets import limited
-from fedveil.fl.errors import unknown_name
+from fedveil.fl.errors import SettingError, unknown_name
 
 __all__ = [
     "DataEntry",
@@ -39,7 +40,13 @@ _SOURCES = (folder, medmnist, mni152, npz, torchvision)
 
 
 def load_data(
-    name: str, *, size: int | None = None, limit: int | None = None, pool: bool = False, seed: int = 0
+    name: str,
+    *,
+    size: int | None = None,
+    limit: int | None = None,
+    pool: bool = False,
+    seed: int = 0,
+    fit: Fit | None = None,
 ) -> ImageData:
     """Load a data set by name, downloading it into ``data/cache`` if no search folder has it.
 
@@ -58,21 +65,23 @@ def load_data(
         limit: keep at most so many images of each split, stratified by class; None for all.
         pool: draw the splits anew from all images (see `pooled`), before ``limit``.
         seed: decides which images ``limit`` keeps, the splits of ``pool``, and those of a ``folder:`` without any.
+        fit: how pictures of ``folder:`` and ``npz:`` become squares of ``size``: ``pad`` (all of the picture on black; the
+            default), ``resize`` (all of it, drawn out) or ``crop`` (its centred square).
 
     Raises:
-        FedveilError: the name, the size or the limit is not allowed, or the files are missing, damaged or
+        FedveilError: the name, the size, the limit or the fit is not allowed, or the files are missing, damaged or
             malformed.
     """
-    places = [file for place in _source(name).entry().found for file in (place, *sorted(place.rglob("*")))]
-    return _loaded(name, size, limit, pool, seed, tuple(map(state_of, places)))
+    places = [file for place in _source(name, fit).entry().found for file in (place, *sorted(place.rglob("*")))]
+    return _loaded(name, size, limit, pool, seed, fit, tuple(map(state_of, places)))
 
 
 @lru_cache(maxsize=4)
 def _loaded(
-    name: str, size: int | None, limit: int | None, pool: bool, seed: int, files: tuple[object, ...]
+    name: str, size: int | None, limit: int | None, pool: bool, seed: int, fit: Fit | None, files: tuple[object, ...]
 ) -> ImageData:
     """Load as `load_data` does; other ``files`` are another call."""
-    data = _read(name, size, seed if _source(name).seeded else 0, files)
+    data = _read(name, size, seed if _source(name).seeded else 0, fit, files)
     if pool:
         data = pooled(data, seed)
     if limit is None:
@@ -86,9 +95,9 @@ def _loaded(
 
 
 @lru_cache(maxsize=2)
-def _read(name: str, size: int | None, seed: int, files: tuple[object, ...]) -> ImageData:
+def _read(name: str, size: int | None, seed: int, fit: Fit | None, files: tuple[object, ...]) -> ImageData:
     """Return what the source has, which most read once for all seeds."""
-    return _source(name).load(size=size, seed=seed)
+    return _source(name, fit).load(size=size, seed=seed)
 
 
 def available() -> list[DataEntry]:
@@ -96,7 +105,7 @@ def available() -> list[DataEntry]:
     entries = [named[name].entry() for name in named]
     used = {path.name for entry in entries for path in entry.found}
     loose = sorted({path.name for place in search_folders() for path in place.glob("*.npz")} - used)
-    return entries + [prefixed["npz"](name).entry() for name in loose]
+    return entries + [prefixed["npz"](name, DEFAULT).entry() for name in loose]
 
 
 def entry_of(name: str) -> DataEntry:
@@ -118,10 +127,12 @@ def fetch(name: str, *, size: int | None = None) -> Path:
     return _source(name).fetch(size=size)
 
 
-def _source(name: str) -> Source:
+def _source(name: str, fit: Fit | None = None) -> Source:
     prefix, colon, path = name.partition(":")
     if colon and path and prefix in prefixed:
-        return prefixed[prefix](path)
+        return prefixed[prefix](path, DEFAULT if fit is None else fit)
     if name not in named:
         raise unknown_name("data set", name, [*named, *(f"{kind}:PATH" for kind in prefixed)])
+    if fit is not None:
+        raise SettingError(name, "fit", fit, f"it is for {' and '.join(f'{kind}:' for kind in prefixed)} alone")
     return named[name]

@@ -109,12 +109,18 @@ def checked_data(
     for split, images in parts:
         if len(images) and int(images.labels.max()) >= count:
             worst = int(images.labels.max())
-            raise FedveilError(f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}")
+            hint = "; labels seem to count from 1" if worst == count and int(images.labels.min()) == 1 else ""
+            raise FedveilError(
+                f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}{hint}"
+            )
     seen = set(train.labels.tolist())
     if len(seen) < count:
         first = next(label for label in range(count) if label not in seen)
         title = "" if classes is None else f" ({classes[first]})"
-        raise FedveilError(f"{where}: class {first}{title} has no training image; allowed: at least one per class")
+        hint = "; labels seem to count from 1, and have to from 0" if min(seen) == 1 else ""
+        raise FedveilError(
+            f"{where}: class {first}{title} has no training image{hint}; allowed: at least one per class"
+        )
     if count < 2:
         raise FedveilError(f"{where}: there is one class only; allowed: at least two")
     return ImageData(

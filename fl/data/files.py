@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,9 @@ from fedveil.fl.memory import check_room
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for. It looks at the content and not at the name, and knows formats that run programs: an
 EPS goes to Ghostscript."""
+
+_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""How a member may be packed; of the other methods `zipfile` inflates a whole block at once, however long that becomes."""
 
 
 FileState = tuple[Path, int, int]
@@ -61,8 +65,19 @@ def read_plain(path: Path) -> bytes:
 
 
 @contextmanager
+def quiet_pictures() -> Iterator[None]:
+    """Leave out Pillow's warnings of damaged metadata, and of sizes that `open_picture` refuses, in all threads.
+
+    It is for the thread that starts the others: each that changed the filters by itself would put back another's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open an image file of one of `FORMATS`; its pixels are not read yet.
+    """Open an image file of one of `FORMATS`; its pixels are not read yet. `quiet_pictures` keeps Pillow from warning.
 
     Raises:
         FedveilError: see `open_plain`; or it is damaged or of another format, there or in the block; or it has more pixels
@@ -70,11 +85,9 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     """
     with open_plain(path) as file:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of damaged metadata, and of what is refused below
-                with Image.open(file, formats=FORMATS) as image:
-                    _check_pixels(path, image)
-                    yield image
+            with Image.open(file, formats=FORMATS) as image:
+                _check_pixels(path, image)
+                yield image
         except FedveilError:
             raise
         except Exception as error:  # Pillow's readers each raise their own
@@ -90,3 +103,24 @@ def _check_pixels(path: Path, image: Image.Image) -> None:
         raise FedveilError(
             f"{path}: an image of {image.width}x{image.height} = {pixels} pixels; allowed: at most {most}"
         )
+
+
+def check_members(path: Path, members: Sequence[zipfile.ZipInfo], what: str, *, copies: int = 1) -> None:
+    """Refuse members of an archive that would not go into the memory, by the sizes that it claims: none reads further.
+
+    Args:
+        path: the archive, for messages.
+        members: those that are to be read.
+        what: they are, for messages.
+        copies: of each that are in the memory at once.
+
+    Raises:
+        FedveilError: they are too large, or packed by a method that may become so.
+    """
+    for member in members:
+        if member.compress_type not in _METHODS:
+            raise FedveilError(
+                f"{path}: {member.filename} is packed by method {member.compress_type}; allowed: stored or deflated, as"
+                " np.savez and np.savez_compressed write"
+            )
+    check_room(copies * sum(member.file_size for member in members), f"{path}: reading {what}")

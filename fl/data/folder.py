@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from fedveil.fl.data.checks import SplitArrays, checked_data, checked_images
-from fedveil.fl.data.files import FileState, open_picture, state_of
+from fedveil.fl.data.files import state_of
+from fedveil.fl.data.fitting import DEFAULT, Fit, check_fit
 from fedveil.fl.data.images import ImageData, Images
+from fedveil.fl.data.pictures import read_pictures
 from fedveil.fl.data.search import user_path
-from fedveil.fl.data.source import DataEntry, Source, prefixed
+from fedveil.fl.data.source import DataEntry, Source, caution, prefixed
 from fedveil.fl.errors import FedveilError, SettingError
-from fedveil.fl.memory import check_room
 from fedveil.fl.seeding import numpy_stream
 
-Pixels = NDArray[np.uint8]
-
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_GREY_MODES = frozenset({"1", "L", "LA"})
-_COLOUR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 _DEFAULT_SIZE = 64
 _TEST_SHARE = 0.2
 _VAL_SHARE = 0.1
@@ -53,15 +46,22 @@ class FolderSource(Source):
 
     Either ``PATH/train/CLASS/*``, ``PATH/test/CLASS/*`` and perhaps ``PATH/val/CLASS/*``, or
     ``PATH/CLASS/*``, which is split 70/10/20 within each class by the seed. Classes are numbered in the order
-    of their names. Images are cropped to a centred square and resized; they stay grey if all are grey.
+    of their names. Images become squares of one size and 8 bits (`fedveil.fl.data.pictures`), which `ImageData.notes` say;
+    they stay grey if all are grey.
 
     Args:
         path: absolute, or relative to the working folder or to a search folder.
+        fit: how pictures become squares.
+
+    Raises:
+        SettingError: there is no such ``fit``.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fit: Fit = DEFAULT) -> None:
         self.path = path
         self.name = f"folder:{path}"
+        check_fit(fit, self.name)
+        self.fit: Fit = fit
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""
@@ -88,11 +88,11 @@ class FolderSource(Source):
         except OSError as error:
             raise FedveilError(f"{error.filename}: this folder cannot be read ({error.strerror})") from error
         paths = sorted({file.path for file in (*splits.train, *splits.val, *splits.test)})
-        whole = _read_all(tuple(map(state_of, paths)), chosen, self.name)
+        pictures = read_pictures(tuple(map(state_of, paths)), chosen, self.fit, self.name)
         rows = {path: row for row, path in enumerate(paths)}
 
         def part(files: tuple[LabelledFile, ...], split: str) -> Images:
-            pixels = whole[[rows[file.path] for file in files]]
+            pixels = pictures.pixels[[rows[file.path] for file in files]]
             labels = np.array([file.label for file in files], np.int64)
             return checked_images(SplitArrays(pixels, labels), where=str(root), split=split)
 
@@ -104,6 +104,7 @@ class FolderSource(Source):
             test=part(splits.test, "test"),
             classes=classes,
             published=False,
+            notes=tuple(map(caution, pictures.notes)),
         )
 
 
@@ -156,31 +157,3 @@ def _drawn_splits(root: Path, classes: tuple[str, ...], seed: int) -> FileSplits
         val += shuffled[tests : tests + vals]
         train += shuffled[tests + vals :]
     return FileSplits(tuple(train), tuple(val), tuple(test))
-
-
-@lru_cache(maxsize=1)  # another seed splits the same images otherwise
-def _read_all(files: tuple[FileState, ...], size: int, name: str) -> Pixels:
-    """Return the images, (n, size, size) if all are grey, else (n, size, size, 3)."""
-    grey = all(_is_grey(path) for path, *_ in files)
-    shape = (len(files), size, size) if grey else (len(files), size, size, 3)
-    # Here, in the splits, and in the tensors that are made of these.
-    check_room(3 * math.prod(shape), f"{name}: reading {len(files)} images of {size}x{size} px")
-    pixels = np.empty(shape, np.uint8)
-    for row, (path, *_) in enumerate(files):
-        pixels[row] = _read(path, size, grey)
-    return pixels
-
-
-def _is_grey(path: Path) -> bool:
-    with open_picture(path) as image:
-        mode = image.mode
-    # Pillow would clip 16-bit and floating-point pixels to a byte without a word.
-    if mode not in _GREY_MODES and mode not in _COLOUR_MODES:
-        raise FedveilError(f"{path}: the pixels are of Pillow's mode {mode}; allowed: 8 bits a channel")
-    return mode in _GREY_MODES
-
-
-def _read(path: Path, size: int, grey: bool) -> Pixels:
-    with open_picture(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), np.uint8)

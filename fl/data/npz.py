@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
-from fedveil.fl.data.files import open_plain
+from fedveil.fl.data.conversion import as_pictures
+from fedveil.fl.data.files import check_members, open_plain
+from fedveil.fl.data.fitting import DEFAULT, Fit, check_fit, fit_note, fitted_arrays
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.data.search import user_path
-from fedveil.fl.data.source import DataEntry, Source, prefixed
+from fedveil.fl.data.source import DataEntry, Source, caution, prefixed
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.memory import check_room
 
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL = ("val_images", "val_labels")
 _NAMES = "label_names"
-_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
-"""How a member may be packed; of the other methods `zipfile` inflates a whole block at once, however long that becomes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
         )
 
     assert archive.zip is not None  # until it is closed
-    _check_members(path, archive.zip, [key for key in (*_REQUIRED, *_VAL, _NAMES) if key in keys])
+    read = [key for key in (*_REQUIRED, *_VAL, _NAMES) if key in keys]
+    wanted = {name for key in read for name in (key, f"{key}.npy")}
+    members = [member for member in archive.zip.infolist() if member.filename in wanted]
+    # Each array is there twice: as read, and as a tensor.
+    check_members(path, members, ", ".join(read), copies=2)
 
     def array(key: str) -> Array:
         try:
@@ -94,20 +99,6 @@ def _arrays(path: Path, archive: np.lib.npyio.NpzFile) -> NpzArrays:
         test=SplitArrays(array("test_images"), array("test_labels")),
         label_names=None if names is None else tuple(names.tolist()),
     )
-
-
-def _check_members(path: Path, archive: zipfile.ZipFile, keys: list[str]) -> None:
-    """Refuse what would not go into the memory, by the sizes that the archive claims: `zipfile` reads no further."""
-    wanted = {name for key in keys for name in (key, f"{key}.npy")}
-    members = [member for member in archive.infolist() if member.filename in wanted]
-    for member in members:
-        if member.compress_type not in _METHODS:
-            raise FedveilError(
-                f"{path}: {member.filename} is packed by method {member.compress_type}; allowed: stored or deflated, as"
-                " np.savez and np.savez_compressed write"
-            )
-    # Each array is there twice: as read, and as a tensor.
-    check_room(2 * sum(member.file_size for member in members), f"{path}: reading {', '.join(keys)}")
 
 
 def image_data(
@@ -137,20 +128,25 @@ def image_data(
 class NpzSource(Source):
     """The user's own archive.
 
-    Keys: ``train_images`` and ``test_images`` (n, H, W) or (n, H, W, 3) uint8, ``train_labels`` and
-        ``test_labels``
-    (n,) or (n, 1) integers; optional: ``val_images`` with ``val_labels``, and ``label_names`` (classes,)
-    text.
+    Keys: ``train_images`` and ``test_images`` (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, and ``train_labels`` and
+    ``test_labels`` (n,) or (n, 1) integers; optional: ``val_images`` with ``val_labels``, and ``label_names`` (classes,)
+    text. Images are bytes, or are made so (`fedveil.fl.data.conversion`), which `ImageData.notes` say.
 
     Args:
         path: absolute, or relative to the working folder or to a search folder.
+        fit: how pictures become squares, where a ``size`` is asked for that they do not have.
+
+    Raises:
+        SettingError: there is no such ``fit``.
     """
 
     seeded: ClassVar[bool] = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fit: Fit = DEFAULT) -> None:
         self.path = path
         self.name = f"npz:{path}"
+        check_fit(fit, self.name)
+        self.fit: Fit = fit
 
     def entry(self) -> DataEntry:
         """See `Source.entry`."""
@@ -165,11 +161,61 @@ class NpzSource(Source):
         )
 
     def load(self, *, size: int | None, seed: int) -> ImageData:
-        """See `Source.load`. Images keep the size that they have in the file."""
+        """See `Source.load`. Images keep the size that they have in the file, if no other is asked for."""
         path = user_path(self.path, what=self.name)
-        arrays = read_npz(path)
-        data = image_data(arrays, name=self.name, where=str(path), classes=arrays.label_names, published=False)
-        if size is not None and data.train.shape[1:] != (size, size):
-            height, width = data.train.shape[1:]
-            raise SettingError(self.name, "size", size, f"allowed: the file's own {height}x{width}")
-        return data
+        if size is not None and size < 1:
+            raise SettingError(self.name, "size", size, "allowed: 1 and above")
+        arrays, notes = _converted(read_npz(path), str(path))
+        if size is not None:
+            arrays, more = _sized(arrays, size, self.fit, str(path))
+            notes += more
+        return image_data(
+            arrays,
+            name=self.name,
+            where=str(path),
+            classes=arrays.label_names,
+            published=False,
+            notes=tuple(map(caution, notes)),
+        )
+
+
+def _splits(arrays: NpzArrays) -> dict[str, Array]:
+    parts = {"train": arrays.train, "val": arrays.val, "test": arrays.test}
+    return {f"{split}_images": part.pixels for split, part in parts.items() if part is not None}
+
+
+def _with(arrays: NpzArrays, images: Mapping[str, Array]) -> NpzArrays:
+    """The same with other images, by the names of `_splits`."""
+    val = None if arrays.val is None else replace(arrays.val, pixels=images["val_images"])
+    train, test = (
+        replace(part, pixels=images[key])
+        for part, key in ((arrays.train, "train_images"), (arrays.test, "test_images"))
+    )
+    return replace(arrays, train=train, val=val, test=test)
+
+
+def _converted(arrays: NpzArrays, where: str) -> tuple[NpzArrays, tuple[str, ...]]:
+    found, notes = as_pictures(_splits(arrays), where)
+    return _with(arrays, found), notes
+
+
+def _sized(arrays: NpzArrays, size: int, fit: Fit, where: str) -> tuple[NpzArrays, tuple[str, ...]]:
+    """Return the images at ``size`` px a side, and what was done, if they are not so already."""
+    parts = _splits(arrays)
+    if not all(map(_well_shaped, parts.values())):
+        return arrays, ()  # `checked_images` says what is wrong with the images as they are
+    sides = dict.fromkeys(part.shape[1:3] for part in parts.values())
+    if list(sides) == [(size, size)]:
+        return arrays, ()
+    count = sum(map(len, parts.values()))
+    check_room(3 * size * size * count, f"{where}: images of {size}x{size} px")
+    had = " and ".join(f"{height}x{width}" for height, width in sides)
+    notes = [f"{where}: images of {had} px were scaled to {size}x{size}"]
+    odd = sum(len(part) for part in parts.values() if part.shape[1] != part.shape[2])
+    if odd:
+        notes.append(fit_note(where, odd, count, fit))
+    return _with(arrays, {name: fitted_arrays(part, size, fit) for name, part in parts.items()}), tuple(notes)
+
+
+def _well_shaped(pixels: Array) -> bool:
+    return pixels.ndim in (3, 4) and 0 not in pixels.shape[1:] and pixels.shape[3:] in ((), (1,), (3,))

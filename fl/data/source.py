@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from fedveil.fl.data.fitting import Fit
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.errors import FedveilError, FedveilWarning, SettingError
 from fedveil.fl.registry import Registry
@@ -100,8 +101,8 @@ class Source(ABC):
 named: Registry[Source] = Registry("data set")
 """Sources by their whole name."""
 
-prefixed: Registry[Callable[[str], Source]] = Registry("kind of data")
-"""Source constructors by prefix; they are given what follows the colon."""
+prefixed: Registry[Callable[[str, Fit], Source]] = Registry("kind of data")
+"""Source constructors by prefix; they are given what follows the colon, and how pictures become squares."""
 
 
 def register_data(name: str) -> Callable[[Registered], Registered]:

@@ -18,6 +18,7 @@ FIXED = {
     "seeds": "all trials are repeated with the same, so that they compare",
     "data": "one sweep, one data set: errors on two data sets do not compare",
     "data.name": "one sweep, one data set: errors on two data sets do not compare",
+    "data.fit": "one sweep, one data set: errors on two data sets do not compare",
     "data.pool": "one sweep, one data set: errors on two data sets do not compare",
     "tracking": "a sweep has one record",
     "runs_dir": "a sweep has one folder",

@@ -22,6 +22,8 @@ class DataSection(Section):
     Attributes:
         name: see ``fedveil data list``; also ``npz:PATH`` and ``folder:PATH``.
         size: pixels per side; None for the source's default.
+        fit: how pictures of ``folder:`` and ``npz:`` become squares of that size: ``pad`` (the whole picture, on black),
+            ``resize`` (the whole picture, drawn out) or ``crop`` (its centred square). None is ``pad`` there.
         limit: at most so many training images (and test images), for quick runs.
         pool: train, validation and test images are pooled and split anew, where the data set's own splits differ.
         public_fraction: share of train that server and clients train on together; it belongs to no client.
@@ -34,6 +36,7 @@ class DataSection(Section):
 
     name: str = "mni152"
     size: int | None = Field(default=None, ge=8, le=512)
+    fit: Literal["pad", "resize", "crop"] | None = None
     limit: int | None = Field(default=None, ge=10, le=MOST)
     pool: bool = False
     public_fraction: float = Field(default=0.05, gt=0, lt=1)

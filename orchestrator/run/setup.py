@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from fedveil.attacks.scoring import SMALLEST_SIDE, Gallery
+from fedveil.attacks.scoring import Gallery, small_note
 from fedveil.attacks.scoring.victims import VictimBatch, draw_victims
 from fedveil.fl.augmentation import augment
 from fedveil.fl.data import ImageData, Images, load_data, split_train
@@ -79,18 +79,21 @@ def make_setup(experiment: Experiment) -> Setup:
     """
     settings, audit, seed = experiment.data, experiment.audit, experiment.seed
     with _named("data", "name"):
-        data = load_data(settings.name, size=settings.size, limit=settings.limit, pool=settings.pool, seed=seed)
+        data = load_data(
+            settings.name,
+            size=settings.size,
+            limit=settings.limit,
+            pool=settings.pool,
+            seed=seed,
+            fit=settings.fit,
+        )
     others = None
     if settings.private_classes is not None:
         data, others = with_classes(data, settings.private_classes)
     if len(data.test) == 0:
         raise FedveilError(f"data.name: {brief(settings.name)} has no test images, so utility cannot be measured")
-    sides = data.train.shape[1:]
-    if min(sides) < SMALLEST_SIDE:
-        raise FedveilError(
-            f"data.name: {brief(settings.name)} has images of {sides[0]}x{sides[1]} px; at least"
-            f" {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed to score reconstructions (SSIM's window)"
-        )
+    if (note := small_note(data.train.shape)) is not None:
+        data = replace(data, notes=(*data.notes, note))
     own_views = experiment.references.augmentation
     if own_views is not None and (experiment.references.measure or experiment.fl.start == "public"):
         with _named("references.augmentation"):

@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fedveil.attacks.scoring.matching import match
-from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, ssim
+from fedveil.attacks.scoring.metrics import MAX_PSNR, mse, psnr, small_note, ssim
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.seeding import numpy_stream, torch_stream
 
@@ -76,9 +76,14 @@ def test_ssim_uses_data_range_one_whatever_the_images_span() -> None:
     assert ssim(a, b).item() == pytest.approx(0.6001 / 0.6101, abs=1e-5)
 
 
-def test_ssim_refuses_images_smaller_than_its_window() -> None:
-    with pytest.raises(FedveilError, match="at least 11x11 px, got 10x32"):
-        ssim(images(1, 1, 10, 32), images(1, 1, 10, 32))
+def test_ssim_of_images_smaller_than_its_window_is_that_of_repeated_pixels() -> None:
+    a, b = images(2, 1, 5, 32), images(2, 1, 5, 32).flip(0)
+    # Three times 5 are the first 11 or more.
+    large_a, large_b = (x.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3) for x in (a, b))
+    assert torch.equal(ssim(a, b), ssim(large_a, large_b))
+    assert ssim(a, a).tolist() == pytest.approx([1.0, 1.0])
+    assert small_note((1, 5, 32)) == "images of 5x32 px: SSIM's window takes 11, so it is measured on repeated pixels"
+    assert small_note((1, 11, 32)) is None
 
 
 @pytest.mark.parametrize("metric", [mse, ssim, match])

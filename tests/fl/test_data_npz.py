@@ -72,9 +72,70 @@ def test_the_limit_holds_for_every_split(tmp_path: Path) -> None:
     assert sorted(data.train.labels.tolist()) == sorted(data.test.labels.tolist()) == [0, 1, 2]
 
 
-def test_the_size_is_the_files_own(tmp_path: Path) -> None:
-    with pytest.raises(FedveilError, match=r"size is 28; allowed: the file's own 4x5"):
-        load_data(saved(tmp_path), size=28)
+@pytest.mark.filterwarnings("ignore::fedveil.fl.errors.FedveilWarning")
+@pytest.mark.parametrize(
+    ("fit", "rows"),
+    [
+        # A picture of 4x5 in 5x5: a black row is put below or above, the four rows are drawn out, or a column is lost.
+        ("pad", [1, 1, 1, 1, 0]),
+        ("resize", [1, 1, 1, 1, 1]),
+        ("crop", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_another_size_is_scaled_to_and_said(tmp_path: Path, fit: Any, rows: list[int]) -> None:
+    white = {f"{split}_images": np.full((n, 4, 5), 255, np.uint8) for split, n in (("train", 6), ("test", 4))}
+    data = load_data(saved(tmp_path, **white), size=5, fit=fit)
+    assert data.train.shape == data.test.shape == (1, 5, 5)
+    assert sorted((data.train.pixels[0, 0].float().mean(dim=1) / 255).tolist(), reverse=True) == rows
+    where = str(tmp_path / "mine.npz")
+    assert data.notes[0] == f"{where}: images of 4x5 px were scaled to 5x5"
+    assert data.notes[1].startswith(f"{where}: 10 of 10 pictures are no squares and ")
+    assert f"(data.fit: {fit}; " in data.notes[1]
+
+
+def test_the_files_own_size_is_left_alone(tmp_path: Path) -> None:
+    square = {
+        f"{split}_images": np.arange(n * 16, dtype=np.uint8).reshape(n, 4, 4)
+        for split, n in (("train", 6), ("test", 4))
+    }
+    data = load_data(saved(tmp_path, **square), size=4)
+    assert data.notes == ()
+    assert data.train.pixels[1, 0].flatten().tolist() == list(range(16, 32))
+    with pytest.raises(FedveilError, match="size is 0; allowed: 1 and above"):
+        load_data(saved(tmp_path), size=0)
+
+
+@pytest.mark.filterwarnings("ignore::fedveil.fl.errors.FedveilWarning")
+def test_splits_of_two_sizes_become_one(tmp_path: Path) -> None:
+    data = load_data(saved(tmp_path, test_images=np.zeros((4, 8, 8), np.uint8)), size=6)
+    assert data.test.shape == data.train.shape == (1, 6, 6)
+    assert data.notes[0].endswith("images of 4x5 and 8x8 px were scaled to 6x6")
+    assert "6 of 10 pictures" in data.notes[1]
+
+
+@pytest.mark.parametrize("name", ["mni152", "npz"])
+def test_a_fit_that_is_not(tmp_path: Path, name: str) -> None:
+    given, fit, message = {
+        "mni152": ("mni152", "pad", "mni152: fit is pad; it is for folder: and npz: alone"),
+        "npz": (saved(tmp_path), "cut", "fit is cut; allowed: pad, resize, crop"),
+    }[name]
+    with pytest.raises(FedveilError, match=message):
+        load_data(given, fit=fit)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::fedveil.fl.errors.FedveilWarning")
+def test_floats_with_channels_first_are_converted_and_said(tmp_path: Path) -> None:
+    train = np.zeros((6, 3, 4, 5), np.float32)
+    train[2, 1, 3, 4] = 0.2
+    data = load_data(saved(tmp_path, train_images=train, test_images=np.ones((4, 3, 4, 5))))
+    assert data.train.shape == (3, 4, 5)
+    assert data.train.pixels[2, 1, 3, 4].item() == 51
+    assert int(data.train.pixels.count_nonzero()) == 1
+    assert (data.test.pixels == 255).all()
+    assert data.notes == (
+        f"{tmp_path / 'mine.npz'}: channels stood first, (n, C, H, W), and were moved to the end",
+        f"{tmp_path / 'mine.npz'}: pixels were float32, float64; 0 became 0 and 1 became 255",
+    )
 
 
 def test_found_by_name_in_a_search_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +312,14 @@ def test_a_pickle_as_member_is_not_unpickled(tmp_path: Path) -> None:
             r"test_labels missing; expected train_images, .*; found test_images, train_images, ",
         ),
         ({"val_images": np.zeros((1, 4, 5), np.uint8)}, "val_labels missing"),
-        ({"train_images": np.zeros((6, 4, 5))}, "train_images: the dtype is float64; allowed: uint8"),
+        (
+            {"train_images": np.zeros((6, 4, 5))},
+            "the splits are of float64, uint8; whole numbers and fractions",
+        ),
+        ({"train_images": np.zeros((6, 4, 5), complex), "test_images": np.zeros((4, 4, 5), complex)}, "complex128"),
         ({"train_images": np.zeros((6, 20), np.uint8)}, r"train_images: the shape is \(6, 20\)"),
-        ({"train_images": np.zeros((6, 3, 4, 5), np.uint8)}, r"train_images: the shape is \(6, 3, 4, 5\)"),
+        ({"train_images": np.zeros((6, 3, 4, 5), np.uint8)}, "channels stand first in some splits and last in others"),
+        ({"train_images": np.zeros((6, 7, 4, 5), np.uint8)}, r"train_images: the shape is \(6, 7, 4, 5\)"),
         ({"train_images": np.zeros((6, 0, 5), np.uint8)}, r"train_images: the shape is \(6, 0, 5\)"),
         ({"test_images": np.zeros((4, 5, 5), np.uint8)}, r"of test is \(1, 5, 5\), of train \(1, 4, 5\)"),
         ({"train_labels": np.zeros(6)}, "train_labels: the dtype is float64; allowed: integers"),
@@ -266,6 +332,17 @@ def test_a_pickle_as_member_is_not_unpickled(tmp_path: Path) -> None:
         ),
         ({"train_labels": np.array([0, 1, 3, 0, 1, 3])}, "class 2 has no training image"),
         ({"train_labels": np.array([0, 1, 2**62, 0, 1, 2])}, "class 3 has no training image"),
+        (
+            {"train_labels": np.array([1, 2, 3] * 2)},
+            "class 0 has no training image; labels seem to count from 1, and have",
+        ),
+        (
+            {
+                "label_names": np.array(["a", "b", "c"]),
+                "train_labels": np.array([1, 2, 3] * 2),
+            },
+            "the label 3 is out of range; allowed: 0 to 2; labels seem to count from 1$",
+        ),
         ({"train_labels": np.zeros(6, int), "test_labels": np.zeros(4, int)}, "one class only"),
         ({"label_names": np.array(["a", "b"])}, "train_labels: the label 2 is out of range; allowed: 0 to 1"),
         ({"label_names": np.array(["a", "b", "c", "d"])}, r"class 3 \(d\) has no training image"),

@@ -172,7 +172,7 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
         (["data"], ["list", "get"]),
         (["data", "list"], ["usage"]),
         (["data", "get"], ["--size", "name"]),
-        (["doctor"], ["--uri"]),
+        (["doctor"], ["--uri", "--update FILE", "--model MODULE:NAME", "--weights FILE", "{gradient,delta,weights}"]),
         (["ui"], ["--uri", "--port", "--no-browser"]),
     ],
 )

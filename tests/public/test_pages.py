@@ -144,6 +144,8 @@ def _try(words: list[str], files: set[str], where: str) -> None:
         submitted = words[words.index("--") + 1 :]
         assert submitted[:3] == ["python", "-m", "orchestrator"], where
         _parse(submitted[3:], files, where)
+    elif program == "sh" or (program == "python" and words[1].startswith("examples/")):
+        assert (ROOT / words[1]).is_file(), where
     elif program.startswith("python"):
         module = words[2] if words[1] == "-m" else None
         assert find_spec(module) if module else words[1] in files, where

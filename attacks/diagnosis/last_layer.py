@@ -1,0 +1,176 @@
+"""What the last layer's gradient tells: whether the loss is the one that attacks take it for, its scale, and the labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedveil.attacks.diagnosis.evidence import Evidence
+from fedveil.attacks.diagnosis.finding import Finding, Outlook
+from fedveil.attacks.labels import label_rule, likeliest_rate, recover_labels
+from fedveil.attacks.labels.last_layer import LastGradient, LastLayer
+from fedveil.fl.errors import FedveilError
+from fedveil.fl.messages import UpdateKind
+
+LAWFUL = 1e-6
+"""Share of energy by which float32 sums may miss the law of `Evidence.remainder`; half precision misses it by more."""
+DROWNED = 0.5
+"""Share of the last layer's energy that is none of a gradient, from which on the rest is hard to see."""
+LARGEST = 1.001
+"""Mean error mass per image; 1 is the limit for a mean over the batch."""
+SURE = 1e-3
+"""Mean error mass per image below which the network has nothing left to learn from these images."""
+SIGN = 1e-6
+"""Part of the largest entry below which an entry has no sign."""
+RULES = {
+    "idlg": "the sign",
+    "simulated": "simulated training of the layer",
+    "geng": "the bias and a guessed softmax",
+    "llg": "its sizes alone",
+}
+LOPSIDED = 2
+"""So many classes pushed up for each pushed down make a wrong sign likelier than a large batch."""
+MOST = 12
+"""Labels that are written out."""
+
+
+def law(evidence: Evidence) -> Iterator[Finding]:
+    """Whether the gradient is that of a softmax cross-entropy; if not, how much of it is something else."""
+    rest = evidence.remainder
+    if rest is None or rest <= LAWFUL:
+        return
+    drowned = rest >= DROWNED
+    yield Finding(
+        "loss",
+        Outlook.HINDERS,
+        f"{rest:.2g} of the last layer's energy is in its sum over classes, where softmax cross-entropy leaves 0",
+        "that share is noise, pruning, weight decay, rounding or another loss"
+        + (": it hides most of the gradient" if drowned else ""),
+        "pass the client's defence (defense=); a loss that is no cross-entropy is attacked by fv.Surrogate(loss=...)",
+    )
+
+
+def scale(evidence: Evidence) -> Iterator[Finding]:
+    """How large the loss's gradient is at the logits: at most 1 for each image, if it is a mean over them."""
+    if isinstance(evidence.head, FedveilError) or not evidence.update.plain:
+        return
+    layer, gradient = evidence.head
+    if gradient.bias is None:
+        yield Finding(
+            "loss scale", Outlook.NEUTRAL, "the last layer has no bias in the update", "its scale can't be told"
+        )
+        return
+    if not evidence.update.rate_known:
+        yield Finding(
+            "loss scale",
+            Outlook.NEUTRAL,
+            "the learning rate is not known",
+            "the size of a weight change tells nothing: attacks match its direction, and labels of a batch are unsure",
+            "say it: fv.Update.delta(..., learning_rate=, local_steps=)",
+        )
+        return
+    mass = float(gradient.bias.clamp(min=0).sum())
+    found = f"{layer.bias} says a mean error of {mass:.3g} per image"
+    if mass > LARGEST:
+        yield Finding(
+            "loss scale",
+            Outlook.HINDERS,
+            found,
+            f"a mean cross-entropy leaves 1 at most: something multiplies it by {mass:.3g} or more",
+            "look for a sum over the batch, a loss scale of half precision that was not undone, or a wrong learning rate",
+        )
+    elif mass < SURE:
+        yield Finding(
+            "loss scale",
+            Outlook.HINDERS,
+            found,
+            "the network is sure of these images, or the update was scaled down: noise and rounding drown it",
+            "audit an earlier round too: at the start of training nothing is hidden so",
+        )
+    else:
+        loss = f", a loss of {-math.log1p(-mass):.2g}" if evidence.batch_size == 1 and mass < 1 else ""
+        yield Finding("loss scale", Outlook.NEUTRAL, found + loss, "as a mean cross-entropy has it")
+
+
+def labels(evidence: Evidence) -> Iterator[Finding]:
+    """Whether labels can be read, from which layer and by which rule; and whether kind and batch size fit them."""
+    if isinstance(evidence.head, FedveilError):
+        yield Finding(
+            "labels",
+            Outlook.HINDERS,
+            "they can't be read",
+            str(evidence.head).removeprefix("labels are unknown, and "),
+            "tell attacks the labels (labels=)",
+        )
+        return
+    layer, gradient = evidence.head
+    size = evidence.batch_size
+    least = float(gradient.rows.abs().max()) * SIGN
+    up, down = int((gradient.rows < -least).sum()), int((gradient.rows > least).sum())
+    # A batch of many labels pushes many classes up, too; the more lopsided it is, the less likely.
+    if up > max(size, LOPSIDED * down):
+        yield from _flipped(evidence)
+        return
+    lawful = evidence.remainder is not None and evidence.remainder <= LAWFUL and gradient.bias is not None
+    where = layer.bias if gradient.bias is not None else layer.weight
+    if up > size and lawful:
+        yield Finding(
+            "batch size",
+            Outlook.HINDERS,
+            f"{where} pushes {up} classes up, so at least so many images are behind it, not {size}",
+            "attacks that look for fewer images find none of them",
+            f"say batch_size={up} or more; if it is {size}, a gradient was taken for a weight change or the reverse",
+        )
+        return
+    yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
+
+
+def _flipped(evidence: Evidence) -> Iterator[Finding]:
+    gradient = evidence.update.kind is UpdateKind.GRADIENT
+    taken, other = ("a gradient", "delta") if gradient else ("a weight change", "gradient")
+    yield Finding(
+        "kind",
+        Outlook.STOPS,
+        f"taken for {taken}, it pushes nearly all classes up",
+        "it points the wrong way: attacks would look for the opposite",
+        f"pass fv.Update.{other}(...)",
+    )
+
+
+def _reading(evidence: Evidence, layer: LastLayer, gradient: LastGradient, *, unsure: bool) -> Finding:
+    size, target, weights, update = evidence.batch_size, evidence.target, evidence.weights, evidence.update
+    rule = label_rule(update, batch_size=size, target=target, weights=weights)
+    if size > 1 and update.plain and not update.rate_known:
+        rate = likeliest_rate(update, batch_size=size, target=target, weights=weights)
+        update = replace(update, learning_rate=rate)
+    read = _listed(recover_labels(update, batch_size=size, target=target, weights=weights))
+    where = " and ".join(name for name in (layer.weight, layer.bias) if name in evidence.gradient)
+    found = f"{read}, by {RULES[rule]} of {where} ({rule})"
+    if unsure:
+        return Finding(
+            "labels",
+            Outlook.HINDERS,
+            found,
+            "the signs are not those of so many images: noise, a larger batch or another loss",
+            "tell attacks the labels (labels=)",
+        )
+    if rule == "idlg":
+        return Finding(
+            "labels", Outlook.HELPS, found, "a single image's label is certain, whatever is done to the image"
+        )
+    known = evidence.update.rate_known
+    return Finding(
+        "labels",
+        Outlook.HELPS if known else Outlook.NEUTRAL,
+        found,
+        "counted from sizes: mostly right" if known else "counted from sizes, which a learning rate would make sure of",
+        "" if known else "say it: fv.Update.delta(..., learning_rate=, local_steps=)",
+    )
+
+
+def _listed(read: Tensor) -> str:
+    shown = ", ".join(map(str, read[:MOST].tolist()))
+    return shown + (f" and {len(read) - MOST} more" if len(read) > MOST else "")

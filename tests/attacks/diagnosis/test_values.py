@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedveil as fv
+from fedveil.attacks.diagnosis import Finding, Outlook, diagnose
+from fedveil.fl.seeding import torch_stream
+
+Look = Callable[..., dict[str, Finding]]
+SHAPE = (1, 8, 8)
+
+
+def network(width: int = 64) -> nn.Module:
+    """Two linear layers, each of whose weights has 64 columns."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Sigmoid(), nn.Linear(width, 4))
+
+
+def noise(model: nn.Module) -> dict[str, Tensor]:
+    stream = torch_stream(0, "noise")
+    return {name: torch.randn(p.shape, generator=stream) for name, p in model.named_parameters()}
+
+
+def gradient(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    loss = nn.functional.cross_entropy(model(x), y)
+    names = [name for name, _ in model.named_parameters()]
+    return dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+
+
+def images(count: int) -> Tensor:
+    return torch.rand((count, *SHAPE), generator=torch_stream(0, "images"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_broken_numbers_are_counted_and_named(look: Look, value: float) -> None:
+    update = noise(network())
+    update["1.bias"][:2] = value
+    found = look(network(), fv.Update.gradient(update), image_shape=SHAPE)["values"]
+    assert (found.outlook, found.found) == (Outlook.STOPS, "2 NaN or infinite entries, in 1.bias")
+
+
+def test_an_update_of_zeros_has_nothing_in_it() -> None:
+    update = {name: torch.zeros_like(tensor) for name, tensor in noise(network()).items()}
+    found = diagnose(network(), update, image_shape=SHAPE)
+    assert [(one.what, one.outlook) for one in found.findings] == [("update", Outlook.STOPS)]
+    assert found.verdict == "can't be inverted as it is: update"
+    assert found.layers == ()
+    update["1.weight"][0, 0] = math.nan
+    assert [one.what for one in diagnose(network(), update, image_shape=SHAPE).findings] == ["values", "update"]
+
+
+def test_norms_of_layers_worked_by_hand() -> None:
+    model = network()
+    update = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    update["1.weight"][0, :2] = torch.tensor([2.0, 4.0])
+    update["1.bias"][0] = 4.0
+    update["3.bias"][:2] = torch.tensor([8.0, -8.0])
+    first, last = diagnose(model, fv.Update.gradient(update), image_shape=SHAPE).layers
+    assert (first.name, first.numbers, first.sent, first.norm) == ("1", 64 * 64 + 64, 3, 6.0)
+    assert (last.name, last.numbers, last.sent) == ("3", 4 * 64 + 4, 2)
+    assert last.norm == pytest.approx(128**0.5)
+    assert first.share == pytest.approx(6 / 164**0.5)
+
+
+@pytest.mark.parametrize(("factor", "outlook"), [(1.0, Outlook.NEUTRAL), (1e-6, Outlook.HINDERS)])
+def test_a_gradient_that_vanishes_on_its_way_to_the_images(look: Look, factor: float, outlook: Outlook) -> None:
+    update = {name: t * (factor if name.startswith("1.") else 1.0) for name, t in noise(network()).items()}
+    assert look(network(), fv.Update.gradient(update), image_shape=SHAPE)["gradient"].outlook is outlook
+
+
+def test_a_missing_layer_hinders_unless_the_model_has_it_frozen(look: Look) -> None:
+    model = network()
+    update = {name: tensor for name, tensor in noise(model).items() if not name.startswith("1.")}
+    found = look(model, fv.Update.gradient(update), image_shape=SHAPE)["parameters"]
+    assert found.outlook is Outlook.HINDERS
+    # (64 * 64 + 64) / (64 * 64 + 64 + 4 * 64 + 4) = 4160 / 4420 = 94 %
+    assert found.found == "2 of 4 parameters are not in it (1.weight, 1.bias), 94% of the numbers"
+    small = {name: tensor for name, tensor in noise(model).items() if not name.startswith("3.")}
+    assert look(model, fv.Update.gradient(small), image_shape=SHAPE)["parameters"].outlook is Outlook.NEUTRAL
+    for parameter in model[1].parameters():  # type: ignore[index]
+        parameter.requires_grad_(False)
+    frozen = look(model, fv.Update.gradient(update), image_shape=SHAPE)["parameters"]
+    assert (frozen.outlook, frozen.meaning[:27]) == (Outlook.NEUTRAL, "the model has them frozen, ")
+    assert "parameters" not in look(model, fv.Update.gradient(noise(model)), image_shape=SHAPE)
+
+
+def test_a_dead_layer_and_sleeping_units(look: Look) -> None:
+    update = noise(network())
+    update["1.weight"][:16] = 0
+    update["3.weight"] = torch.zeros(4, 64)
+    found = look(network(), fv.Update.gradient(update), image_shape=SHAPE)
+    assert found["zero layers"].found == "1 of 4 tensors are 0 altogether (3.weight)"
+    assert found["zero layers"].outlook is Outlook.HINDERS
+    assert found["units"].found == "16 of 64 units of 1.weight have no gradient"
+    assert found["units"].outlook is Outlook.NEUTRAL
+    update["1.weight"][:60] = 0
+    assert look(network(), fv.Update.gradient(update), image_shape=SHAPE)["units"].outlook is Outlook.HINDERS
+
+
+def test_entries_cut_by_size_are_told_from_a_mask(look: Look) -> None:
+    model, whole = network(), noise(network())
+    cut = {name: t * (t.abs() > 1.0) for name, t in whole.items()}
+    found = look(model, fv.Update.gradient(cut), image_shape=SHAPE)["pruning"]
+    share = 1 - torch.cat([cut[name].flatten() for name in ("1.weight", "3.weight")]).count_nonzero() / (68 * 64)
+    # A standard normal is within 1 with a probability of 68 %.
+    assert float(share) == pytest.approx(0.683, abs=0.02)
+    assert found.found == f"{share:.0%} of the entries that could be something are 0, and none of the others is small"
+    stream = torch_stream(0, "mask")
+    masked = {name: t * (torch.rand(t.shape, generator=stream) < 0.5) for name, t in whole.items()}
+    assert "a mask" in look(model, fv.Update.gradient(masked), image_shape=SHAPE)["pruning"].meaning
+    # Sleeping units of a batch may look the same.
+    loose = look(model, fv.Update.gradient(masked), image_shape=SHAPE, batch_size=2)["pruning"]
+    assert loose.outlook is Outlook.NEUTRAL
+
+
+def test_dark_pixels_and_sleeping_units_of_one_image_are_no_pruning(look: Look) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    x = images(1)
+    x[..., :4, :] = 0
+    update = gradient(model, x, torch.tensor([1]))
+    # Half of the columns and some of the rows are 0.
+    assert int(update["1.weight"].count_nonzero()) < 0.4 * update["1.weight"].numel()
+    assert "pruning" not in look(model, update, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("levels", "text", "outlook"),
+    [
+        (1, "one size each, so signs alone, 1 bit(s)", Outlook.HINDERS),
+        (4, "8 distinct values at most, 3 bit(s)", Outlook.HINDERS),
+        (50, "100 distinct values at most, 7 bit(s)", Outlook.NEUTRAL),
+    ],
+)
+def test_few_distinct_values_are_quantisation(look: Look, levels: int, text: str, outlook: Outlook) -> None:
+    model = network(width=256)
+    stream = torch_stream(0, "levels")
+    update = {}
+    for name, parameter in model.named_parameters():
+        size = torch.randint(1, levels + 1, parameter.shape, generator=stream)
+        sign = 2 * torch.randint(0, 2, parameter.shape, generator=stream) - 1
+        update[name] = 0.0123 * (size * sign).float()
+    found = look(model, fv.Update.gradient(update), image_shape=SHAPE)["quantisation"]
+    assert text in found.found
+    assert found.outlook is outlook
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_numbers_that_went_through_half_precision(look: Look, kind: torch.dtype) -> None:
+    update = {name: tensor.to(kind).float() for name, tensor in noise(network()).items()}
+    found = look(network(), fv.Update.gradient(update), image_shape=SHAPE)
+    assert found["precision"].found == f"every number is a {str(kind)[6:]}"
+    assert "precision" not in look(network(), fv.Update.gradient(noise(network())), image_shape=SHAPE)
