@@ -13,15 +13,8 @@ _EXAMPLE = re.compile(r"^(?P<indent> *)>>> .*\n?(?:(?P=indent)\S.*\n?)*", re.MUL
 def fenced(text: str) -> str:
     """Return a docstring in which each example, up to the next blank line, is a fenced block.
 
-    >>> print(fenced("Add.\\n\\n>>> 1 + 1\\n2\\n\\nMore."))
-    Add.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    <BLANKLINE>
-    More.
+    >>> fenced("Add.\\n\\n>>> 1 + 1\\n2\\n\\nMore.")
+    'Add.\\n\\n```pycon\\n>>> 1 + 1\\n2\\n```\\n\\nMore.'
     """
     return _EXAMPLE.sub(_block, text)
 
