@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where it is set, each worker process compiles PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-orchestrator test-run test-floors lint clean
+.PHONY: demo test test-orchestrator test-run test-floors lint docs clean
 
 demo: $(READY)
 	$(BIN)/fedveil sweep tune_configs/demo.yaml
@@ -36,13 +36,17 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, read and never imported: build/site/index.html opens in a browser, without a server or a network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # One resolver run for all packages: torch and torchvision have to come from the same release.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "fedveil needs Python 3.11 or newer, this is %d.%d; make PYTHON=python3.12 ..." % v[:2])'
 	@echo "Making .venv (about 6 GB with PyTorch; once) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --editable '.[dev]'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --editable '.[dev,docs]'
 	@touch $(READY)
 
 clean:

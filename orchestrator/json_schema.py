@@ -115,6 +115,9 @@ def _describe(schema: Schema, model: type[BaseModel]) -> None:
     for key, one in schema.get("properties", {}).items():
         if "$ref" in one:
             one.pop("default", None)  # a section's: its own keys have theirs
+            default = model.model_fields[key].default
+            if isinstance(default, Attack):
+                one["default"] = default.name
         if key in said:
             one["description"] = said[key]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import ValidationError
+from pages import ROOT, blocks_of
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 
 from fedveil.orchestrator.cli import _parser
 from fedveil.orchestrator.config import load_experiment
 
-ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "examples" / "cluster"
-DOCUMENT = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "clusters.md"
+DOCUMENT = PAGE.read_text(encoding="utf-8")
 HOME = "/home/ray/fedveil/"
 """Where the image has the checkout."""
 
@@ -26,13 +26,6 @@ HOME = "/home/ray/fedveil/"
 def read(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = YAML(typ="safe").load(RECIPES / name)
     return loaded
-
-
-def commands(program: str) -> list[list[str]]:
-    """The document's own, each on one line, without remarks."""
-    text = DOCUMENT.replace("\\\n", " ")
-    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(program)]
 
 
 def test_ray_takes_the_description_of_a_cluster() -> None:
@@ -70,7 +63,8 @@ def test_the_kubernetes_job_runs_a_sweep_that_there_is() -> None:
 
 
 def test_the_submitted_command_is_one_of_ours() -> None:
-    (submitted,) = commands("ray job submit")
+    commands = [words for block in blocks_of(PAGE) for words in block.commands()]
+    (submitted,) = (words for words in commands if words[:3] == ["ray", "job", "submit"])
     words = submitted[submitted.index("--") + 1 :]
     assert words[:3] == ["python", "-m", "orchestrator"]
     asked = _parser().parse_args(words[3:])
