@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import about
 from benchmarks.study.cell import run_cell, silent_rows
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS, SEEDS
 
@@ -50,7 +49,7 @@ def main() -> None:
                     row = run_cell(data, seed, defense, settings, arguments.overrides)
                     rows = [row, *silent_rows(row)] if defense == "none" else [row]
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    record = {"machine": about(), "rows": [*load(path)["rows"], *rows]}
+                    record = {"rows": [*load(path)["rows"], *rows]}
                     path.write_text(json.dumps(record, indent=1) + "\n")
                     print(data, seed, defense, settings, row["utility"], row["privacy"]["worst"], flush=True)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fedveil as fv
+from benchmarks.machine import about
 from benchmarks.study.protocols import ATTACKS, AUDIT, LOCAL, MODEL, PROTOCOLS, TIERS
 
+PICTURES = Path("docs/images/study")
+PICTURED = ("blood", "pneumonia", "mednist")
+"""Sets whose licence allows to show images of them, and whose pictures are kept."""
 SILENT = {"public_only": "public", "local_only": "local"}
 """Rows that send nothing, and what their metrics begin with."""
 _SCORES = (
@@ -39,8 +45,14 @@ def run_cell(
 ) -> dict[str, Any]:
     """Run a cell, and return its row."""
     began = time.monotonic()
-    (row,) = fv.run(experiment(data, seed, defense, settings, overrides)).rows
-    return as_row(data, seed, defense, settings, row.metrics) | {"wall_seconds": round(time.monotonic() - began, 1)}
+    found = fv.run(experiment(data, seed, defense, settings, overrides))
+    (trial,) = found.rows
+    seconds = round(time.monotonic() - began, 1)
+    row = as_row(data, seed, defense, settings, trial.metrics) | {"wall_seconds": seconds, "machine": about()}
+    if data in PICTURED and not (PICTURES / picture_of(row)).exists():
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found.folders[trial.name] / "reconstruction.png", PICTURES / picture_of(row))
+    return row
 
 
 def as_row(
@@ -81,6 +93,18 @@ def as_row(
             key.removeprefix("cost/"): round(value, 2) for key, value in metrics.items() if key.startswith("cost/")
         },
     }
+
+
+def picture_of(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's picture, the same for all seeds."""
+    settings = [f"{key}-{value}" for key, value in row["settings"].items()]
+    return "-".join([row["data"], row["defense"], *settings]) + ".png"
+
+
+def untouched(row: Mapping[str, Any]) -> float:
+    """Return the accuracy on test images that pass no defence; rows that send nothing have no other."""
+    utility = row["utility"]
+    return float(utility.get("clean_accuracy", utility["accuracy"]))
 
 
 def silent_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.markdown import machine, table
+from benchmarks.study.cell import PICTURES, picture_of, untouched
+from benchmarks.study.figure import save_trade_off
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS, SEEDS
 from benchmarks.tables import RESULTS
 
@@ -25,15 +27,17 @@ Row = Mapping[str, Any]
 
 _ABOUT = """# What each defence leaves an attacker, and what it costs
 
-Made by `python -m benchmarks.study.render` of the records that `python -m benchmarks.study` writes; the protocols are in
-[benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images. MSE is that of the
-attacker that comes closest, told the label: one knows the algorithm, one is handed what the client trained on, both have an
-inverse that is trained until flat on 2,000 images of their own; *guess* is the error of these images' class means. *Found*
-is how often the victim is found among 1,000 images, by the better of two ways. *Judged* is how often a judge that was
-trained on untouched images reads the class in the reconstruction of an attacker that was not told it, *read* how often the
-attacker's own classifier does, which has learnt from what the defence leaves. *Over local* is what federating is worth to
-one client with its own images. Intervals over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no
-result. No trained attacker is a bound.
+Made by `python -m benchmarks.study.render` of the records that `python -m benchmarks.study` writes; the protocols are
+in [benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images; *behind it*
+on test images that pass the client's own defence as its training images do. MSE is that of the attacker that comes
+closest, told the label: one knows the algorithm, one is handed what the client trained on, both have an inverse that is
+trained until flat on 2,000 images of their own; *guess* is the error of these images' class means. *Found* is how often
+the victim is found among 1,000 images, by the better of two ways. *Judged* is how often a judge that was trained on
+untouched images reads the class in the reconstruction of an attacker that was not told it, *read* how often the
+attacker's own classifier does, which has learnt from what the defence leaves. *Under none* and *over local* compare
+accuracies on untouched images with those of no defence and of one client with its own and the public images. Intervals
+over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a
+bound.
 """
 
 _QUICK = """## Settings, without a federation
@@ -50,6 +54,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     arguments.page.write_text(page(arguments.results))
+    for data in PROTOCOLS:
+        path = arguments.results / f"study-{data}.json"
+        if path.exists():
+            save_trade_off(json.loads(path.read_text())["rows"], arguments.page.parent / figure_of(data), title=data)
 
 
 def page(results: Path) -> str:
@@ -58,11 +66,23 @@ def page(results: Path) -> str:
     for data in PROTOCOLS:
         path = results / f"study-{data}.json"
         record = json.loads(path.read_text()) if path.exists() else None
-        parts.append(f"## {data}\n\n" + ("Not measured yet.\n" if record is None else section(record)))
+        drawn = f"![{data}: accuracy against the closest attacker's error]({figure_of(data)})\n\n"
+        parts.append(f"## {data}\n\n" + ("Not measured yet.\n" if record is None else drawn + section(record)))
     looked = results / "shared_images.json"
     if looked.exists():
         parts.append(quick_look(json.loads(looked.read_text())))
     return "\n".join(parts)
+
+
+def figure_of(data: str) -> str:
+    """Return where a data set's figure is, seen from the page."""
+    return f"images/study-{data}.png"
+
+
+def pictures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return titles and places, seen from the page, of a record's pictures."""
+    found = {title(row): picture_of(row) for row in record["rows"]}
+    return [(name, f"images/study/{picture}") for name, picture in found.items() if (PICTURES / picture).exists()]
 
 
 def quick_look(record: Mapping[str, Any]) -> str:
@@ -89,13 +109,14 @@ def section(record: Mapping[str, Any]) -> str:
     for row in record["rows"]:
         groups[title(row)].append(row)
     known = {
-        defense: {row["seed"]: row["utility"]["accuracy"] for row in record["rows"] if row["defense"] == defense}
+        defense: {row["seed"]: untouched(row) for row in record["rows"] if row["defense"] == defense}
         for defense in ("none", "local_only")
     }
     head = (
         "defence",
         "seeds",
         "accuracy",
+        "behind it",
         "under none",
         "over local",
         "AUC",
@@ -114,7 +135,10 @@ def section(record: Mapping[str, Any]) -> str:
         for settings in options
         if len([r for r in record["rows"] if r["defense"] == family and r["settings"] == settings]) < len(SEEDS)
     ]
-    notes = [machine(record)]
+    notes = [
+        f"![{name}: originals, what the client trained on, attacks]({shown})\n" for name, shown in pictures(record)
+    ]
+    notes += sorted({machine(row) for row in record["rows"] if "machine" in row})
     if missing:
         notes.append(f"Not yet with all {len(SEEDS)} seeds: {'; '.join(missing)}.")
     return table(head, lines) + "\n\n" + "\n".join(notes) + "\n"
@@ -129,11 +153,12 @@ def title(row: Row) -> str:
 def line(name: str, rows: Sequence[Row], none: Mapping[int, float], local: Mapping[int, float]) -> Sequence[str]:
     """Return a line of the table, beside the accuracies of no defence and of no federation by seed."""
     worst = [row["privacy"].get("worst", {}) for row in rows]
-    below = [none[row["seed"]] - row["utility"]["accuracy"] for row in rows if row["seed"] in none]
-    above = [row["utility"]["accuracy"] - local[row["seed"]] for row in rows if row["seed"] in local]
+    below = [none[row["seed"]] - untouched(row) for row in rows if row["seed"] in none]
+    above = [untouched(row) - local[row["seed"]] for row in rows if row["seed"] in local]
     return (
         name,
         str(len(rows)),
+        interval([untouched(row) for row in rows], "{:.3f}"),
         interval([row["utility"]["accuracy"] for row in rows], "{:.3f}"),
         interval(below, "{:+.3f}"),
         interval(above, "{:+.3f}"),

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study.cell import as_row, experiment, silent_rows
+from benchmarks.study.cell import as_row, experiment, silent_rows, untouched
+from benchmarks.study.figure import draw_trade_off
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS
-from benchmarks.study.render import PAGE, interval, page, section
+from benchmarks.study.render import PAGE, figure_of, interval, page, section
 from benchmarks.tables import RESULTS
 from fedveil.orchestrator.config import check
 
@@ -61,11 +62,35 @@ def test_the_table_has_a_line_per_setting_with_the_distance_to_no_defence() -> N
     rows = [row("none", 0, 0.95), row("none", 1, 0.93), row("latent", 0, 0.92, k=10), row("latent", 1, 0.92, k=10)]
     rows += [one for undefended in rows[:2] for one in silent_rows(undefended)]
     about = {"cpu": "a processor", "threads": 1, "torch": "2", "python": "3"}
-    text = section({"machine": about, "rows": rows})
+    text = section({"rows": [{**row, "machine": about} for row in rows]})
     (latent,) = [line for line in text.splitlines() if line.startswith("| `latent` k 10")]
-    assert "| 2 | 0.920 ± 0.000 | +0.020 ± 0.127 | +0.120 ± 0.000 |" in latent
+    assert "| 2 | 0.920 ± 0.000 | 0.920 ± 0.000 | +0.020 ± 0.127 | +0.120 ± 0.000 |" in latent
     assert "0.0123" in latent
     assert "Not yet with all 3 seeds" in text
+
+
+def test_accuracy_is_that_on_images_that_pass_no_defence() -> None:
+    both = as_row("blood", 0, "pixel_noise", {"strength": 0.1}, {**METRICS, "utility/clean_accuracy": 0.92})
+    assert untouched(both) == 0.92
+    (line,) = [line for line in section({"rows": [both]}).splitlines() if line.startswith("| `pixel_noise`")]
+    assert line.startswith("| `pixel_noise` strength 0.1 | 1 | 0.920 | 0.900 |")
+    public, _ = silent_rows(both)
+    assert untouched(public) == 0.7
+
+
+def test_the_figure_has_a_line_per_family_and_the_error_in_units_of_a_guess() -> None:
+    rows = [
+        as_row("blood", seed, "latent", {"k": k}, {**METRICS, "utility/accuracy": 0.9 - 0.01 * seed - 0.002 * k})
+        for seed in (0, 1)
+        for k in (5, 10)
+    ]
+    rows += silent_rows(rows[0])
+    (axes,) = draw_trade_off(rows, title="blood").axes
+    (line,) = [line for line in axes.lines if line.get_label() == "latent"]
+    # ascending accuracy: k 10 before k 5, each the mean of two seeds
+    assert list(line.get_xdata()) == pytest.approx([0.875, 0.885])
+    assert list(line.get_ydata()) == pytest.approx([0.012346 / 0.015] * 2)
+    assert {text.get_text() for text in axes.texts} >= {"k 5", "k 10", "public only", "local only"}
 
 
 def test_intervals_are_students() -> None:
@@ -81,3 +106,4 @@ def test_the_page_is_that_of_the_records() -> None:
         path = RESULTS / f"study-{data}.json"
         if path.exists():
             assert json.loads(path.read_text())["rows"]
+            assert (PAGE.parent / figure_of(data)).exists()
