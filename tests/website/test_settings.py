@@ -110,8 +110,6 @@ def test_a_small_schema_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["settings", "repository", "doctests", "metrics"])
 def test_examples_in_docstrings_are_true(name: str) -> None:
-    if name == "doctests":
-        pytest.importorskip("griffe")
     ran = doctest.testmod(import_module(f"website.{name}"))
     assert ran.attempted > 0
     assert ran.failed == 0
