@@ -96,7 +96,14 @@ TIERS = {"adaptive": "algorithm", "adaptive_modules": "modules", "trained_images
 """Which attack answers for which tier of knowledge."""
 
 MODEL: dict[str, Any] = {"name": "convnet", "width": 16}
-AUDIT: dict[str, Any] = {"rounds": ["last"], "victims": 256, "balanced": True, "gallery": 1000, "chunks": 1}
+AUDIT: dict[str, Any] = {
+    "rounds": ["last"],
+    "victims": 256,
+    "balanced": True,
+    "gallery": 1000,
+    "chunks": 1,
+    "membership": True,
+}
 
 LOCAL = 4
 """Clients whose own images are trained on alone."""

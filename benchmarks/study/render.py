@@ -34,10 +34,11 @@ closest, told the label: one knows the algorithm, one is handed what the client 
 trained until flat on 2,000 images of their own; *guess* is the error of these images' class means. *Found* is how often
 the victim is found among 1,000 images, by the better of two ways. *Judged* is how often a judge that was trained on
 untouched images reads the class in the reconstruction of an attacker that was not told it, *read* how often the
-attacker's own classifier does, which has learnt from what the defence leaves. *Under none* and *over local* compare
-accuracies on untouched images with those of no defence and of one client with its own and the public images. Intervals
-over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no result. No trained attacker is a
-bound.
+attacker's own classifier does, which has learnt from what the defence leaves. *Member* is the area under the ROC curve
+of an attacker that holds all a client trained on and tells the client's images from others (0.5 is chance). *Under
+none* and *over local* compare accuracies on untouched images with those of no defence and of one client with its own
+and the public images. Intervals over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no
+result. No trained attacker is a bound.
 """
 
 _QUICK = """## Settings, without a federation
@@ -126,6 +127,7 @@ def section(record: Mapping[str, Any]) -> str:
         "found",
         "judged",
         "read",
+        "member",
         "victims",
     )
     lines = [line(name, rows, known["none"], known["local_only"]) for name, rows in groups.items()]
@@ -169,6 +171,7 @@ def line(name: str, rows: Sequence[Row], none: Mapping[int, float], local: Mappi
         interval(_all(worst, "identification_rate"), "{:.2f}"),
         interval(_all(worst, "attacker_accuracy"), "{:.2f}"),
         interval(_all(worst, "adaptive_attacker_accuracy"), "{:.2f}"),
+        interval(_all(worst, "membership_auc"), "{:.2f}"),
         str(min(int(row["victims"]) for row in rows)),
     )
 
