@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.markdown import machine, table
 from benchmarks.study.cell import PICTURES, picture_of, untouched
 from benchmarks.study.figure import save_trade_off
+from benchmarks.study.matched import matched
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS, SEEDS
 from benchmarks.tables import RESULTS
 
@@ -40,6 +41,10 @@ none* and *over local* compare accuracies on untouched images with those of no d
 and the public images. Intervals over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no
 result. No trained attacker is a bound.
 """
+
+_MATCHED = """The attacker's error behind the controls at the accuracy of each setting of `latent`, on straight lines between
+their settings, and how many times as large it is behind `latent`. A dash, or no column: no setting of the control is as
+accurate, or none as inaccurate."""
 
 _QUICK = """## Settings, without a federation
 
@@ -137,7 +142,8 @@ def section(record: Mapping[str, Any]) -> str:
         for settings in options
         if len([r for r in record["rows"] if r["defense"] == family and r["settings"] == settings]) < len(SEEDS)
     ]
-    notes = [
+    notes = [f"{_MATCHED}\n\n{beside}\n"] if (beside := matched(record["rows"], "at its accuracy")) else []
+    notes += [
         f"![{name}: originals, what the client trained on, attacks]({shown})\n" for name, shown in pictures(record)
     ]
     notes += sorted({machine(row) for row in record["rows"] if "machine" in row})

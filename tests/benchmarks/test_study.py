@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import doctest
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from benchmarks.study.cell import as_row, experiment, silent_rows, untouched
 from benchmarks.study.figure import draw_trade_off
+from benchmarks.study.matched import matched
 from benchmarks.study.protocols import FAMILIES, PROTOCOLS
 from benchmarks.study.render import PAGE, figure_of, interval, page, section
 from benchmarks.tables import RESULTS
@@ -91,6 +94,21 @@ def test_the_figure_has_a_line_per_family_and_the_error_in_units_of_a_guess() ->
     assert list(line.get_xdata()) == pytest.approx([0.875, 0.885])
     assert list(line.get_ydata()) == pytest.approx([0.012346 / 0.015] * 2)
     assert {text.get_text() for text in axes.texts} >= {"k 5", "k 10", "public only", "local only"}
+
+
+def test_controls_are_compared_at_the_same_accuracy() -> None:
+    def row(defense: str, accuracy: float, error: float, seed: int = 0, **settings: Any) -> dict[str, Any]:
+        return as_row("blood", seed, defense, settings, {"utility/accuracy": accuracy, "privacy/mse": error})
+
+    rows = [row("latent", 0.84, 0.012, k=10), row("latent", 0.86, 0.012, seed=1, k=10), row("latent", 0.95, 0.01, k=3)]
+    rows += [row("pixel_noise", 0.9, 0.002, strength=0.1), row("pixel_noise", 0.8, 0.004, strength=0.2)]
+    head, _, first, second = matched(rows, "at its accuracy").splitlines()
+    assert head.startswith("| at its accuracy | accuracy | MSE | `pixel_noise` |")
+    assert first.startswith("| `latent` k 3 | 0.950 | 0.0100 | - |")
+    # halfway between .9 and .8: .003, a fourth of .012
+    assert second.startswith("| `latent` k 10 | 0.850 | 0.0120 | 0.0030 (4.0x) |")
+    assert matched(rows[2:], "at its accuracy") == ""
+    assert doctest.testmod(import_module("benchmarks.study.matched")).failed == 0
 
 
 def test_intervals_are_students() -> None:
