@@ -13,6 +13,7 @@ from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.instahide import InstaHide
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
+from fedveil.defense.mixup import MixUp
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.orthogonal import OrthogonalPerturbation
 from fedveil.defense.outpost import Outpost
@@ -45,6 +46,7 @@ __all__ = [
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",
+    "MixUp",
     "NoDefense",
     "OrthogonalPerturbation",
     "Outpost",

@@ -48,6 +48,11 @@ class Stack(Defense[tuple[Any, ...]]):
         """The most of the parts'."""
         return max((part.summed for part in self.parts), default=1)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a part does."""
+        return any(part.mixes for part in self.parts)
+
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
         return tuple(part.pretrain(context) for part in self.parts)
@@ -59,13 +64,14 @@ class Stack(Defense[tuple[Any, ...]]):
 
         Raises:
             FedveilError: several parts make one image of many, and the second would meet images that it was not prepared
-                with; or one takes gradients apart, and beside it the loss is changed or images depend on each other.
+                with; one takes gradients apart, and beside it the loss is changed or images depend on each other; or one
+                mixes in images of the client's that another one is to hide.
         """
         pairs = zip(self.parts, public, strict=True)
         prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
         acting = {
             hook: [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes(hook)]
-            for hook in ("images", "loss", "gradients")
+            for hook in ("images", "batch", "loss", "gradients")
         }
         if len(acting["images"]) > 1:
             raise FedveilError(
@@ -77,11 +83,22 @@ class Stack(Defense[tuple[Any, ...]]):
                 for part, ready in zip(self.parts, prepared, strict=True)
                 if ready.changes("images") or part.trained_on is TrainedOn.CLIENT
             ]
-            first, *others = acting["gradients"] + acting["loss"] + dependent
+            first, *others = acting["gradients"] + acting["loss"] + acting["batch"] + dependent
             if others:
                 raise FedveilError(
                     f"defense: {first} takes the gradient of the plain loss of each image by itself; allowed beside it: what"
                     f" changes neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
+                )
+        for part in self.parts:
+            changing = [
+                type(other).__name__
+                for other, ready in zip(self.parts, prepared, strict=True)
+                if part.mixes and other is not part and (ready.changes("images") or ready.changes("data"))
+            ]
+            if changing:
+                raise FedveilError(
+                    f"defense: {type(part).__name__} mixes in images of the client's as they are; allowed beside it: what"
+                    f" leaves images alone, not {', '.join(changing)}"
                 )
         return PreparedStack(prepared, summed=self.summed)
 
@@ -128,6 +145,12 @@ class PreparedStack(PreparedDefense):
         for part in self.parts:
             x = part.data(x, y, stream)
         return x
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pass the batch through each part."""
+        for part in self.parts:
+            x, y = part.batch(model, x, y, stream)
+        return x, y
 
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """Pass the loss through each part."""
@@ -177,7 +200,8 @@ class PreparedStack(PreparedDefense):
         A sum of clients is attacked as one batch. Each of them has pruned its own update or changed its own batch's loss,
         though, and no attack reckons with that: beside such a part sums are not complete.
         """
-        surrogates = [part.surrogate() for part in self.parts]
+        # As on a client, batches pass all ``data`` hooks before any ``batch`` hook.
+        surrogates = sorted((part.surrogate() for part in self.parts), key=lambda own: own.batch is not None)
         data = [s.data for s in surrogates if s.data is not None]
         visible = [s.visible for s in surrogates if s.visible is not None]
         losses = [s.loss for s in surrogates if s.loss is not None]
@@ -188,6 +212,14 @@ class PreparedStack(PreparedDefense):
             for step in data:
                 x = step(x, y, stream)
             return x
+
+        def stepped(model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+            for own in surrogates:
+                if own.batch is not None:
+                    x, y = own.batch(model, x, y, stream)
+                elif own.data is not None:
+                    x = own.data(x, y, stream)
+            return x, y
 
         def minimised(loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
             for step in losses:
@@ -220,6 +252,7 @@ class PreparedStack(PreparedDefense):
             rehearse=rehearsed if rehearsals else None,
             similar=next((s.similar for s in surrogates if s.similar is not None), None),
             loss=minimised if losses else None,
+            batch=stepped if any(own.batch is not None for own in surrogates) else None,
             complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedveil.attacks.adaptive.calibration import Calibration
 from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
 from fedveil.attacks.adaptive.own_victims import OwnVictim, others_than, own_victims
+from fedveil.attacks.adaptive.shares import WithShares
 from fedveil.attacks.adaptive.tuning import LEAST_BATCHES, Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.labels import labels_of
@@ -39,7 +40,8 @@ class Adaptive(Attack):
     Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
     trained the inverse on what that copy makes of them. Where a batch was observed in several rounds and the defence drew
     it afresh in each, every update is inverted alone and the inverse sees all the draws; otherwise one set of images has
-    to explain them all.
+    to explain them all. Where the defence makes labels shares of classes, those are read off the update, for which it is
+    inverted twice (`fedveil.attacks.adaptive.shares`).
 
     >>> import fedveil as fv
     >>> attack = fv.Adaptive(inversion=fv.InvertingGradients(steps=500), inverse=fv.InverseTraining(steps=800))
@@ -110,7 +112,10 @@ class Adaptive(Attack):
 
     def _tuned(self, own: Sequence[OwnVictim], surrogate: Surrogate, knowledge: Knowledge) -> Inversion:
         assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
-        return self.inversion if surrogate.update is None else tuned(self.inversion, own, surrogate, knowledge)
+        inversion: Inversion = self.inversion
+        if surrogate.batch is not None:
+            inversion = WithShares(inversion, surrogate.batch)
+        return inversion if surrogate.update is None else tuned(inversion, own, surrogate, knowledge)
 
     def _likenesses(
         self,
@@ -119,14 +124,15 @@ class Adaptive(Attack):
         preparation: AttackerPreparation,
         knowledge: Knowledge,
     ) -> Sequence[Likeness | None]:
-        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images.
+        """By the update where one image of one class is behind it; else by inverted images, where a defence changes images.
 
         Where a defence makes one image of many, by the inverted images in any case.
         """
         surrogate = preparation.surrogate
         if preparation.law is not None:
             return [partial(preparation.law, _draws(found).mean(0)) for found in inverted]
-        if observations[0].batch_size == 1:
+        # What a candidate would send depends on shares that are different for every victim.
+        if observations[0].batch_size == 1 and surrogate.batch is None:
             return from_updates(observations, surrogate, knowledge)
         if surrogate.data is None:
             return [None] * len(observations)

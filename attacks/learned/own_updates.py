@@ -58,7 +58,8 @@ class OwnClients:
         rates = torch.full((len(x),), update.learning_rate, device=device)
         turn = update.optimizer.begin()
         for _ in range(update.local_steps):
-            gradient = replayed(problem, self._trained_on(x, y, stream), steps=1, rates=rates)
+            images, labels = self._trained_on(x, y, stream)
+            gradient = replayed(replace(problem, labels=labels), images, steps=1, rates=rates)
             found = turn(list(gradient.values()), [problem.weights[n] for n in gradient])
             step = dict(zip(gradient, found, strict=True))
             total = {n: total[n] + d if total else d for n, d in step.items()}
@@ -68,10 +69,15 @@ class OwnClients:
             problem = replace(problem, weights={**weights, **moved}, own_weights=True)
         return self._defended({n: t / update.local_steps for n, t in total.items()}, stream)
 
-    def _trained_on(self, x: Tensor, y: Tensor, stream: torch.Generator) -> Tensor:
+    def _trained_on(self, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the client plays on: images (V, B, C, H, W) and labels (V, B), or shares of the classes (V, B, K)."""
+        flat, labels = x.flatten(0, 1), y.flatten()
+        if self.surrogate.batch is not None:
+            made, shares = self.surrogate.batch(self.knowledge.model.module, flat, labels, stream)
+            return made.view(x.shape), shares.view(*y.shape, -1)
         if self.surrogate.data is None:
-            return x
-        return self.surrogate.data(x.flatten(0, 1), y.flatten(), stream).view(x.shape)
+            return x, y
+        return self.surrogate.data(flat, labels, stream).view(x.shape), y
 
     def _defended(self, gradients: Tensors, stream: torch.Generator) -> Tensors:
         """What is left of (V, ...) mean directions when the defence has seen the updates that they make."""

@@ -29,6 +29,7 @@ from fedveil.defense import (
     LatentAutoencoder,
     LatentNoise,
     LatentPerturbation,
+    MixUp,
     NoDefense,
     OrthogonalPerturbation,
     Outpost,
@@ -109,7 +110,11 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
-    (InstaHide(share=0.25, others=2, flip=False), {"share": 0.25, "others": 2, "flip": False}),
+    (
+        InstaHide(share=0.25, others=2, source="private", flip=False),
+        {"share": 0.25, "others": 2, "source": "private", "flip": False},
+    ),
+    (MixUp(alpha=0.5), {"alpha": 0.5}),
     (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
     (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
     (OrthogonalPerturbation(strength=0.5), {"strength": 0.5}),
@@ -167,6 +172,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "latent_noise",
         "lfp",
         "lpa",
+        "mixup",
         "none",
         "orthogonal_perturbation",
         "outpost",
