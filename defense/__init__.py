@@ -17,6 +17,7 @@ from fedveil.defense.mixup import MixUp
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.orthogonal import OrthogonalPerturbation
 from fedveil.defense.outpost import Outpost
+from fedveil.defense.precode import Precode
 from fedveil.defense.quantisation import Quantisation
 from fedveil.defense.released.controls import OutputNoise, OutputRounding
 from fedveil.defense.released.lfp import LabelFlippingPoisoning
@@ -54,6 +55,7 @@ __all__ = [
     "OutputRounding",
     "PixelDropout",
     "PixelNoise",
+    "Precode",
     "PreparedDefense",
     "PublicReconstruction",
     "Quantisation",

@@ -120,6 +120,9 @@ class Surrogate:
         loss: makes of the mean cross-entropy what the defence makes of it, given the same as its hook, the labels perhaps as
             shares (n, k) of the classes; attacks differentiate it by `torch.func`. None where it is left alone, or where
             ``visible`` says which entries of an update it has left as they were.
+        revealed: given a gradient of one image and the weights at which it was taken, returns values of the model's buffers
+            that tell what was drawn in its forward pass, by name; attacks run the model with them. None where nothing is
+            drawn.
         complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
             an audit says that it is incomplete.
     """
@@ -131,6 +134,7 @@ class Surrogate:
     similar: Callable[[Images], Tensor] | None = None
     loss: LossHook | None = None
     batch: BatchHook | None = None
+    revealed: Callable[[Gradients, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     complete: bool = True
 
     @property
@@ -219,6 +223,10 @@ class Defense(Generic[Public]):
     def mixes(self) -> bool:
         """Whether a step mixes images of the client's that it was prepared with into others, as they are."""
         return False
+
+    def classifier(self, spec: ModelSpec) -> ModelSpec:
+        """Return the classifier that the federation trains behind this defence instead of the one that was asked for."""
+        return spec
 
     def pretrain(self, context: DefenseContext) -> Public:
         """Learn once what needs public images alone; every client, and the server too, holds the result."""

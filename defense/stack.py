@@ -23,6 +23,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import Memory, Turn
 from fedveil.fl.messages import FLOAT_BITS, ClientUpdate
+from fedveil.fl.models import ModelSpec
 from fedveil.fl.rounds import Exposure
 
 
@@ -53,6 +54,12 @@ class Stack(Defense[tuple[Any, ...]]):
         """Whether a part does."""
         return any(part.mixes for part in self.parts)
 
+    def classifier(self, spec: ModelSpec) -> ModelSpec:
+        """Let each part change the model."""
+        for part in self.parts:
+            spec = part.classifier(spec)
+        return spec
+
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
         return tuple(part.pretrain(context) for part in self.parts)
@@ -69,25 +76,27 @@ class Stack(Defense[tuple[Any, ...]]):
         """
         pairs = zip(self.parts, public, strict=True)
         prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
-        acting = {
-            hook: [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes(hook)]
-            for hook in ("images", "batch", "loss", "gradients")
-        }
-        if len(acting["images"]) > 1:
+        sharing = [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes("images")]
+        if len(sharing) > 1:
             raise FedveilError(
-                f"defense: {', '.join(acting['images'])} each make one image of many; allowed: one such in a list"
+                f"defense: {', '.join(sharing)} each make one image of many; allowed: one such in a list"
             )
-        if acting["gradients"]:
-            dependent = [
+        taker = next((at for at, own in enumerate(prepared) if own.changes("gradients")), None)
+        if taker is not None:
+            others = [
                 type(part).__name__
-                for part, ready in zip(self.parts, prepared, strict=True)
-                if ready.changes("images") or part.trained_on is TrainedOn.CLIENT
+                for at, (part, own) in enumerate(zip(self.parts, prepared, strict=True))
+                if at != taker
+                and (
+                    any(own.changes(hook) for hook in ("images", "batch", "loss", "gradients"))
+                    or part.trained_on is TrainedOn.CLIENT
+                )
             ]
-            first, *others = acting["gradients"] + acting["loss"] + acting["batch"] + dependent
             if others:
                 raise FedveilError(
-                    f"defense: {first} takes the gradient of the plain loss of each image by itself; allowed beside it: what"
-                    f" changes neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
+                    f"defense: {type(self.parts[taker]).__name__} takes the gradient of the plain loss apart by images;"
+                    " allowed beside it: what changes neither loss nor gradients and lets no image depend on others, not"
+                    f" {', '.join(others)}"
                 )
         for part in self.parts:
             changing = [
@@ -252,6 +261,7 @@ class PreparedStack(PreparedDefense):
             rehearse=rehearsed if rehearsals else None,
             similar=next((s.similar for s in surrogates if s.similar is not None), None),
             loss=minimised if losses else None,
+            revealed=next((own.revealed for own in surrogates if own.revealed is not None), None),
             batch=stepped if any(own.batch is not None for own in surrogates) else None,
             complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )

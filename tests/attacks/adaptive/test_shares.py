@@ -33,8 +33,10 @@ class Halves(NoHooks):
 
 
 def evenly(model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A law of shares as an attacker knows it: half of the image's class, the rest of the other two."""
-    return x, torch.full((len(x), 3), 0.25).scatter(1, y[:, None], 0.5)
+    """A law of shares as an attacker knows it: half of the image's class, of each other class 0.15 to 0.35."""
+    one = 0.15 + 0.2 * torch.rand(len(x), generator=stream)
+    shares = torch.stack([torch.full_like(one, 0.5), one, 0.5 - one], dim=1)
+    return x, shares.gather(1, (torch.arange(3) - y[:, None]) % 3)
 
 
 def observed(shares: Tensor, seed: int = 1) -> tuple[Observation, Tensor]:
@@ -88,18 +90,40 @@ def test_shares_are_read_off_exactly_where_the_images_are_at_hand(knowledge: Kno
     shares = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.9, 0.0], [0.2, 0.2, 0.6]])
     observation, images = observed(shares)
     told = replace(observation, shares=torch.full((3, 3), 1 / 3))
-    torch.testing.assert_close(Reading(evenly, knowledge).of_images(told, images).float(), shares, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        Reading(evenly, knowledge).of_images(told, torch.tensor([0, 1, 2]), images).float(), shares, atol=1e-4, rtol=0
+    )
 
 
 def test_the_shares_of_one_image_are_about_known_before_it_is_inverted(knowledge: Knowledge) -> None:
     shares = torch.tensor([[0.7, 0.05, 0.25]])
     observation, _ = observed(shares)
-    found = Reading(evenly, knowledge).expected(observation)
+    found = Reading(evenly, knowledge).expected(observation, torch.tensor([0]))
     assert float((found - shares).abs().max()) < 0.05
     # Nothing but the law is known where the last layer stays unsent.
     tensors = {name: own for name, own in observation.update.tensors.items() if not name.startswith("head")}
     headless = replace(observation, update=replace(observation.update, tensors=tensors))
-    torch.testing.assert_close(Reading(evenly, knowledge).expected(headless).float(), torch.tensor([[0.5, 0.25, 0.25]]))
+    law = Reading(evenly, knowledge).expected(headless, torch.tensor([0])).float()
+    torch.testing.assert_close(law, torch.tensor([[0.5, 0.25, 0.25]]), atol=0.05, rtol=0)
+
+
+def beside(model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An image of another class is added to each, whose label is shared."""
+    whole = torch.eye(3)[y]
+    other = torch.eye(3)[(y + 1 + torch.randint(2, y.shape, generator=stream)) % 3]
+    return torch.cat([x, 1 - x]), torch.cat([whole, 0.7 * other + 0.3 * whole])
+
+
+def test_of_added_images_the_shares_are_read_and_the_clients_own_labels_stay(knowledge: Knowledge) -> None:
+    shares = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.0, 0.7]])
+    observation, images = observed(shares)
+    reading, own = Reading(beside, knowledge), torch.tensor([0])
+    alone = replace(observation, batch_size=1, labels=own)
+    first = reading.expected(alone, own)
+    assert torch.equal(first[0].float(), shares[0])
+    assert float((first[1] - shares[1]).abs().max()) < 0.1
+    told = replace(observation, shares=first.float())
+    torch.testing.assert_close(reading.of_images(told, own, images).float(), shares, atol=1e-4, rtol=0)
 
 
 def test_an_inversion_that_reads_shares_finds_what_one_that_is_told_whole_labels_does_not(knowledge: Knowledge) -> None:
