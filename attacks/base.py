@@ -42,6 +42,8 @@ class Observation:
         batch_size: B, images behind the update.
         labels: (B,) the true labels, only where the threat model grants them.
         trained_images: (B, C, H, W), only where the threat model grants them.
+        shares: (B, K) of the classes, what an attacker that reckons with a defence takes for the labels that were trained
+            on, row by row those of the images that it looks for; no audit hands it over. None where labels are whole.
         repeats: what the same client sent of the same batch in other rounds, with weights of their own and noise drawn
             afresh; none where the batch was seen once. Labels are those of the first observation.
     """
@@ -53,6 +55,7 @@ class Observation:
     batch_size: int
     labels: Tensor | None = None
     trained_images: Tensor | None = None
+    shares: Tensor | None = None
     repeats: tuple[Observation, ...] = ()
 
     @property

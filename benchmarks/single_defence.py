@@ -116,7 +116,7 @@ def privacy(
     times: int,
     protocol: Mapping[str, Any],
 ) -> dict[str, float]:
-    spec = replace(context.model, name="lenet", width=None)
+    spec = defense.classifier(ModelSpec("lenet", context.model.image_shape, context.model.classes))
     context = replace(context, model=spec)
     inversion = DeepLeakage(steps=protocol["steps"])
     inverse = InverseTraining(steps=protocol["inverse_steps"], batch_size=32, width=8)
@@ -180,7 +180,7 @@ def measured(
     """Return the record of one defence; ``audits`` are pairs of images in an update and times that they are seen."""
     defense = build_named(DEFENSES, setting)
     clients, public, auxiliary, test, classes = parts(protocol)
-    spec = ModelSpec("convnet", public.shape, classes, width=16)
+    spec = defense.classifier(ModelSpec("convnet", public.shape, classes, width=16))
     context = DefenseContext(public, spec, CPU, SEED)
     learnt = defense.pretrain(context)
     prepared = [defense.prepare(shard, context, learnt, client=number) for number, shard in enumerate(clients)]

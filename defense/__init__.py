@@ -13,9 +13,11 @@ from fedveil.defense.group_mean import GroupMean
 from fedveil.defense.instahide import InstaHide
 from fedveil.defense.latent.defence import LatentPerturbation
 from fedveil.defense.latent_autoencoder import LatentAutoencoder
+from fedveil.defense.mixup import MixUp
 from fedveil.defense.noise import LatentNoise, NoDefense, PixelNoise
 from fedveil.defense.orthogonal import OrthogonalPerturbation
 from fedveil.defense.outpost import Outpost
+from fedveil.defense.precode import Precode
 from fedveil.defense.quantisation import Quantisation
 from fedveil.defense.released.controls import OutputNoise, OutputRounding
 from fedveil.defense.released.lfp import LabelFlippingPoisoning
@@ -45,6 +47,7 @@ __all__ = [
     "LatentAutoencoder",
     "LatentNoise",
     "LatentPerturbation",
+    "MixUp",
     "NoDefense",
     "OrthogonalPerturbation",
     "Outpost",
@@ -52,6 +55,7 @@ __all__ = [
     "OutputRounding",
     "PixelDropout",
     "PixelNoise",
+    "Precode",
     "PreparedDefense",
     "PublicReconstruction",
     "Quantisation",

@@ -29,6 +29,8 @@ DEFENSES: Registry[type[Defense[Any]]] = Registry("defense")
 Gradients = Mapping[str, Tensor]
 LossHook = Callable[[Tensor, nn.Module, Tensor, Tensor, Tensor], Tensor]
 """See `fedveil.fl.hooks.ClientHooks.loss`."""
+BatchHook = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""See `fedveil.fl.hooks.ClientHooks.batch`."""
 Public = TypeVar("Public")
 """What a defence learns from public images, once for all clients; None for most."""
 
@@ -104,6 +106,10 @@ class Surrogate:
     Attributes:
         data: draws from the law of the trained-on images given originals and their labels, (n, C, H, W) and (n,) to
             (n, C, H, W), with the attacker's own stream; None where the defence leaves images alone.
+        batch: makes of a batch as it is in the shard what a step computes on, all that ``data`` hooks do in it, with the
+            attacker's own stream; an attacker plays clients by it, and takes labels to be shares of the classes that it has
+            to find. ``data`` is then the law of what becomes of one image. None where labels stay whole and ``data`` says
+            all.
         update: does to an update what the defence does, with the attacker's own stream; None where it is left alone.
         visible: given what was observed, by parameter name, returns masks in {0, 1} of the entries that tell anything;
             None where all do.
@@ -114,6 +120,9 @@ class Surrogate:
         loss: makes of the mean cross-entropy what the defence makes of it, given the same as its hook, the labels perhaps as
             shares (n, k) of the classes; attacks differentiate it by `torch.func`. None where it is left alone, or where
             ``visible`` says which entries of an update it has left as they were.
+        revealed: given a gradient of one image and the weights at which it was taken, returns values of the model's buffers
+            that tell what was drawn in its forward pass, by name; attacks run the model with them. None where nothing is
+            drawn.
         complete: nothing else happens between an image and its update. Where something does that no attack reckons with,
             an audit says that it is incomplete.
     """
@@ -124,12 +133,14 @@ class Surrogate:
     rehearse: Callable[[Images, torch.Generator], Rehearsal] | None = None
     similar: Callable[[Images], Tensor] | None = None
     loss: LossHook | None = None
+    batch: BatchHook | None = None
+    revealed: Callable[[Gradients, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     complete: bool = True
 
     @property
     def inverted_plainly(self) -> bool:
         """What was trained on explains the update as if there were no defence."""
-        return self.loss is None and self.update is None and self.visible is None
+        return self.loss is None and self.update is None and self.visible is None and self.batch is None
 
 
 class PreparedDefense(NoHooks):
@@ -160,7 +171,9 @@ class PreparedDefense(NoHooks):
         return Surrogate(
             data=self.data if self.changes("data") else None,
             update=self.update if self.changes("update") else None,
-            complete=not any(self.changes(hook) for hook in ("images", "loss", "gradients", "update", "carry")),
+            complete=not any(
+                self.changes(hook) for hook in ("images", "batch", "loss", "gradients", "update", "carry")
+            ),
         )
 
     def diagnostics(self) -> dict[str, float]:
@@ -172,9 +185,9 @@ class PreparedDefense(NoHooks):
 class Defense(Generic[Public]):
     """A defence's settings, and nothing else: `repr` shows them as the configuration names them.
 
-    A defence without modules defines the hooks that it needs (``images``, ``data``, ``loss``, ``gradients``, ``update``,
-    ``carry``, ``output``; see `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns something
-    overrides `prepare`, and `pretrain` for what needs public images alone.
+    A defence without modules defines the hooks that it needs (``images``, ``data``, ``batch``, ``loss``, ``gradients``,
+    ``update``, ``carry``, ``output``; see `fedveil.fl.hooks.ClientHooks`) on its settings, and is done. One that learns
+    something overrides `prepare`, and `pretrain` for what needs public images alone.
 
     >>> import dataclasses, fedveil as fv
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +218,15 @@ class Defense(Generic[Public]):
     def summed(self) -> int:
         """How many clients' updates reach the server as one sum; 1 where it sees each by itself."""
         return 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a step mixes images of the client's that it was prepared with into others, as they are."""
+        return False
+
+    def classifier(self, spec: ModelSpec) -> ModelSpec:
+        """Return the classifier that the federation trains behind this defence instead of the one that was asked for."""
+        return spec
 
     def pretrain(self, context: DefenseContext) -> Public:
         """Learn once what needs public images alone; every client, and the server too, holds the result."""
@@ -278,6 +300,13 @@ class Stateless(PreparedDefense):
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """See `fedveil.fl.hooks.ClientHooks.data`."""
         changed: Tensor = self._hooks.data(x, y, stream) if self._defines("data") else x
+        return changed
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `fedveil.fl.hooks.ClientHooks.batch`."""
+        if not self._defines("batch"):
+            return x, y
+        changed: tuple[Tensor, Tensor] = self._hooks.batch(model, x, y, stream)
         return changed
 
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:

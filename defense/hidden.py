@@ -154,8 +154,8 @@ def _size(result: Tensor) -> tuple[int, ...]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Within, images may pass a model that trains once more, and leave nothing behind.
 
-    Running statistics do not count them, and no unit is dropped: a pass then draws nothing at random, so that a step can
-    be replayed. What passes twice is the same both times, but for dropout.
+    Running statistics do not count them, no unit is dropped and no noise is drawn: a pass then draws nothing at random, so
+    that a step can be replayed. What passes twice is the same both times, but for dropout and noise.
 
     Args:
         model: whose mode stays.
@@ -181,6 +181,8 @@ class _NothingDropped(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is torch.randn_like:
+            return torch.zeros_like(*args, **(kwargs or {}))
         if func in _DROPPING:
             return args[0] if args else (kwargs or {})["input"]
         return func(*args, **(kwargs or {}))

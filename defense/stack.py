@@ -23,6 +23,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import Memory, Turn
 from fedveil.fl.messages import FLOAT_BITS, ClientUpdate
+from fedveil.fl.models import ModelSpec
 from fedveil.fl.rounds import Exposure
 
 
@@ -48,6 +49,17 @@ class Stack(Defense[tuple[Any, ...]]):
         """The most of the parts'."""
         return max((part.summed for part in self.parts), default=1)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a part does."""
+        return any(part.mixes for part in self.parts)
+
+    def classifier(self, spec: ModelSpec) -> ModelSpec:
+        """Let each part change the model."""
+        for part in self.parts:
+            spec = part.classifier(spec)
+        return spec
+
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
         return tuple(part.pretrain(context) for part in self.parts)
@@ -59,29 +71,43 @@ class Stack(Defense[tuple[Any, ...]]):
 
         Raises:
             FedveilError: several parts make one image of many, and the second would meet images that it was not prepared
-                with; or one takes gradients apart, and beside it the loss is changed or images depend on each other.
+                with; one takes gradients apart, and beside it the loss is changed or images depend on each other; or one
+                mixes in images of the client's that another one is to hide.
         """
         pairs = zip(self.parts, public, strict=True)
         prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
-        acting = {
-            hook: [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes(hook)]
-            for hook in ("images", "loss", "gradients")
-        }
-        if len(acting["images"]) > 1:
+        sharing = [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes("images")]
+        if len(sharing) > 1:
             raise FedveilError(
-                f"defense: {', '.join(acting['images'])} each make one image of many; allowed: one such in a list"
+                f"defense: {', '.join(sharing)} each make one image of many; allowed: one such in a list"
             )
-        if acting["gradients"]:
-            dependent = [
+        taker = next((at for at, own in enumerate(prepared) if own.changes("gradients")), None)
+        if taker is not None:
+            others = [
                 type(part).__name__
-                for part, ready in zip(self.parts, prepared, strict=True)
-                if ready.changes("images") or part.trained_on is TrainedOn.CLIENT
+                for at, (part, own) in enumerate(zip(self.parts, prepared, strict=True))
+                if at != taker
+                and (
+                    any(own.changes(hook) for hook in ("images", "batch", "loss", "gradients"))
+                    or part.trained_on is TrainedOn.CLIENT
+                )
             ]
-            first, *others = acting["gradients"] + acting["loss"] + dependent
             if others:
                 raise FedveilError(
-                    f"defense: {first} takes the gradient of the plain loss of each image by itself; allowed beside it: what"
-                    f" changes neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
+                    f"defense: {type(self.parts[taker]).__name__} takes the gradient of the plain loss apart by images;"
+                    " allowed beside it: what changes neither loss nor gradients and lets no image depend on others, not"
+                    f" {', '.join(others)}"
+                )
+        for part in self.parts:
+            changing = [
+                type(other).__name__
+                for other, ready in zip(self.parts, prepared, strict=True)
+                if part.mixes and other is not part and (ready.changes("images") or ready.changes("data"))
+            ]
+            if changing:
+                raise FedveilError(
+                    f"defense: {type(part).__name__} mixes in images of the client's as they are; allowed beside it: what"
+                    f" leaves images alone, not {', '.join(changing)}"
                 )
         return PreparedStack(prepared, summed=self.summed)
 
@@ -128,6 +154,12 @@ class PreparedStack(PreparedDefense):
         for part in self.parts:
             x = part.data(x, y, stream)
         return x
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pass the batch through each part."""
+        for part in self.parts:
+            x, y = part.batch(model, x, y, stream)
+        return x, y
 
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """Pass the loss through each part."""
@@ -177,7 +209,8 @@ class PreparedStack(PreparedDefense):
         A sum of clients is attacked as one batch. Each of them has pruned its own update or changed its own batch's loss,
         though, and no attack reckons with that: beside such a part sums are not complete.
         """
-        surrogates = [part.surrogate() for part in self.parts]
+        # As on a client, batches pass all ``data`` hooks before any ``batch`` hook.
+        surrogates = sorted((part.surrogate() for part in self.parts), key=lambda own: own.batch is not None)
         data = [s.data for s in surrogates if s.data is not None]
         visible = [s.visible for s in surrogates if s.visible is not None]
         losses = [s.loss for s in surrogates if s.loss is not None]
@@ -188,6 +221,14 @@ class PreparedStack(PreparedDefense):
             for step in data:
                 x = step(x, y, stream)
             return x
+
+        def stepped(model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+            for own in surrogates:
+                if own.batch is not None:
+                    x, y = own.batch(model, x, y, stream)
+                elif own.data is not None:
+                    x = own.data(x, y, stream)
+            return x, y
 
         def minimised(loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
             for step in losses:
@@ -220,6 +261,8 @@ class PreparedStack(PreparedDefense):
             rehearse=rehearsed if rehearsals else None,
             similar=next((s.similar for s in surrogates if s.similar is not None), None),
             loss=minimised if losses else None,
+            revealed=next((own.revealed for own in surrogates if own.revealed is not None), None),
+            batch=stepped if any(own.batch is not None for own in surrogates) else None,
             complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )
 

@@ -50,8 +50,28 @@ class ClientHooks(Protocol):
             (n, C, H, W) in [0, 1].
         """
 
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what a step of training computes on instead of a batch that has passed `data`, and its labels.
+
+        For what makes labels shares of several classes, or trains on more images than the batch has. It is not asked at
+        test time, nor of an empty batch.
+
+        Args:
+            model: as it is before the step.
+            x: (n, C, H, W) in [0, 1], n at least 1.
+            y: (n,) labels, or (n, k) shares of the classes.
+            stream: the only source of randomness.
+
+        Returns:
+            (m, C, H, W) in [0, 1] with m at least n, of which the first n stand for the batch's in their order; and their
+            (m,) labels, or (m, k) shares of the classes, each row of sum 1.
+        """
+
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-        """Return the scalar that local training minimises, given the mean cross-entropy ``loss`` of ``logits``."""
+        """Return the scalar that local training minimises, given the mean cross-entropy ``loss`` of ``logits``.
+
+        Images and labels are those that the step computes on, see `batch`.
+        """
 
     def gradients(
         self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, expected: int, stream: torch.Generator
@@ -62,7 +82,7 @@ class ClientHooks(Protocol):
             loss: what `loss` returned; its mean gradient is the direction unless a defence says otherwise.
             model: that computed it.
             x: (n, C, H, W) the step's images; there may be none where they are drawn by chance.
-            y: (n,) their labels.
+            y: (n,) their labels, or (n, k) shares of the classes.
             expected: how many images a step has on average.
             stream: the only source of randomness.
         """
@@ -96,6 +116,10 @@ class NoHooks:
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
         """See `ClientHooks.data`."""
         return x
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `ClientHooks.batch`."""
+        return x, y
 
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """See `ClientHooks.loss`."""

@@ -171,13 +171,13 @@ def local_update(
         stream: the only source of randomness; order of batches, the defence's noise, views and dropout come from it.
         public: the images to replay; they belong to no client.
         memory: what the client kept of its last turn; None for a first one.
-        on_batch: is shown each of the client's batches as the defence leaves it, before public images and random views,
-            (b, C, H, W), and its indices into what the defence left of the shard, (b,). Audits use it to know what a
-            perfect inversion would find.
+        on_batch: is shown each of the client's batches as the defence leaves it, without images that it has added, before
+            public images and random views, (b, C, H, W), and its indices into what the defence left of the shard, (b,).
+            Audits use it to know what a perfect inversion would find.
 
     Raises:
-        FedveilError: the weights do not fit the model, the defence changes the images' shape or keeps what is no tensor, or
-            there are no public images to replay.
+        FedveilError: the weights do not fit the model, the defence changes the images' shape, makes labels of no classes or
+            keeps what is no tensor, or there are no public images to replay.
     """
     if spec.replay and not public:
         raise FedveilError(f"local training: replay is {spec.replay}, and there are no public images")
@@ -199,13 +199,17 @@ def local_update(
         if not isinstance(trained, Tensor) or trained.shape != x.shape:
             got = tuple(trained.shape) if isinstance(trained, Tensor) else type(trained).__name__
             raise FedveilError(f"defence: data() has to return images of shape {tuple(x.shape)}, got {got}")
-        if on_batch is not None:
-            on_batch(trained.detach(), indices)
         own = len(y)
+        if own:
+            trained, y = _stepped(hooks, model, trained, y, stream)
+        if on_batch is not None:
+            on_batch(trained[:own].detach(), indices)
         if public is not None and spec.replay:
             drawn = torch.randint(len(public), (spec.replayed(own),), generator=stream)
-            beside = (theirs.to(device) for theirs in public.batch(drawn))
-            trained, y = (torch.cat(pair) for pair in zip((trained, y), beside, strict=True))
+            theirs, labels = (beside.to(device) for beside in public.batch(drawn))
+            if y.is_floating_point():
+                labels = as_shares(labels, y.shape[1])
+            trained, y = torch.cat((trained, theirs)), torch.cat((y, labels))
         trained = augment(trained, spec.augmentation, stream)
         if len(y):
             with seeded_globals(derive_seed(stream.initial_seed(), "dropout", steps), device):
@@ -251,6 +255,33 @@ def local_update(
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise FedveilError(f"defence: carry() may keep tensors by name, got {name!r:.40}: {type(value).__name__}")
     return LocalResult(leaving, loss_sum / max(1, examples), kept)
+
+
+def as_shares(labels: Tensor, classes: int) -> Tensor:
+    """Return labels (n,) as shares of the classes (n, k); shares stay as they are.
+
+    >>> as_shares(torch.tensor([1]), 3)
+    tensor([[0., 1., 0.]])
+    """
+    if labels.is_floating_point():
+        return labels
+    return F.one_hot(labels, classes).to(torch.get_default_dtype())
+
+
+def _stepped(
+    hooks: ClientHooks, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What a step computes on, checked."""
+    made = hooks.batch(model, x, y, stream)
+    rule = "defence: batch() has to return at least as many images as it was given, and their labels"
+    if not (isinstance(made, tuple) and len(made) == 2 and all(isinstance(one, Tensor) for one in made)):
+        raise FedveilError(f"{rule}; got {type(made).__name__}")
+    images, labels = made
+    if images.shape[1:] != x.shape[1:] or len(images) < len(x):
+        raise FedveilError(f"{rule}; got images of shape {tuple(images.shape)} for {tuple(x.shape)}")
+    if labels.ndim != 1 + labels.is_floating_point() or len(labels) != len(images):
+        raise FedveilError(f"{rule}; got labels of shape {tuple(labels.shape)} for {len(images)} images")
+    return images, labels
 
 
 @torch.no_grad()

@@ -18,9 +18,11 @@ from torch import Tensor
 from fedveil.attacks.adaptive.calibration import Calibration
 from fedveil.attacks.adaptive.forward_matching import from_images, from_updates
 from fedveil.attacks.adaptive.own_victims import OwnVictim, others_than, own_victims
+from fedveil.attacks.adaptive.shares import WithShares
 from fedveil.attacks.adaptive.tuning import LEAST_BATCHES, Inversion, tuned
 from fedveil.attacks.base import ATTACKS, Attack, AttackerPreparation, Earlier, Knowledge, Observation
 from fedveil.attacks.labels import labels_of
+from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.scoring import match
 from fedveil.attacks.strongest import Strongest
@@ -39,7 +41,8 @@ class Adaptive(Attack):
     Granted the defence's code alone, the attacker has prepared its own copy of the defence on its auxiliary images, and
     trained the inverse on what that copy makes of them. Where a batch was observed in several rounds and the defence drew
     it afresh in each, every update is inverted alone and the inverse sees all the draws; otherwise one set of images has
-    to explain them all.
+    to explain them all. Where the defence makes labels shares of classes, those are read off the update, for which it is
+    inverted twice (`fedveil.attacks.adaptive.shares`).
 
     >>> import fedveil as fv
     >>> attack = fv.Adaptive(inversion=fv.InvertingGradients(steps=500), inverse=fv.InverseTraining(steps=800))
@@ -76,9 +79,9 @@ class Adaptive(Attack):
         # Each preparation on its own: what is tuned against one client's modules must not depend on who else is attacked.
         for preparation in {id(r): r for r in preparations}.values():
             group = [at for at, own in enumerate(preparations) if own is preparation]
-            own = [observations[at] for at in group]
+            own = [_with_what_was_drawn(observations[at], preparation.surrogate) for at in group]
             knowledge = replace(granted, model=replace(granted.model, defended=preparation.surrogate.loss))
-            rehearsed = self._own_victims(own[0], preparation, knowledge)
+            rehearsed = self._own_victims(observations[group[0]], preparation, knowledge)
             inversion = self._tuned(rehearsed, preparation.surrogate, knowledge)
             # With auxiliary images this attacker may have recovered other labels than the plain one.
             if (
@@ -106,11 +109,15 @@ class Adaptive(Attack):
         batches = max(least, -(-self.calibration // like.batch_size))
         if batches == 0 or knowledge.auxiliary is None:
             return []
-        return own_victims(like, preparation, knowledge, batches)
+        made = own_victims(like, preparation, knowledge, batches)
+        return [replace(one, observation=_with_what_was_drawn(one.observation, preparation.surrogate)) for one in made]
 
     def _tuned(self, own: Sequence[OwnVictim], surrogate: Surrogate, knowledge: Knowledge) -> Inversion:
         assert isinstance(self.inversion, Inversion)  # __post_init__ has refused all else
-        return self.inversion if surrogate.update is None else tuned(self.inversion, own, surrogate, knowledge)
+        inversion: Inversion = self.inversion
+        if surrogate.batch is not None:
+            inversion = WithShares(inversion, surrogate.batch)
+        return inversion if surrogate.update is None else tuned(inversion, own, surrogate, knowledge)
 
     def _likenesses(
         self,
@@ -119,14 +126,16 @@ class Adaptive(Attack):
         preparation: AttackerPreparation,
         knowledge: Knowledge,
     ) -> Sequence[Likeness | None]:
-        """By the update where one image is behind it; in a batch by the inverted images, where a defence changes images.
+        """By the update where one unmixed image is behind it; else by the inverted images, where a defence changes images.
 
         Where a defence makes one image of many, by the inverted images in any case.
         """
         surrogate = preparation.surrogate
         if preparation.law is not None:
             return [partial(preparation.law, _draws(found).mean(0)) for found in inverted]
-        if observations[0].batch_size == 1:
+        # What a candidate that is mixed would send depends on shares that are different for every victim.
+        mixed = surrogate.batch is not None and surrogate.data is not None
+        if observations[0].batch_size == 1 and not mixed:
             return from_updates(observations, surrogate, knowledge)
         if surrogate.data is None:
             return [None] * len(observations)
@@ -203,7 +212,8 @@ def _inverted(
     inversion: Inversion, observations: Sequence[Observation], preparation: AttackerPreparation, knowledge: Knowledge
 ) -> list[list[Reconstruction]]:
     """What is found behind each batch: one result, or one per draw where the defence drew afresh each time."""
-    seen = [_afresh(one, knowledge) if preparation.draws > 1 else [one] for one in observations]
+    afresh = preparation.draws > 1 or preparation.surrogate.batch is not None
+    seen = [_afresh(one, knowledge) if afresh else [one] for one in observations]
     flat = iter(inversion.invert([one for draws in seen for one in draws], knowledge, preparation.surrogate.visible))
     return [[next(flat) for _ in draws] for draws in seen]
 
@@ -241,6 +251,18 @@ def _brightened(
     """What another attacker has found, as bright as the auxiliary images say where that one, without any, had to guess."""
     guessed = any(one.scale_guessed for one in plain)
     return exposed(observations, plain, knowledge) if guessed and knowledge.auxiliary is not None else plain
+
+
+def _with_what_was_drawn(observation: Observation, surrogate: Surrogate) -> Observation:
+    """The same, with the noise of the client's forward pass beside the weights, as far as its updates tell that."""
+    revealed = surrogate.revealed
+    if revealed is None or observation.batch_size > 1 or observation.update.local_steps > 1:
+        return observation
+    first, *again = (
+        replace(one, weights={**one.weights, **revealed(target_gradient(one.update), one.weights)}, repeats=())
+        for one in observation.series
+    )
+    return replace(first, repeats=tuple(again))
 
 
 def _granted(images: Tensor | None) -> Tensor:

@@ -43,7 +43,12 @@ class _Hooks(NoHooks):
         self._surrogate = surrogate
 
     def data(self, x: Tensor, y: Tensor | None, stream: torch.Generator) -> Tensor:
-        return x if self._surrogate.data is None else self._surrogate.data(x, y, stream)
+        if self._surrogate.data is None or self._surrogate.batch is not None:
+            return x
+        return self._surrogate.data(x, y, stream)
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        return (x, y) if self._surrogate.batch is None else self._surrogate.batch(model, x, y, stream)
 
     def loss(self, loss: Tensor, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         return loss if self._surrogate.loss is None else self._surrogate.loss(loss, model, x, y, logits)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fedveil.attacks.audit.inputs import Pictures, as_images
 from fedveil.attacks.base import Observation
+from fedveil.attacks.engine.attackable import count_classes
 from fedveil.attacks.scoring.victims import VictimBatch
-from fedveil.attacks.target.model import Mode, Normalise
+from fedveil.attacks.target.model import Mode, Normalise, target_model
 from fedveil.defense.base import Defense, DefenseContext, PreparedDefense, TrainedOn
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.hooks import ClientHooks, Memory, NoHooks
@@ -137,7 +138,7 @@ def client_update(
             raise FedveilError(
                 f"defense: {defense!r} has modules to train first: pass defense.prepare(private, context, public, client=0)"
             )
-        spec = ModelSpec("convnet", own.shape, 2)
+        spec = ModelSpec("convnet", own.shape, count_classes(target_model(twin, image_shape=own.shape, classes=0)))
         context = DefenseContext(own, spec, device, seed)
         defense = defense.prepare(own, context, defense.pretrain(context), client=0)
     observation, batch = capture(

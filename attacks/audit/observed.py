@@ -142,8 +142,8 @@ def with_draws(
                 raise FedveilError(f"trained_images: expected {expected} as the images, got {tuple(trained.shape)}")
         return [replace(batch, draws=tuple(draw[list(batch.victims)] for draw in draws)) for batch in victims]
     if isinstance(defense, Defense):
-        # Modules that are not at hand may change images.
-        if defense.trained_on is not TrainedOn.NOTHING:
+        # Modules that are not at hand may change images, and so do images of a client's that are not.
+        if defense.trained_on is not TrainedOn.NOTHING or defense.mixes:
             return victims
         defense = Stateless(defense)
     if defense.surrogate().data is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.engine.objective import Problem
 from fedveil.attacks.engine.unrolled import replayed
 from fedveil.attacks.matching.attack import target_gradient
+from fedveil.attacks.target.model import trainable
 from fedveil.attacks.target.problem import Tensors
 from fedveil.defense.base import Surrogate
 from fedveil.defense.devices import on_device
@@ -58,7 +60,8 @@ class OwnClients:
         rates = torch.full((len(x),), update.learning_rate, device=device)
         turn = update.optimizer.begin()
         for _ in range(update.local_steps):
-            gradient = replayed(problem, self._trained_on(x, y, stream), steps=1, rates=rates)
+            images, labels = self._trained_on(problem, x, y, stream)
+            gradient = replayed(replace(problem, labels=labels), images, steps=1, rates=rates)
             found = turn(list(gradient.values()), [problem.weights[n] for n in gradient])
             step = dict(zip(gradient, found, strict=True))
             total = {n: total[n] + d if total else d for n, d in step.items()}
@@ -68,10 +71,23 @@ class OwnClients:
             problem = replace(problem, weights={**weights, **moved}, own_weights=True)
         return self._defended({n: t / update.local_steps for n, t in total.items()}, stream)
 
-    def _trained_on(self, x: Tensor, y: Tensor, stream: torch.Generator) -> Tensor:
+    def _clients(self, problem: Problem, x: Tensor, y: Tensor) -> Iterator[tuple[nn.Module, tuple[Tensor, Tensor]]]:
+        """Each client's model as it is before the step, and its batch."""
+        module = trainable(problem.model.module, {} if problem.own_weights else problem.weights)
+        for at, own in enumerate(zip(x, y, strict=True)):
+            if problem.own_weights:
+                module.load_state_dict({n: w[at] for n, w in problem.weights.items()}, strict=False)
+            yield module, own
+
+    def _trained_on(self, problem: Problem, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What clients train on: images (V, M, C, H, W) and labels (V, M), or shares of the classes (V, M, K)."""
+        flat, labels = x.flatten(0, 1), y.flatten()
+        if self.surrogate.batch is not None:
+            made = [self.surrogate.batch(module, *own, stream) for module, own in self._clients(problem, x, y)]
+            return torch.stack([images for images, _ in made]), torch.stack([shares for _, shares in made])
         if self.surrogate.data is None:
-            return x
-        return self.surrogate.data(x.flatten(0, 1), y.flatten(), stream).view(x.shape)
+            return x, y
+        return self.surrogate.data(flat, labels, stream).view(x.shape), y
 
     def _defended(self, gradients: Tensors, stream: torch.Generator) -> Tensors:
         """What is left of (V, ...) mean directions when the defence has seen the updates that they make."""

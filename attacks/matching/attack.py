@@ -205,7 +205,7 @@ class GradientMatching(Attack):
                     for index, restart in some
                 ]
                 found = self.minimise(match, torch.stack(starts).to(run.knowledge.device))
-                labels = match.labels if found.labels is None else found.labels
+                labels = run.whole_labels([index for index, _ in some]) if found.labels is None else found.labels
                 for (index, _), image, loss, own in zip(
                     some, found.images.cpu(), found.losses.tolist(), labels.cpu(), strict=True
                 ):
@@ -231,20 +231,25 @@ class _Run:
         """Return what to match of the observations at these positions."""
         firsts = [self.observations[index] for index in at]
         alphas = [places[index] for index in at]
-        if self.told:
-            labels = labels_for(firsts, self.knowledge)
-        else:
-            labels = torch.zeros((len(firsts), firsts[0].batch_size), dtype=torch.int64)
+        labels = self.whole_labels(at)
         problems = []
         for same_round in zip(*(one.series for one in firsts), strict=True):
             masks = self.visible and [self.visible(target_gradient(one.update)) for one in same_round]
-            problems.append(problem_of(same_round, self.knowledge, alphas, masks, labels=labels))
+            own = shares_for(same_round, labels) if self.told else labels
+            problems.append(problem_of(same_round, self.knowledge, alphas, masks, labels=own))
         path = None
         if unrolled:
             updates = [one.update for one in firsts]
             rates = torch.tensor([update.learning_rate for update in updates], device=self.knowledge.device)
             path = Path(updates[0].local_steps, rates)
         return Match(tuple(problems), tuple(firsts), self.knowledge, path, warm=warm)
+
+    def whole_labels(self, at: Sequence[int]) -> Tensor:
+        """Return the classes (V, B) that images of these observations are taken to be of; 0 where the attack looks."""
+        firsts = [self.observations[index] for index in at]
+        if self.told:
+            return labels_for(firsts, self.knowledge)
+        return torch.zeros((len(firsts), firsts[0].batch_size), dtype=torch.int64)
 
     def fitting(self, jobs: int, image_copies: int, places: Sequence[float], *, unrolled: bool) -> int:
         """Return how many of so many victims times restarts fit together, see `fedveil.attacks.engine.chunks`."""
@@ -263,6 +268,13 @@ def labels_for(observations: Sequence[Observation], knowledge: Knowledge) -> Ten
     """Return the labels (V, B) that the attacker uses; an observation that occurs again stands for another restart."""
     told = {id(one): labels_of(one, knowledge) for one in {id(one): one for one in observations}.values()}
     return torch.stack([told[id(one)] for one in observations])
+
+
+def shares_for(observations: Sequence[Observation], labels: Tensor) -> Tensor:
+    """Return what the attacker takes for the labels that were trained on: (V, B, K) shares of the classes where it knows
+    such (`Observation.shares`), or else the ``labels`` (V, B)."""
+    shares = [one.shares for one in observations if one.shares is not None]
+    return torch.stack(shares) if shares else labels
 
 
 def problem_of(

@@ -14,7 +14,7 @@ import torch
 from fedveil.attacks.base import Knowledge, Observation
 from fedveil.attacks.engine.distances import cosine_distance
 from fedveil.attacks.engine.unrolled import replayed
-from fedveil.attacks.matching.attack import Visible, problem_of, target_gradient
+from fedveil.attacks.matching.attack import Visible, problem_of, shares_for, target_gradient
 from fedveil.fl.messages import Reconstruction
 
 _TOGETHER = 64
@@ -47,7 +47,8 @@ def misfit(
         seen = [one for _, one in some]
         masks = visible and [visible(target_gradient(one.update)) for one in seen]
         problem = problem_of(seen, knowledge, [0.0] * len(seen), masks)
-        problem = replace(problem, labels=torch.stack([found[at].labels for at, _ in some]).to(knowledge.device))
+        labels = shares_for(seen, torch.stack([found[at].labels for at, _ in some]))
+        problem = replace(problem, labels=labels.to(knowledge.device))
         images = torch.stack([found[at].images for at, _ in some]).to(knowledge.device)
         rates = torch.tensor([one.update.learning_rate for one in seen], device=knowledge.device)
         like = seen[0].update

@@ -2,7 +2,7 @@
 
 PyTorch's fused batch, layer and instance normalisation take mean and variance for constants when a jvp is differentiated
 again, and say nothing (github.com/pytorch/pytorch/issues/196699). Flash attention and a few others have no derivative of
-that kind at all. Random masks are replaced by their mean: no attacker knows which units a client dropped.
+that kind at all. Random masks and noise are replaced by their mean: no attacker knows which units a client dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Elementary(TorchFunctionMode):
 
     Args:
         counting: batch normalisation in training counts its batch into the running statistics, in place. No transformed
-            function may do that.
+            function may do that. A client that an attacker plays draws its noise, too.
     """
 
     def __init__(self, *, counting: bool = False) -> None:
@@ -43,6 +43,8 @@ class Elementary(TorchFunctionMode):
         """Call what stands in for ``func``, or ``func`` itself."""
         if self._counting and func in _COUNTED:
             _COUNTED[func](*args, **(kwargs or {}))
+        if self._counting and func is torch.randn_like:
+            return func(*args, **(kwargs or {}))
         return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -216,6 +218,7 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
         (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _identity
     ),
     torch.dropout: _identity,
+    torch.randn_like: torch.zeros_like,
     torch.bernoulli: lambda p, *_, **__: p,
     Tensor.bernoulli_: lambda x, p=0.5, **_: x.fill_(p),
 }

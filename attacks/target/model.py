@@ -176,6 +176,14 @@ def target_model(
     return TargetModel(twin, image_shape, classes, mode)
 
 
+def trainable(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a module under attack with these weights, which a client's defence may differentiate by them."""
+    twin = copy.deepcopy(module).requires_grad_(True)
+    own = twin.state_dict()
+    twin.load_state_dict({name: weight for name, weight in weights.items() if name in own}, strict=False)
+    return twin
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, as the end of a sentence."""
     return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" ...")

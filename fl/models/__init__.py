@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import convnet, lenet, mlp, resnet
 from fedveil.fl.models.base import MODELS, Classifier, ModelSpec
+from fedveil.fl.models.bottleneck import insert_bottleneck
 from fedveil.fl.seeding import derive_seed, seeded_globals
 
 __all__ = [
@@ -33,8 +34,8 @@ def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
     were.
 
     Raises:
-        FedveilError: the name, the norm, the width, the number of classes or the image size is not allowed, or the
-            model's constructor does not take what it has to.
+        FedveilError: the name, the norm, the width, the number of classes or the image size is not allowed, the model's
+            constructor does not take what it has to, or it has no place for a bottleneck.
     """
     model = MODELS[spec.name]
     what = f"model {spec.name!r}"
@@ -60,7 +61,10 @@ def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
     except TypeError as error:
         raise FedveilError(f"{what}: {model.__name__} does not take {', '.join(keywords)} ({error})") from error
     with seeded_globals(derive_seed(seed, "model")):
-        return model(**keywords)
+        built = model(**keywords)
+        if spec.bottleneck is not None:
+            insert_bottleneck(built, spec.bottleneck)
+        return built
 
 
 def model_on(device: torch.device, spec: ModelSpec, seed: int = 0) -> nn.Module:

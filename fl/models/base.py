@@ -20,6 +20,8 @@ class ModelSpec:
         classes: number of classes.
         norm: ``none``, ``group`` or ``batch``; None for the model's own default.
         width: channels of the first layer; None for the model's own default.
+        bottleneck: values in a variational bottleneck before the last linear layer (`fedveil.fl.models.bottleneck`); None
+            without one.
     """
 
     name: str
@@ -27,6 +29,7 @@ class ModelSpec:
     classes: int
     norm: str | None = None
     width: int | None = None
+    bottleneck: int | None = None
 
 
 class Classifier(nn.Module):

@@ -43,6 +43,11 @@ def _defenses(experiment: Experiment) -> list[str]:
         if norm == "batch" and not chosen.batch_norm:
             others = listed([one for one in norms if one != "batch"])
             lines.append(f"model.norm: {given} does not go with 'batch', which mixes images; allowed: {others}")
+    if experiment.audit.membership and experiment.build_defense().mixes:
+        lines.append(
+            "audit.membership: given true; the defence mixes a client's images, which no attack here takes apart by whose"
+            " they are: leave it out"
+        )
     lines += _sums(experiment)
     if len(experiment.defense) > 1:
         lines += [

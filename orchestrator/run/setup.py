@@ -112,7 +112,7 @@ def make_setup(experiment: Experiment) -> Setup:
     with _named("data.partition, fl.clients"):
         parts = settings.build_partition().split(split.private.labels, clients, seed)
     shards = tuple(split.private.take(part) for part in parts)
-    model = experiment.model.spec(data.train.shape, len(data.classes))
+    model = experiment.build_defense().classifier(experiment.model.spec(data.train.shape, len(data.classes)))
     with _named("model"):
         if weight_and_step(model, 1) is None:
             build_model(model)
@@ -212,7 +212,8 @@ def _variants(experiment: Experiment, raw: Mapping[str, Any]) -> Sequence[tuple[
 def _settings(experiment: Experiment) -> str:
     """What the setup and its memory depend on."""
     audit = experiment.audit
-    dealt = (experiment.data, experiment.model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
+    model = experiment.build_defense().classifier(experiment.model.spec((1, 1, 1), 2))
+    dealt = (experiment.data, model, experiment.fl.clients, experiment.fl.augmentation, experiment.seed)
     without = (experiment.references, experiment.fl.start)
     room = (experiment.fl.batch_size, audit.attacks)
     released = bool(audit.model_inversion)

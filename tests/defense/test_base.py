@@ -29,6 +29,7 @@ from fedveil.defense import (
     LatentAutoencoder,
     LatentNoise,
     LatentPerturbation,
+    MixUp,
     NoDefense,
     OrthogonalPerturbation,
     Outpost,
@@ -36,6 +37,7 @@ from fedveil.defense import (
     OutputRounding,
     PixelDropout,
     PixelNoise,
+    Precode,
     PublicReconstruction,
     Quantisation,
     RandomErasing,
@@ -109,7 +111,12 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (RandomErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (FixedErasing(**ERASING), ERASING),  # type: ignore[arg-type]
     (PixelDropout(**ERASING), ERASING),  # type: ignore[arg-type]
-    (InstaHide(share=0.25, others=2, flip=False), {"share": 0.25, "others": 2, "flip": False}),
+    (
+        InstaHide(share=0.25, others=2, source="private", flip=False),
+        {"share": 0.25, "others": 2, "source": "private", "flip": False},
+    ),
+    (MixUp(alpha=0.5), {"alpha": 0.5}),
+    (Precode(strength=0.5, size=7), {"strength": 0.5, "size": 7}),
     (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
     (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
     (OrthogonalPerturbation(strength=0.5), {"strength": 0.5}),
@@ -167,6 +174,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "latent_noise",
         "lfp",
         "lpa",
+        "mixup",
         "none",
         "orthogonal_perturbation",
         "outpost",
@@ -174,6 +182,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "output_rounding",
         "pixel_dropout",
         "pixel_noise",
+        "precode",
         "quantisation",
         "random_erasing",
         "secure_aggregation",

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedveil.defense import DefenseContext, InstaHide, PreparedDefense, TrainedOn
-from fedveil.defense.instahide import PreparedInstaHide
+from fedveil.defense.instahide import PublicInstaHide
+from fedveil.defense.partners import Partners
 from fedveil.fl.data.images import Images
 
 
@@ -22,9 +23,9 @@ def even(level: int, count: int = 4, side: int = 6) -> Images:
 def test_even_images_by_hand() -> None:
     """White and a share of 0.6 in black: 0.6, which is 0.1 above grey, so that flipping its sign shows 0.4."""
     x = torch.ones(3, 1, 6, 6)
-    mixed = PreparedInstaHide(InstaHide(share=0.6, flip=False), even(0)).data(x, None, stream())
+    mixed = PublicInstaHide(InstaHide(share=0.6, flip=False), Partners(even(0), 2)).data(x, None, stream())
     torch.testing.assert_close(mixed, torch.full_like(x, 0.6))
-    flipped = PreparedInstaHide(InstaHide(share=0.6), even(0)).data(x, None, stream())
+    flipped = PublicInstaHide(InstaHide(share=0.6), Partners(even(0), 2)).data(x, None, stream())
     assert {round(value, 5) for value in flipped.flatten().tolist()} == {0.4, 0.6}
     assert float((flipped > 0.5).float().mean()) == pytest.approx(0.5, abs=0.2)
 
@@ -37,7 +38,9 @@ def test_magnitudes_are_those_of_the_mix_and_the_mix_lies_between_its_parts(
     public = Images(torch.randint(256, (9, 3, 6, 6), generator=stream(1), dtype=torch.uint8), torch.zeros(9).long())
     x = torch.rand((4, 3, 6, 6), generator=stream(2))
     mixed, flipped = (
-        PreparedInstaHide(InstaHide(share=share, others=others, flip=flip), public).data(x, None, stream(seed))
+        PublicInstaHide(InstaHide(share=share, others=others, flip=flip), Partners(public, 2)).data(
+            x, None, stream(seed)
+        )
         for flip in (False, True)
     )
     torch.testing.assert_close((flipped - 0.5).abs(), (mixed - 0.5).abs(), atol=1e-6, rtol=0)

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 import fedveil.attacks.audit.capture as module
 from fedveil.attacks.audit.capture import capture, client_update, together
+from fedveil.attacks.audit.observed import victims_of, with_draws
 from fedveil.attacks.scoring.victims import VictimBatch
 from fedveil.defense import (
     Defense,
     DefenseContext,
     DualGradientPruning,
     LatentAutoencoder,
+    MixUp,
     NoDefense,
     PixelNoise,
     TopK,
@@ -204,6 +206,20 @@ def test_a_defence_with_modules_has_to_be_prepared(blobs: Blobs) -> None:
     prepared = hooks_of(LATENT, images)
     _, trained = client_update(build_model(SPEC), images, None, defense=prepared)  # type: ignore[arg-type]
     assert not torch.equal(trained, images.floats())
+
+
+def test_a_defence_that_mixes_takes_the_classes_from_the_model(blobs: Blobs) -> None:
+    """Two images of one class of three: what was trained on lies between them, and is not handed out as the originals."""
+    images, model = blobs(2, 1, side=12), build_model(replace(SPEC, classes=3))
+    update, trained = client_update(model, images, [2, 2], defense=MixUp())
+    # Labels stay those of their class where both are of one: the other classes' biases have no share.
+    softmax = model(trained).softmax(1).mean(0)
+    expected = softmax - torch.tensor([0.0, 0.0, 1.0])
+    torch.testing.assert_close(update.tensors["head.bias"], expected, atol=1e-6, rtol=1e-5)
+    low, high = images.floats().amin(0), images.floats().amax(0)
+    assert bool(((trained >= low - 1e-6) & (trained <= high + 1e-6)).all())
+    batches = with_draws(victims_of(images, 2, False), None, MixUp(), 1)
+    assert batches[0].trained is None
 
 
 @pytest.mark.parametrize(

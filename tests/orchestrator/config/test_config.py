@@ -380,6 +380,10 @@ def test_settings_whose_keys_depend_on_a_name(text: str, line: str, tmp_path: Pa
             "defense: latent_autoencoder\nsearch: {panel: [{}, {defense.scope: public, defense.client_steps: 9}]}",
             "search.panel.1: defense.client_steps: given 9; with scope public",
         ),
+        (
+            "audit: {membership: true}\ndefense: [mixup, sign]",
+            "audit.membership: given true; the defence mixes a client's images, which no attack here takes apart",
+        ),
     ],
 )
 def test_impossible_combinations(text: str, line: str, tmp_path: Path) -> None:
