@@ -139,6 +139,7 @@ def _ray_for(experiment: Experiment, address: str | None, console: Console) -> I
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())
         with console.status("starting Ray"):
-            stack.enter_context(connect(address, cpus=cpus))
+            own = {"experiment": experiment.experiment, "kind": "sweep" if experiment.search else "run"}
+            stack.enter_context(connect(address, cpus=cpus, metadata=own))
         interrupts.install()
         yield

@@ -7,6 +7,7 @@ What an attack does with an update, and how it is scored, knows nothing of slots
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.models import build_model
+from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Federation, ServerState
 from fedveil.fl.seeding import derive_seed, torch_stream
 from fedveil.orchestrator.config import Experiment
@@ -73,7 +75,10 @@ class Auditor:
             raise FedveilError(f"audit: the victims make no sum of {summed} clients; raise audit.victims")
         self._left_out = everyone - sum(len(batch) for batches in sums for batch in batches)
         chunk = -(-len(sums) // experiment.audit.chunks)
-        self._chunks = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
+        parts = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
+        # What a part says of itself, where others say the like at the same time.
+        names = [f"part {number + 1} of {len(parts)}" if len(parts) > 1 else "" for number in range(len(parts))]
+        self._chunks = list(zip(names, parts, strict=True))
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
         self._observations = experiment.audit.observations
@@ -134,7 +139,7 @@ def prepare_audits(
 
 def _audit_batches(
     slot: Slot,
-    sums: Sequence[tuple[VictimBatch, ...]],
+    part: tuple[str, Sequence[tuple[VictimBatch, ...]]],
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
@@ -142,6 +147,7 @@ def _audit_batches(
     local_steps: int,
     pictures: int,
 ) -> AuditReport:
+    name, sums = part
     audited = rounds[0].round
 
     def sent(batch: VictimBatch) -> tuple[Observation, VictimBatch]:
@@ -162,14 +168,15 @@ def _audit_batches(
         )
 
     seen = [aggregated([sent(batch) for batch in batches]) for batches in sums]
-    report = audit_updates(
-        attacker,
-        [observation for observation, _ in seen],
-        [batch for _, batch in seen],
-        scorer=scorer,
-        round=audited,
-        device=slot.device,
-    )
+    with doing(name) if name else nullcontext():
+        report = audit_updates(
+            attacker,
+            [observation for observation, _ in seen],
+            [batch for _, batch in seen],
+            scorer=scorer,
+            round=audited,
+            device=slot.device,
+        )
     return report.first(pictures)  # the images of all victims may be large
 
 
