@@ -229,6 +229,18 @@ class Defense(Generic[Public]):
         """
         return {}
 
+    def prepares_in(self, sizes: Sequence[int]) -> int | None:
+        """Return how long it takes to prepare for clients, in training steps of the classifier on 64 images: for estimates.
+
+        Args:
+            sizes: the clients' images; without any it is what `pretrain` and the public images take.
+
+        Returns:
+            About so many, 0 where nothing is learnt; None where nobody has counted.
+        """
+        own = type(self)
+        return 0 if own.prepare is Defense.prepare and own.pretrain is Defense.pretrain else None
+
     def shadow(self, auxiliary: Images, context: DefenseContext, public: Public) -> PreparedDefense:
         """Return an attacker's own copy, of which its surrogate alone is asked for: prepared as a client does it.
 

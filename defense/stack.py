@@ -48,6 +48,12 @@ class Stack(Defense[tuple[Any, ...]]):
         """The most of the parts'."""
         return max((part.summed for part in self.parts), default=1)
 
+    def prepares_in(self, sizes: Sequence[int]) -> int | None:
+        """See `Defense.prepares_in`."""
+        counted = [part.prepares_in(sizes) for part in self.parts]
+        known = [steps for steps in counted if steps is not None]
+        return sum(known) if len(known) == len(counted) else None
+
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
         return tuple(part.pretrain(context) for part in self.parts)
