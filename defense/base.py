@@ -180,6 +180,22 @@ class PreparedDefense(NoHooks):
         """Numbers about the preparation that belong beside the results (``collapsed`` among them, 0 or 1)."""
         return {}
 
+    def indistinct_error(self, images: Images) -> Tensor | None:
+        """Return what is proved of the error that any attacker is left with, whatever it computes, however often it looks.
+
+        Images that look the same in all that is sent have one reconstruction between them, whichever it is. The mean of
+        their squared errors is least for their mean image, where it is how much they scatter about it. So no attacker is
+        better than that on average over them; on one of them it may be.
+
+        Args:
+            images: n of those that the client trains on.
+
+        Returns:
+            (n,) float64, for each the mean squared scatter per value of those that look like it, in units of [0, 1]; None
+            where nothing is proved.
+        """
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defense(Generic[Public]):
@@ -250,6 +266,18 @@ class Defense(Generic[Public]):
             exposures: how often each client's images were drawn from.
         """
         return {}
+
+    def prepares_in(self, sizes: Sequence[int]) -> int | None:
+        """Return how long it takes to prepare for clients, in training steps of the classifier on 64 images: for estimates.
+
+        Args:
+            sizes: the clients' images; without any it is what `pretrain` and the public images take.
+
+        Returns:
+            About so many, 0 where nothing is learnt; None where nobody has counted.
+        """
+        own = type(self)
+        return 0 if own.prepare is Defense.prepare and own.pretrain is Defense.pretrain else None
 
     def shadow(self, auxiliary: Images, context: DefenseContext, public: Public) -> PreparedDefense:
         """Return an attacker's own copy, of which its surrogate alone is asked for: prepared as a client does it.

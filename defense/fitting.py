@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import paced
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,7 +43,7 @@ def fit(
         stream: the only source of randomness.
         batch_size: images per step.
         learning_rate: at the start; it falls to 0 along half a cosine.
-        after_step: is called after each.
+        after_step: is called after each, and has to say how far it is; None leaves that to this function.
 
     Returns:
         The module on the CPU, frozen.
@@ -50,7 +51,7 @@ def fit(
     module = seeded(build, stream).to(device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for _ in range(steps):
+    for _ in range(steps) if after_step else paced(steps, "learning from public images"):
         x, y = images.batch(torch.randint(len(images), (batch_size,), generator=stream))
         optimizer.zero_grad(set_to_none=True)
         loss(module, x.to(device), y.to(device)).backward()

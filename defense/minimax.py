@@ -23,6 +23,7 @@ from fedveil.defense.modules import Autoencoder, Inverse, Perturbation
 from fedveil.defense.public_models import PublicModels
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import paced
 
 ADVERSARY_WIDTH = 16
 
@@ -150,7 +151,7 @@ def train_minimax(
         x, y = images.batch(indices)
         return x.to(device), y.to(device), latents[indices.to(device)]
 
-    for _ in range(steps):
+    for _ in paced(steps, "minimax training"):
         for _ in range(config.adversary_steps):
             x, _, z = draw()
             with torch.no_grad():

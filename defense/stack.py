@@ -15,6 +15,7 @@ from fedveil.defense.base import (
     Gradients,
     PreparedDefense,
     Rehearsal,
+    Stateless,
     Surrogate,
     TrainedOn,
 )
@@ -59,6 +60,12 @@ class Stack(Defense[tuple[Any, ...]]):
         for part in self.parts:
             spec = part.classifier(spec)
         return spec
+
+    def prepares_in(self, sizes: Sequence[int]) -> int | None:
+        """See `Defense.prepares_in`."""
+        counted = [part.prepares_in(sizes) for part in self.parts]
+        known = [steps for steps in counted if steps is not None]
+        return sum(known) if len(known) == len(counted) else None
 
     def pretrain(self, context: DefenseContext) -> tuple[Any, ...]:
         """Pretrain each part."""
@@ -265,6 +272,14 @@ class PreparedStack(PreparedDefense):
             batch=stepped if any(own.batch is not None for own in surrogates) else None,
             complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )
+
+    def indistinct_error(self, images: Images) -> Tensor | None:
+        """That of the part that makes one image of many, where no other part has learnt anything: it may tell them apart."""
+        found = [part for part in self.parts if type(part).indistinct_error is not PreparedDefense.indistinct_error]
+        others = [part for part in self.parts if part not in found]
+        if len(found) != 1 or not all(isinstance(part, Stateless) for part in others):
+            return None
+        return found[0].indistinct_error(images)
 
     def diagnostics(self) -> dict[str, float]:
         """All parts' numbers; the largest where two parts share a name."""

@@ -11,8 +11,22 @@ from contextvars import ContextVar
 EVERY = 10.0
 """Seconds between two lines, and before the first."""
 
+_SECONDS, _MINUTES = 100, 100 * 60
+"""Below so many seconds a length of time is told in seconds, and in minutes."""
+
 _log = logging.getLogger(__name__)
 _DOING: ContextVar[tuple[str, ...]] = ContextVar("doing", default=())
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as precisely as anybody wants to know it beforehand.
+
+    >>> duration(42), duration(200), duration(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < _SECONDS:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < _MINUTES else f"{seconds / 3600:.1f} h"
 
 
 class Pace:
@@ -21,19 +35,28 @@ class Pace:
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
 
-    def say(self, share: float, text: str) -> None:
-        """Write a line with the seconds that are left, unless the last one was written a moment ago.
+    def say(self, share: float, text: str, *, most: bool = False) -> None:
+        """Write a line with the time that is left, unless the last one was written a moment ago.
 
         Args:
             share: the part of the work that is done; the line is written where it is above 0 and below 1.
             text: the line's beginning.
+            most: the work may end earlier than that.
         """
         now = time.monotonic()
         if now - self._last < EVERY or not 0 < share < 1:
             return
         self._last = now
         left = (now - self._began) * (1 - share) / share
-        _log.info("%s, about %.0f s left", ": ".join((*_DOING.get(), text)), left)
+        _log.info("%s, %s %s left", ": ".join((*_DOING.get(), text)), "at most" if most else "about", duration(left))
+
+
+def paced(steps: int, what: str) -> Iterator[int]:
+    """Yield ``range(steps)``, and say after a step how far that is."""
+    pace = Pace()
+    for step in range(steps):
+        yield step
+        pace.say((step + 1) / steps, f"{what}: step {step + 1} of {steps}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import Pace
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -129,12 +130,14 @@ def train_until_flat(
     mean = copy.deepcopy(module).requires_grad_(False).eval()
     looks: dict[int, float] = {}
     best: dict[str, Tensor] = {}
+    pace = Pace()
 
     def take(step: int, rate: float) -> None:
         stepping.zero_grad()
         loss(module).backward()
         stepping.step(rate)
         _towards(mean, module, 1 / (1 + MEMORY * step))
+        pace.say(step / steps, f"step {step} of at most {steps}", most=True)
 
     @torch.no_grad()
     def look(step: int) -> None:
@@ -213,8 +216,10 @@ def train_for(
     """
     stepping = optimizer(module.parameters(), learning_rate=learning_rate)
     warm = max(1, math.ceil(RISE * steps))
+    pace = Pace()
     for step in range(1, steps + 1):
         rate = step / warm if step <= warm else (1 + math.cos(math.pi * (step - warm) / (steps + 1 - warm))) / 2
         stepping.zero_grad()
         loss(module).backward()
         stepping.step(rate)
+        pace.say(step / steps, f"step {step} of {steps}")

@@ -1,4 +1,4 @@
-"""The command line: ``fedveil init|run|sweep|report|list|data|schema|doctor|ui``.
+"""The command line: ``fedveil init|run|sweep|report|list|data|schema|completion|doctor|ui``.
 
 Exit codes: 0 all went well; 1 a trial, or a check of the doctor's, failed; 2 something that the user can mend, said in
 one line per mistake; 130 and 143 Ctrl-C and SIGTERM, after the open runs were closed.
@@ -22,6 +22,7 @@ from rich.console import Console
 from fedveil.fl.errors import FedveilError, FedveilWarning, TrialError
 from fedveil.orchestrator import commands
 from fedveil.orchestrator.cluster.connection import offline_environment
+from fedveil.orchestrator.completion import SHELLS
 from fedveil.orchestrator.interrupts import Interrupts
 
 KINDS = ("gradient", "delta", "weights")
@@ -32,7 +33,7 @@ LISTED = ("defenses", "attacks", "model_inversions", "models", "data", "strategi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     offline_environment()
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     console = Console()
     with Interrupts(command=argv is None) as interrupts:
         try:
@@ -95,7 +96,8 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line; what it reads has the command's function as ``run``."""
     parser = argparse.ArgumentParser(
         prog="fedveil",
         description="Measure what federated clients' updates leak of their images, and learn what stops it.",
@@ -150,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     schema = verbs.add_parser("schema", help="print the JSON schema of experiment files, for editors")
     _add_plugins(schema)
     schema.set_defaults(run=commands.schema)
+
+    completion = verbs.add_parser("completion", help="print what makes a shell complete commands, options and names")
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    _add_plugins(completion)
+    completion.set_defaults(run=commands.complete)
 
     doctor = verbs.add_parser(
         "doctor", help="check this machine (versions, devices, data, MLflow, Ray, disk), or what an update gives away"

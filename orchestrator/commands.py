@@ -204,6 +204,18 @@ def schema(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def complete(arguments: argparse.Namespace, console: Console) -> int:
+    """Print what makes a shell complete what is typed."""
+    from fedveil.orchestrator.cli import parser
+    from fedveil.orchestrator.completion import completion
+    from fedveil.orchestrator.listing import KINDS
+
+    _import_plugins(arguments.plugin)
+    names = {name: [entry.name for entry in kind.entries()] for name, kind in KINDS.items()}
+    print(completion(arguments.shell, parser(), names), end="")
+    return 0
+
+
 def check(arguments: argparse.Namespace, console: Console) -> int:
     """Examine this machine, or an update."""
     if arguments.update is not None:

@@ -179,6 +179,12 @@ FINAL: tuple[Metric, ...] = (
     Metric("swept/<key>", "a swept number again, since MLflow keeps params as text"),
     Metric("privacy/epsilon", "of differential privacy of each image, proved of the whole training", "min", _SHARE),
     Metric("privacy/delta", "at which epsilon holds"),
+    Metric(
+        "privacy/proved_mse",
+        "what no attacker's error is below on average: how much the images scatter that look the same in all that is sent",
+        "max",
+        mse_text,
+    ),
     Metric("privacy/k", "images that share one, in the smallest group of all clients", "max", "{:.0f}".format),
     Metric(
         "privacy/membership_auc",

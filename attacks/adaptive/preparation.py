@@ -21,6 +21,7 @@ from fedveil.defense.inverse.lessons import (
     rehearsed_lessons,
 )
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import doing
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def prepare_attacker(
     lessons = _lessons(surrogate, auxiliary, key, key.training.artefacts, device=device, stream=stream)
     inverse = None
     if surrogate.data is not None or surrogate.rehearse is not None:
-        inverse = train_inverse(lessons, key.training, classes=classes, device=device, stream=stream)
+        with doing("learning to undo the defence"):
+            inverse = train_inverse(lessons, key.training, classes=classes, device=device, stream=stream)
     reader = None
     if len(auxiliary.labels.unique()) > 1:
-        reader = train_reader(lessons, inverse, key.training, classes=classes, device=device, stream=stream)
+        with doing("learning to read classes"):
+            reader = train_reader(lessons, inverse, key.training, classes=classes, device=device, stream=stream)
     law = SharedLaw.of(lessons) if isinstance(lessons, RehearsedLessons) else None
     return AttackerPreparation(surrogate, inverse, reader, law, None if inverse is None else lessons.unlearnt())
 

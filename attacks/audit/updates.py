@@ -20,6 +20,7 @@ from fedveil.attacks.target.model import TargetModel
 from fedveil.defense.base import TrainedOn
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import PrivacyRecord, Reconstruction, ThreatModel
+from fedveil.fl.progress import doing
 
 _LEAST = 1e-12
 """A grey image that explains an update exactly, to rounding, is as good as any."""
@@ -149,7 +150,7 @@ def audit_updates(
     notes = [f"{rule} took steps that are not sized as gradients: matched in direction alone" for rule in made]
     truths: Sequence[VictimBatch | None] = [None] * len(observations) if victims is None else victims
     labelled = dict(zip(attack_labels(attacker.attacks), attacker.attacks, strict=True))
-    for label, attack in labelled.items():
+    for number, (label, attack) in enumerate(labelled.items(), start=1):
         knowledge = attacker.knowledge(attack, [observation.client for observation in observations], device)
         if not attack.applies(knowledge):
             notes.append(f"{label} does not apply to this model and defence, and was left out")
@@ -158,7 +159,8 @@ def audit_updates(
         handed = [_granted(o, truth, threat_model) for o, truth in zip(observations, truths, strict=True)]
         # What was made with grants that this attack lacks is none of its business.
         allowed = {other: made for other, made in earlier.items() if not threat_model.lacks(other.needs)}
-        found = earlier[attack] = attack(handed, knowledge, earlier=allowed)
+        with doing(f"attack {number} of {len(labelled)}, {label}"):
+            found = earlier[attack] = attack(handed, knowledge, earlier=allowed)
         if any(one.scale_guessed for one in found):
             notes.append(_scale_note(label, knowledge))
         matched = [

@@ -13,6 +13,7 @@ from fedveil.attacks.model_inversion.gan import GanTraining, Generator
 from fedveil.attacks.model_inversion.released import Access, LabelTarget
 from fedveil.defense.base import MOST_STEPS, above_zero, whole
 from fedveil.defense.devices import on_device
+from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
 
 LONGEST = 3.0
@@ -76,7 +77,7 @@ class BrepMi(ModelInversion):
         z = torch.stack([first[_any_of(labels == goal, stream)] for goal in wanted.tolist()])
         kept, radius = z.clone(), torch.full((len(z),), self.radius)
         never = torch.ones(len(z), dtype=torch.bool)
-        for _ in range(self.steps):
+        for _ in paced(self.steps, "brep_mi"):
             ball = torch.randn(len(z), self.points, self.gan.latent, generator=stream)
             ball /= ball.norm(dim=2, keepdim=True)
             asked = (z[:, None] + radius[:, None, None] * ball).flatten(0, 1)

@@ -22,6 +22,7 @@ from fedveil.defense.modules import halvings
 from fedveil.defense.seeded import seeded
 from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
 
 SLOPE = 0.2
@@ -191,7 +192,7 @@ def adversaries(
         latents = torch.randn(training.batch_size, training.latent, generator=stream)
         return real.to(device), latents.to(device)
 
-    for _ in range(training.steps):
+    for _ in paced(training.steps, "generator of images"):
         real, latents = drawn()
         fake = generator(latents)
         ahead.zero_grad(set_to_none=True)

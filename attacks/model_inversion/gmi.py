@@ -13,6 +13,7 @@ from fedveil.attacks.model_inversion.gan import GanTraining
 from fedveil.attacks.model_inversion.released import Access, WeightsTarget
 from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
+from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
 
 
@@ -68,7 +69,7 @@ class Gmi(ModelInversion):
         z = torch.randn(len(goals), self.gan.latent, generator=stream).clamp(-self.clip, self.clip).to(device)
         z.requires_grad_(True)
         search = torch.optim.SGD([z], lr=self.learning_rate, momentum=self.momentum)
-        for _ in range(self.steps):
+        for _ in paced(self.steps, "gmi"):
             images = generator(z)
             identity = F.cross_entropy(target.network(images), goals, reduction="none")
             loss = self.identity * identity - critic(images)[:, 0]

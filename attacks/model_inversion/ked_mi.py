@@ -14,6 +14,7 @@ from fedveil.attacks.model_inversion.gan import Critic, Gan, GanTraining, advers
 from fedveil.attacks.model_inversion.released import Access, WeightsTarget
 from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
+from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
 
 
@@ -69,7 +70,7 @@ class KedMi(ModelInversion):
             noise = torch.randn(len(classes), self.gan.latent, generator=stream).to(device)
             return mean[classes] + (log_variance[classes] / 2).exp() * noise
 
-        for _ in range(self.steps):
+        for _ in paced(self.steps, "ked_mi"):
             images = generator(drawn(goals))
             score = critic(images).logsumexp(1)
             identity = F.cross_entropy(target.network(images), goals.to(device))

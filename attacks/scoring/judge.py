@@ -17,6 +17,7 @@ from fedveil.fl.data.images import Images
 from fedveil.fl.data.subsets import stratified
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
+from fedveil.fl.progress import Pace
 from fedveil.fl.seeding import derive_seed, torch_stream
 
 _CHUNK = 256
@@ -124,6 +125,7 @@ def train_judge(
     shares = _per_class(train.labels, classes)[train.labels]
     batch_size = min(batch_size, max(16, len(train) // 4))
     least, idle = float("inf"), 0
+    pace = Pace()
     for step in range(1, steps + 1):
         x, y = train.batch(torch.multinomial(shares, batch_size, replacement=True, generator=stream))
         loss = functional.cross_entropy(reader(augment(x, stream, mirrored=mirrored).to(device)), y.to(device))
@@ -131,6 +133,7 @@ def train_judge(
         torch.autograd.backward(loss)
         optimizer.step()
         mean.update_parameters(reader)
+        pace.say(step / steps, f"judge of classes: step {step} of at most {steps}", most=True)
         if step % check_every == 0:
             with torch.no_grad():
                 error = float(functional.cross_entropy(mean(images), labels, weights))

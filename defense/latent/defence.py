@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -11,11 +13,11 @@ import torch
 from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, above_zero, at_least
 from fedveil.defense.latent.anchors import group_by_anchor
 from fedveil.defense.latent.code import Code
-from fedveil.defense.latent.condense import Matching
+from fedveil.defense.latent.condense import TOGETHER, Matching
 from fedveil.defense.latent.game import play
 from fedveil.defense.latent.grouping import Grouping, group_by_class
 from fedveil.defense.latent.learner import Learner, Networks
-from fedveil.defense.latent.pool import Pool, make_pool
+from fedveil.defense.latent.pool import Pool, lengths_of, make_pool
 from fedveil.defense.latent.shared import Rehearser, Shared, distinct, prepare_shared
 from fedveil.defense.latent.targets import Release
 from fedveil.defense.public_models import public_autoencoder
@@ -128,6 +130,14 @@ class LatentPerturbation(Defense[Networks | None]):
     def trained_on(self) -> TrainedOn:
         """All networks are trained on public images; with ``scope: client`` an attacker still has to steal each client's."""
         return TrainedOn.CLIENT if self.scope == "client" else TrainedOn.PUBLIC
+
+    def prepares_in(self, sizes: Sequence[int]) -> int | None:
+        """See `Defense.prepares_in`: the pool, and steps of 32 images for each 32 groups."""
+        if self.space == "latent" or self.privacy_weight > 0:
+            return None
+        pools = len(sizes) if self.scope == "client" else 1
+        rows = sum(math.ceil(math.ceil(size / self.k) / TOGETHER) for size in sizes)
+        return pools * sum(lengths_of(self.trained_networks)) + rows * self.steps // 2
 
     def pretrain(self, context: DefenseContext) -> Networks | None:
         """Make the networks that all clients share; None where each makes its own."""

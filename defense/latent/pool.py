@@ -123,9 +123,7 @@ def make_pool(context: DefenseContext, *, random: int, trained: int) -> Pool:
     """
     spec, seed = context.model, derive_seed(context.seed, "pool")
     networks = [build_model(spec, derive_seed(seed, "random", at)) for at in range(random)]
-    lengths = [round(SHORTEST * (LONGEST / SHORTEST) ** (at / max(1, trained - 1))) for at in range(trained)]
-    if trained == 1:
-        lengths = [LONGEST]
+    lengths = lengths_of(trained)
     # Numbered from the longest-trained one: the judge is the same in a pool of any size.
     training = _Training(lengths)
     networks += [
@@ -134,6 +132,13 @@ def make_pool(context: DefenseContext, *, random: int, trained: int) -> Pool:
     ]
     frozen_networks = tuple(frozen(network) for network in networks)
     return Pool(frozen_networks, tuple(_scales(network, context.public) for network in frozen_networks))
+
+
+def lengths_of(trained: int) -> list[int]:
+    """Return for how many steps of 64 images each of the trained networks is trained, from `SHORTEST` to `LONGEST`."""
+    if trained == 1:
+        return [LONGEST]
+    return [round(SHORTEST * (LONGEST / SHORTEST) ** (at / (trained - 1))) for at in range(trained)]
 
 
 class _Training:

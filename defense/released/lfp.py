@@ -25,6 +25,7 @@ from fedveil.defense.released.poisoning import (
 )
 from fedveil.defense.seeded import seeded
 from fedveil.fl.errors import SettingError
+from fedveil.fl.progress import paced
 
 
 @DEFENSES.register("lfp")
@@ -140,7 +141,7 @@ def learn_weight(surrogate: Surrogate, queries: Queries, *, steps: int, stream: 
     centre, spread = wanted.mean(), wanted.std().clamp_min(1e-6)
     network = seeded(lambda: Direction(queries.confidences.shape[1], 1), stream).to(wanted.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-    for _ in range(steps):
+    for _ in paced(steps, "learning to mislead"):
         at = torch.randint(len(queries), (BATCH,), generator=stream).to(wanted.device)
         found = network(queries.confidences[at].float())[:, 0]
         optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from fedveil.defense.released.decoder import CHUNK, ConfidenceDecoder, truncated
 from fedveil.defense.released.perturbing import candidate, moved
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
+from fedveil.fl.progress import paced
 
 STAGES = 3
 """At so many stages of its training the inversion model is looked at."""
@@ -154,7 +155,7 @@ def learn_direction(
     classes = poison.confidences.shape[1]
     network = seeded(lambda: Direction(classes, classes), stream).to(poison.images.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-    for step in range(steps):
+    for step in paced(steps, "learning to mislead"):
         some = poison.take(torch.randint(len(poison), (BATCH,), generator=stream))
         at = step % len(goals)
         answers = pushed(network, some.confidences, some.confidences.argmax(1) if keep else None, budget)

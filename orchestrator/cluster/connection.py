@@ -50,7 +50,13 @@ def offline_environment() -> None:
 
 
 @contextmanager
-def connect(address: str | None = None, *, cpus: int | None = None, log_to_driver: bool = False) -> Iterator[None]:
+def connect(
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    log_to_driver: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """Join a Ray cluster, or start one in this process, for the length of a ``with`` block.
 
     A connection that exists already (inside a Tune trial, say) is used and left as it is.
@@ -61,6 +67,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, log_to_drive
         cpus: cores that a cluster started here declares; None for all of the machine's. They are tickets, not
             a limit. An existing cluster keeps its own.
         log_to_driver: print here what the workers print.
+        metadata: of the job, which Ray's dashboard shows; that of ``ray job submit`` comes before it.
 
     Raises:
         FedveilError: no cluster answers at ``address``, or the local one does not start.
@@ -73,13 +80,18 @@ def connect(address: str | None = None, *, cpus: int | None = None, log_to_drive
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where == "local":
-        _start_local(cpus, log_to_driver)
+        _start_local(cpus, log_to_driver, dict(metadata or {}))
     else:
         hint = ""
         try:
             _check_reachable(where)
             hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            ray.init(address=where, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+            ray.init(
+                address=where,
+                log_to_driver=log_to_driver,
+                logging_level=logging.ERROR,
+                job_config=ray.job_config.JobConfig(metadata=dict(metadata or {})),
+            )
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise FedveilError(f"no Ray cluster answers at {where!r}: {first_line(error)}{hint}") from error
     try:
@@ -95,7 +107,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT).close()
 
 
-def _start_local(cpus: int | None, log_to_driver: bool) -> None:
+def _start_local(cpus: int | None, log_to_driver: bool, metadata: dict[str, str]) -> None:
     import ray
 
     # A local cluster listens on all of the machine's interfaces and runs what it is sent, so it is never left
@@ -111,6 +123,7 @@ def _start_local(cpus: int | None, log_to_driver: bool) -> None:
                 include_dashboard=False,
                 log_to_driver=log_to_driver,
                 logging_level=logging.ERROR,
+                job_config=ray.job_config.JobConfig(metadata=metadata),
             )
         except Exception as error:
             # Ray gives its node 30 seconds, which a cold disk or a busy machine can use up; the next attempt

@@ -74,9 +74,11 @@ class SlotActor:
         threads: PyTorch's.
         gpu: compute on CUDA where there is any.
         plugins: installed before this process unpickles anything else: an item may hold objects of their classes.
+        name: that Ray's dashboard shows.
     """
 
-    def __init__(self, threads: int, gpu: bool, plugins: Sequence[Plugin]) -> None:
+    def __init__(self, threads: int, gpu: bool, plugins: Sequence[Plugin], name: str) -> None:
+        self._name = name
         torch.set_num_threads(threads)
         _keep_freed_memory()
         self._slot = Slot(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"))
@@ -84,6 +86,10 @@ class SlotActor:
             from fedveil.orchestrator.config.plugins import install
 
             install(plugins)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard shows; a name of Ray's own would stay taken for a while when the actor dies."""
+        return self._name
 
     def ready(self) -> None:
         """Return once the actor is there."""
@@ -184,9 +190,11 @@ class RayExecutor:
         max_retries: how often an item is run again after its worker died under it, and how often a worker that died while
             it started is started again.
         plugins: installed in each slot's process before it sees any task.
+        name: of the experiment, by which Ray's dashboard shows the slots.
 
     Attributes:
         say: is told, in the slots' processes, what tasks have to say of long work; None keeps them quiet.
+        trial: of what Ray's dashboard shows the tasks.
 
     Raises:
         FedveilError: the workers do not fit (said at once), or do not start in time.
@@ -202,7 +210,10 @@ class RayExecutor:
         start_timeout: float = 120,
         max_retries: int = 2,
         plugins: Sequence[Plugin] = (),
+        name: str = "fedveil",
     ) -> None:
+        self.trial = name
+        self._name = name
         self.start_timeout = start_timeout
         self.max_retries = max_retries
         self.say: Say | None = None
@@ -255,7 +266,8 @@ class RayExecutor:
             while work.waiting and free:
                 index = work.waiting.popleft()
                 try:
-                    ref = self._actors[free[0]].run.remote(task, items[index], sent, self.say)
+                    run = self._actors[free[0]].run.options(name=f"{self.trial}: {_words(task)}")
+                    ref = run.remote(task, items[index], sent, self.say)
                 except Exception as error:  # the item cannot be pickled
                     work.fail(error)
                 else:
@@ -303,7 +315,7 @@ class RayExecutor:
     def _launch(self, slot: int, died: int = 0) -> None:
         place = self._places[slot]
         chosen = self._remote if place is None else self._remote.options(scheduling_strategy=place)
-        actor: Any = chosen.remote(*self._arguments)
+        actor: Any = chosen.remote(*self._arguments, f"{self._name}: worker {slot}")
         self._actors[slot] = actor
         self._starting[actor.ready.remote()] = _Start(slot, time.monotonic() + self.start_timeout, died)
 
@@ -368,6 +380,11 @@ class RayExecutor:
         except Exception as error:  # the result cannot be unpickled here
             work.fail(error)
         return True
+
+
+def _words(task: Callable[..., object]) -> str:
+    """Return a task's name as Ray's dashboard shows it."""
+    return getattr(task, "__name__", type(task).__name__).strip("_").replace("_", " ")
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from fedveil.fl.progress import duration
 
 Say = Callable[[str], None]
 """Is told a line."""
@@ -21,16 +23,48 @@ _LAST_CALL = 1.0
 
 def plainly(console: Console) -> Say:
     """Return what prints lines on a console as they are: what looks like markup in them, a folder's name say, is text."""
-    return lambda line: console.print(escape(line), soft_wrap=True)
+    return lambda line: _show(console, Text(line))
+
+
+def _show(console: Console, line: Text, indent: int = 0) -> None:
+    """Print a line. A window has it broken between words, the rest indented; words stay whole, since paths are copied."""
+    if console.is_terminal and console.width > 2 * indent:
+        head, begin = console.width, 0
+        while len(line) - begin > head and (end := _break(line.plain, begin + indent * (begin == 0), begin + head)):
+            console.print(line[begin:end], soft_wrap=True, end="\n" + " " * indent)
+            begin, head = end + 1, console.width - indent
+        line = line[begin:]
+    console.print(line, soft_wrap=True)
+
+
+def _break(text: str, begin: int, last: int) -> int:
+    """Return where the last space up to ``last`` is, or else the next one; 0 where there is none after ``begin``."""
+    before = text.rfind(" ", begin, last + 1)
+    return before if before > begin else max(0, text.find(" ", last))
 
 
 class _Board:
-    """A mailbox in the cluster, and a list of who is at work; an actor's methods run one at a time."""
+    """A mailbox in the cluster, and a list of who is at work; an actor's methods run one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the experiment.
+        trials: how many there will be; 0 where that is not known.
+        clock: seconds.
+    """
+
+    def __init__(self, name: str = "", trials: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
         self._lines: list[tuple[str, str]] = []
         self._at_work: list[Any] = []
         self._over = False
+        self._trials = trials
+        self._ended = 0
+        self._clock = clock
+        self._began = clock()
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard shows."""
+        return f"{self._name}: messages"
 
     def enlist(self, actor: Any) -> bool:
         if not self._over:
@@ -43,6 +77,13 @@ class _Board:
 
     def post(self, who: str, text: str) -> None:
         self._lines.append((who, text))
+
+    def end(self) -> None:
+        """A trial is over. Where others are to come, say how long that will take if they are like those before."""
+        self._ended += 1
+        if self._ended < self._trials:
+            left = (self._clock() - self._began) * (self._trials - self._ended) / self._ended
+            self.post("sweep", f"{self._ended} of {self._trials} trials are over, about {duration(left)} left")
 
     def take(self) -> list[tuple[str, str]]:
         lines, self._lines = self._lines, []
@@ -65,6 +106,12 @@ class Speaker:
         """Post a line."""
         if self._board is not None:
             self._board.post.remote(self._who, text)
+
+
+def ended(board: Any) -> None:
+    """Tell the board that a trial is over."""
+    if board is not None:
+        board.end.remote()
 
 
 def enlist(board: Any) -> None:
@@ -119,16 +166,23 @@ def log_to(say: Say | None) -> Iterator[None]:
 
 
 @contextmanager
-def progress_on(console: Console, *, every: float = 0.5) -> Iterator[Any]:
-    """Print what trials post on the yielded board, with the seconds since the start, until the block ends."""
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+def progress_on(console: Console, *, name: str, trials: int = 0, every: float = 0.5) -> Iterator[Any]:
+    """Print what trials post on the yielded board, with the seconds since the start, until the block ends.
+
+    Args:
+        console: where to.
+        name: of the experiment; Ray's dashboard shows it.
+        trials: how many will end; 0 where that is not known.
+        every: seconds between two looks.
+    """
+    board: Any = ray.remote(num_cpus=0)(_Board).remote(name, trials)
     began = time.monotonic()
     over = threading.Event()
 
     def show() -> None:
         for who, text in ray.get(board.take.remote(), timeout=30):
-            seconds = f"[dim]{time.monotonic() - began:6.0f} s[/dim]"
-            console.print(f"{seconds}  [bold]{escape(who)}[/bold]  {escape(text)}", soft_wrap=True)
+            seconds = f"{time.monotonic() - began:6.0f} s  "
+            _show(console, Text.assemble((seconds, "dim"), (who, "bold"), f"  {text}"), len(seconds))
 
     def watch() -> None:
         while not over.wait(every):

@@ -18,6 +18,7 @@ from fedveil.orchestrator.interrupts import interruptible
 if TYPE_CHECKING:
     from fedveil.orchestrator.config import Experiment
     from fedveil.orchestrator.run.results import RunResult, SweepResult
+    from fedveil.orchestrator.run.setup import Setup
 
 
 def run(
@@ -63,6 +64,7 @@ def run(
             raise _other(experiment, "has a", "sweep")
         ExperimentPaths.of(checked)  # what is wrong with them is said before Ray starts
         setup = check_setups(checked, raw, here=_is_here(ray))
+    _say_how_long(checked, raw, setup, ray, console)
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.single import run_single
 
@@ -112,11 +114,27 @@ def sweep(
         if checked.search is None:
             raise _other(experiment, "has no", "run")
         ExperimentPaths.of(checked)
-        published = check_setups(checked, raw, here=_is_here(ray)).data.published
+        setup = check_setups(checked, raw, here=_is_here(ray))
+    if not resume:
+        _say_how_long(checked, raw, setup, ray, console)
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.sweep import run_sweep
 
-        return run_sweep(checked, raw, console, published=published, resume=resume)
+        return run_sweep(checked, raw, console, published=setup.data.published, resume=resume)
+
+
+def _say_how_long(
+    experiment: Experiment, raw: Mapping[str, Any], setup: Setup, ray: str | None, console: Console
+) -> None:
+    """Say how long it will take, where this machine can tell."""
+    if console.quiet or not _is_here(ray) or experiment.resources.gpus_per_worker:
+        return
+    from fedveil.orchestrator.cluster.progress import plainly
+    from fedveil.orchestrator.run.estimate import estimated, trials_of
+
+    with console.status("timing a few steps"):
+        line = estimated(trials_of(experiment, raw), setup)
+    plainly(console)(line)
 
 
 def _other(experiment: str | Path | Mapping[str, Any], has: str, command: str) -> FedveilError:
@@ -139,6 +157,7 @@ def _ray_for(experiment: Experiment, address: str | None, console: Console) -> I
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())
         with console.status("starting Ray"):
-            stack.enter_context(connect(address, cpus=cpus))
+            own = {"experiment": experiment.experiment, "kind": "sweep" if experiment.search else "run"}
+            stack.enter_context(connect(address, cpus=cpus, metadata=own))
         interrupts.install()
         yield

@@ -6,10 +6,14 @@ What an attack does with an update, and how it is scored, knows nothing of slots
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fedveil.attacks.adaptive.preparation import (
     PreparationKey,
@@ -28,8 +32,10 @@ from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
+from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.models import build_model
+from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Federation, ServerState
 from fedveil.fl.seeding import derive_seed, torch_stream
 from fedveil.orchestrator.config import Experiment
@@ -71,9 +77,14 @@ class Auditor:
         sums = in_sums(victims, summed)
         if not sums:
             raise FedveilError(f"audit: the victims make no sum of {summed} clients; raise audit.victims")
-        self._left_out = everyone - sum(len(batch) for batches in sums for batch in batches)
+        attacked = [batch for batches in sums for batch in batches]
+        self._left_out = everyone - sum(map(len, attacked))
+        self._proved = proved(attacked, hooks)
         chunk = -(-len(sums) // experiment.audit.chunks)
-        self._chunks = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
+        parts = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
+        # What a part says of itself, where others say the like at the same time.
+        names = [f"part {number + 1} of {len(parts)}" if len(parts) > 1 else "" for number in range(len(parts))]
+        self._chunks = list(zip(names, parts, strict=True))
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
         self._observations = experiment.audit.observations
@@ -102,7 +113,30 @@ class Auditor:
         if not records:
             return {}
         scores = summarise(records, adaptive=self._adaptive, judge=self._judge, training=self._training)
-        return scores | ({"privacy/left_out_victims": float(self._left_out)} if self._left_out else {})
+        left_out = {"privacy/left_out_victims": float(self._left_out)} if self._left_out else {}
+        return scores | self._proved | left_out
+
+
+def proved(victims: Sequence[VictimBatch], hooks: Mapping[int, ClientHooks]) -> dict[str, float]:
+    """Return ``privacy/proved_mse``: the mean over victims of `PreparedDefense.indistinct_error`.
+
+    A victim is one of its group by chance, so what holds of the mean over a group holds of victims on average.
+
+    Args:
+        victims: at least one batch.
+        hooks: of their clients, by number.
+
+    Returns:
+        nothing where nothing is proved of a victim.
+    """
+    errors: list[Tensor] = []
+    for batch in victims:
+        own = hooks[batch.client]
+        found = own.indistinct_error(batch.images) if isinstance(own, PreparedDefense) else None
+        if found is None:
+            return {}
+        errors.append(found)
+    return {"privacy/proved_mse": float(torch.cat(errors).mean())}
 
 
 def prepare_audits(
@@ -134,7 +168,7 @@ def prepare_audits(
 
 def _audit_batches(
     slot: Slot,
-    sums: Sequence[tuple[VictimBatch, ...]],
+    part: tuple[str, Sequence[tuple[VictimBatch, ...]]],
     federation: Federation,
     attacker: Attacker,
     scorer: Scorer,
@@ -142,6 +176,7 @@ def _audit_batches(
     local_steps: int,
     pictures: int,
 ) -> AuditReport:
+    name, sums = part
     audited = rounds[0].round
 
     def sent(batch: VictimBatch) -> tuple[Observation, VictimBatch]:
@@ -162,14 +197,15 @@ def _audit_batches(
         )
 
     seen = [aggregated([sent(batch) for batch in batches]) for batches in sums]
-    report = audit_updates(
-        attacker,
-        [observation for observation, _ in seen],
-        [batch for _, batch in seen],
-        scorer=scorer,
-        round=audited,
-        device=slot.device,
-    )
+    with doing(name) if name else nullcontext():
+        report = audit_updates(
+            attacker,
+            [observation for observation, _ in seen],
+            [batch for _, batch in seen],
+            scorer=scorer,
+            round=audited,
+            device=slot.device,
+        )
     return report.first(pictures)  # the images of all victims may be large
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from statistics import fmean
 
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.model_inversion.audit import InversionReport
 from fedveil.defense.stack import makes_guard
+from fedveil.fl.progress import EVERY, duration
 from fedveil.fl.rounds import RoundReport
-from fedveil.fl.trust import listed
+from fedveil.fl.trust import Rejection, listed
 from fedveil.orchestrator.cluster.progress import Say
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.checkpoint import Progress
@@ -128,18 +131,52 @@ class Costs(TrialCallback):
         return self.spent
 
 
+class _Left:
+    """How long the audits and rounds that are still to come will take, by those that are over.
+
+    Args:
+        rounds: of the trial.
+        audited: before which of them there is an audit.
+    """
+
+    def __init__(self, rounds: int, audited: Iterable[int]) -> None:
+        self._numbers = {Phase.ROUND: range(rounds), Phase.AUDIT: sorted(audited)}
+        self._took: dict[Phase, list[float]] = {phase: [] for phase in self._numbers}
+
+    def took(self, phase: Phase, seconds: float) -> None:
+        """Count a phase that is over."""
+        if phase in self._took:
+            self._took[phase].append(seconds)
+
+    def after(self, rounds: int) -> float | None:
+        """Return the seconds that are left when so many rounds are over; None where none are, or nothing can be said yet."""
+        ahead = {phase: sum(number >= rounds for number in numbers) for phase, numbers in self._numbers.items()}
+        if not any(ahead.values()) or any(count and not self._took[phase] for phase, count in ahead.items()):
+            return None
+        return sum(count * fmean(self._took[phase]) for phase, count in ahead.items() if count)
+
+
 class Speech(TrialCallback):
-    """Says in a line what the trial does now.
+    """Says in a line what the trial does now. Of quick rounds, and of quick audits, it is one line in `EVERY` seconds.
 
     Args:
         say: is told the lines.
         experiment: what runs.
         setup: its images.
+        clock: seconds.
     """
 
-    def __init__(self, say: Say, experiment: Experiment, setup: Setup) -> None:
+    def __init__(
+        self, say: Say, experiment: Experiment, setup: Setup, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._say = say
         self._rounds = experiment.fl.rounds
+        self._clock = clock
+        self._began = 0.0
+        self._left = _Left(self._rounds, experiment.audit.round_numbers(self._rounds))
+        self._said: dict[Phase, float] = {}
+        self._failed = 0
+        self._rejections: list[Rejection] = []
         self._noted: set[str] = set()
         self._note(setup.data.notes)
         self._lines = {
@@ -169,8 +206,13 @@ class Speech(TrialCallback):
 
     def on_begin(self, phase: Phase, number: int) -> None:
         """Say what begins, if it takes long."""
-        if phase in self._lines:
+        self._began = self._clock()
+        if phase in self._lines and (phase is not Phase.AUDIT or self._is_due(phase)):
             self._say(self._lines[phase].format(number=number))
+
+    def on_end(self, phase: Phase) -> None:
+        """Note how long it took."""
+        self._left.took(phase, self._clock() - self._began)
 
     def on_prepared(self, diagnostics: Mapping[str, float]) -> None:
         """Say if the defence failed to learn, or what it learnt against was another attacker than those who will come."""
@@ -194,18 +236,33 @@ class Speech(TrialCallback):
         self._note(report.notes)
 
     def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
-        """Say how the training goes."""
+        """Say how the training goes, with what happened in the rounds of which nothing was said."""
+        self._failed += report.failed_clients
+        self._rejections += report.rejections
+        number = progress.state.round
+        if not self._is_due(Phase.ROUND) and number < self._rounds:
+            return
+        left = self._left.after(number)
         self._say(
-            f"round {progress.state.round}/{self._rounds}: accuracy {running['fl/accuracy']:.3f},"
-            f" loss {report.loss:.3f}"
-            + (f", {report.failed_clients} client turn(s) replayed" if report.failed_clients else "")
-            + (f", rejected {listed(report.rejections)}" if report.rejections else "")
+            f"round {number}/{self._rounds}: accuracy {running['fl/accuracy']:.3f}, loss {report.loss:.3f}"
+            + (f", {self._failed} client turn(s) replayed" if self._failed else "")
+            + (f", rejected {listed(self._rejections)}" if self._rejections else "")
+            + (f", rounds and audits: about {duration(left)} left" if left is not None else "")
         )
+        self._failed, self._rejections = 0, []
 
     def on_final(self, result: TrialResult) -> None:
         """Say what came out."""
         accuracy, error = result.metrics["utility/accuracy"], result.metrics.get("privacy/mse", float("nan"))
         self._say(f"done: accuracy {accuracy:.3f}, worst-case MSE {error:.4f}")
+
+    def _is_due(self, phase: Phase) -> bool:
+        """Whether the last line about such a phase was said long enough ago; then it is said now."""
+        now = self._clock()
+        due = now - self._said.get(phase, -math.inf) >= EVERY
+        if due:
+            self._said[phase] = now
+        return due
 
     def _note(self, notes: Iterable[str]) -> None:
         for note in notes:

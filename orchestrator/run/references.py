@@ -18,6 +18,7 @@ from fedveil.fl.executor import Executor, Handle, Slot
 from fedveil.fl.hooks import NoHooks
 from fedveil.fl.metrics import accuracy, macro_auc
 from fedveil.fl.models import ModelSpec
+from fedveil.fl.progress import doing
 from fedveil.fl.rounds import Federation, Utility
 from fedveil.fl.seeding import derive_seed, torch_stream
 from fedveil.fl.training import predict
@@ -98,7 +99,8 @@ def _score(
 
     def build() -> State:
         # The weights of a client's own model are nobody's start, and may be large: its scores alone are kept.
-        weights = _trained(slot, None, images, spec, training, seed, cache if shard is None else None)
+        with doing("public images alone" if shard is None else "one client's own images"):
+            weights = _trained(slot, None, images, spec, training, seed, cache if shard is None else None)
         probabilities = predict(slot.model(spec), weights, test, NoHooks(), torch_stream(seed, "references", "test"))
         scores = accuracy(probabilities, test.labels), macro_auc(probabilities, test.labels)
         return {"scores": torch.tensor(scores, dtype=torch.float64)}

@@ -50,13 +50,14 @@ def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunRes
     with (
         mirrored(paths.root, paths.copy, said),
         delivering(tracking.spool_folder, said),
-        progress_on(console) as board,
+        progress_on(console, name=experiment.experiment) as board,
         RayExecutor(
             workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             spread=resources.placement == "spread",
             plugins=loaded(),
+            name=experiment.experiment,
         ) as executor,
     ):
         for number, one in enumerate(one_per_seed(experiment)):
@@ -76,6 +77,7 @@ def _run_seed(
     params = params_of(experiment)
     name, own = paths.new_trial(f"{fitted(str(params['defense.name']))}-seed{experiment.seed}")
     executor.say = say = Speaker(board, name)
+    executor.trial = name
     with (
         logged(own.folder),
         TrialTracker(tracking, parent_run_id=None, name=name, params=params, tags=tags_of(experiment)) as tracker,

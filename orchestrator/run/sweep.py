@@ -11,7 +11,6 @@ from typing import Any
 
 from ray import tune
 from rich.console import Console
-from rich.markup import escape
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
@@ -106,11 +105,13 @@ def _sweep_in(
     seeds = [one.seed for one in one_per_seed(experiment)]
     parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
     workers = " or ".join(map(str, sorted({one for _, one in parts})))
-    console.print(
-        f"[bold]{experiment.experiment}[/bold]: {settings_of(search) * len(seeds)} trials, {workers} worker(s) each with"
+    trials = settings_of(search) * len(seeds)
+    # Of a resumed sweep some trials are over, and a scheduler ends some early: there nobody knows how long it takes.
+    countable = before is None and search.scheduler == "none"
+    plainly(console)(
+        f"{experiment.experiment}: {trials} trials, {workers} worker(s) each with"
         f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})}, recorded in"
-        f" {escape(without_passwords(tracking.uri))}",
-        soft_wrap=True,
+        f" {without_passwords(tracking.uri)}"
     )
     with (
         delivering(tracking.spool_folder, plainly(console)),
@@ -127,7 +128,7 @@ def _sweep_in(
             run_id=None if before is None else before.run_id,
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
-        progress_on(console) as board,
+        progress_on(console, name=experiment.experiment, trials=trials if countable else 0) as board,
         at_work(board),
     ):
         # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.

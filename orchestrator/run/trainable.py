@@ -15,7 +15,7 @@ from ray import tune
 
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Say, Speaker, enlist
+from fedveil.orchestrator.cluster.progress import Say, Speaker, ended, enlist
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.plugins import Plugin, install
 from fedveil.orchestrator.report import TrialRow
@@ -147,8 +147,11 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     if len(saved.finished) == len(seeds):
         _report(job, saved)  # Tune does not know it
     for experiment in seeds[len(saved.finished) :]:
-        with logged(job.paths.trial(seeded_name(name, experiment.seed, of=len(seeds))).folder):
-            metrics = _run_seed(experiment, overrides, name, saved, job, of=len(seeds))
+        try:
+            with logged(job.paths.trial(seeded_name(name, experiment.seed, of=len(seeds))).folder):
+                metrics = _run_seed(experiment, overrides, name, saved, job, of=len(seeds))
+        finally:
+            ended(job.board)
         saved = Saved(finished=(*saved.finished, metrics))
         _report(job, saved)
 
@@ -205,7 +208,7 @@ def _run_seed(
             _Reports(job, saved.finished, tracker, costs),
         ]
         slots = _slots(experiment, job)
-        slots.say = say
+        slots.say, slots.trial = say, name
         trial = Trial(experiment, setup, slots, cache=paths.cache, callbacks=callbacks)
         return trial.run(saved.progress).metrics
 
@@ -260,6 +263,7 @@ def _slots(experiment: Experiment, job: TrialJob) -> RayExecutor:
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             plugins=job.plugins,
+            name=experiment.experiment,
         )
         _pool = (shape, executor)
     return _pool[1]

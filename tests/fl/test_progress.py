@@ -5,7 +5,7 @@ import logging
 import pytest
 from clock import Clock
 
-from fedveil.fl.progress import Pace, doing
+from fedveil.fl.progress import Pace, doing, duration, paced
 
 
 def test_a_line_tells_what_is_left_and_the_next_one_waits(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -34,3 +34,28 @@ def test_a_line_says_what_it_is_for(clock: Clock, caplog: pytest.LogCaptureFixtu
         "client 3: more, about 10 s left",
         "most, about 7 s left",
     ]
+
+
+def test_steps_say_how_far_they_are(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for step in paced(4, "learning"):
+        clock.now += 6
+        assert step < 4
+    # Lines after 12 s of 24 and after 24 s, when nothing is left to say.
+    assert caplog.messages == ["learning: step 2 of 4, about 12 s left"]
+
+
+def test_what_may_end_earlier_says_so(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pace = Pace()
+    clock.now += 20
+    pace.say(0.1, "step 1 of at most 10", most=True)
+    assert caplog.messages == ["step 1 of at most 10, at most 3 min left"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h"), (86_400, "24.0 h")],
+)
+def test_a_length_of_time_is_told_as_precisely_as_matters(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

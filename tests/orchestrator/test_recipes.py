@@ -13,7 +13,7 @@ from pages import ROOT, blocks_of
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 
-from fedveil.orchestrator.cli import _parser
+from fedveil.orchestrator.cli import parser
 from fedveil.orchestrator.config import load_experiment
 
 RECIPES = ROOT / "examples" / "cluster"
@@ -47,7 +47,7 @@ def test_the_kubernetes_job_runs_a_sweep_that_there_is() -> None:
     spec = read("rayjob.yaml")["spec"]
     python, flag, module, *words = shlex.split(spec["entrypoint"])
     assert (python, flag, module) == ("python", "-m", "fedveil.orchestrator")
-    asked = _parser().parse_args(words)
+    asked = parser().parse_args(words)
     assert asked.runs_dir.startswith("s3://")
     experiment, _ = load_experiment(ROOT / asked.file.as_posix().removeprefix(HOME), asked.set)
     assert experiment.search is not None
@@ -67,7 +67,7 @@ def test_the_submitted_command_is_one_of_ours() -> None:
     (submitted,) = (words for words in commands if words[:3] == ["ray", "job", "submit"])
     words = submitted[submitted.index("--") + 1 :]
     assert words[:3] == ["python", "-m", "orchestrator"]
-    asked = _parser().parse_args(words[3:])
+    asked = parser().parse_args(words[3:])
     assert (ROOT / asked.file).exists()
 
 

@@ -20,7 +20,7 @@ from pages import PAGES, ROOT, TUTORIAL, Block, blocks_of, write_files
 import fedveil as fv
 from fedveil.attacks.audit import api
 from fedveil.attacks.scoring import scorer, train_judge
-from fedveil.orchestrator.cli import _parser
+from fedveil.orchestrator.cli import parser
 from fedveil.orchestrator.config import Experiment, load_experiment
 from fedveil.orchestrator.config.yaml import parse
 from fedveil.orchestrator.run.setup import check_setups
@@ -154,7 +154,7 @@ def _try(words: list[str], files: set[str], where: str) -> None:
 
 
 def _parse(words: list[str], files: set[str], where: str) -> None:
-    asked = _parser().parse_args(words)
+    asked = parser().parse_args(words)
     file = getattr(asked, "file", None)
     if words[0] not in ("run", "sweep"):
         return

@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fedveil.defense.latent.grouping import Grouping, group_by_class
@@ -59,6 +61,29 @@ def test_each_image_of_a_group_is_trained_on_as_the_same_image_with_its_label() 
     # By pixels, in the order that is asked for, some or several times.
     assert greys(prepared.images(PRIVATE.take(torch.tensor([3, 0, 4, 3])))) == [110, 15, 110]
     assert prepared.diagnostics() == {"k": 2.0, "left_out": 0.2}
+
+
+def test_what_a_group_scatters_is_the_least_error_of_any_answer() -> None:
+    prepared = prepare(PRIVATE)
+    # 10 and 20 lie 5 from their mean, 100 and 120 lie 10
+    expected = torch.tensor([5.0, 10.0, 5.0, 10.0], dtype=torch.float64).div(255).square()
+    asked = PRIVATE.take(torch.tensor([0, 2, 1, 3]))
+    torch.testing.assert_close(prepared.indistinct_error(asked), expected)
+    # The one image of class 1 waits for another.
+    with pytest.raises(FedveilError, match=r"^shares: image 1 of 2 is in no group"):
+        prepared.indistinct_error(PRIVATE.take(torch.tensor([0, 4])))
+
+
+@given(greys_of_members=st.lists(st.integers(0, 255), min_size=4, max_size=9, unique=True), answer=st.floats(0, 1))
+def test_no_answer_is_nearer_to_the_images_of_a_group_on_average(greys_of_members: list[int], answer: float) -> None:
+    members = flat(*greys_of_members)
+    prepared = prepare(members)
+    seen = prepared.images(members)
+    for image in seen.pixels.flatten(1).unique(dim=0):
+        alike = members.take((seen.pixels.flatten(1) == image).all(1).nonzero()[:, 0])
+        # Groups that happen to share a mean only get harder to tell apart.
+        error = (alike.floats().double() - answer).square().mean()
+        assert float(error) >= float(prepared.indistinct_error(alike).mean()) - 1e-12
 
 
 def test_an_image_that_is_not_known_is_refused() -> None:

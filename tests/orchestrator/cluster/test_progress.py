@@ -31,14 +31,14 @@ def fake_ray(board: Board) -> Any:
     def kill(actor: Board) -> None:
         actor.killed = True
 
-    make = SimpleNamespace(remote=lambda: board)
+    make = SimpleNamespace(remote=lambda *given: board)
     return SimpleNamespace(remote=lambda **options: lambda cls: make, get=get, kill=kill, exceptions=ray.exceptions)
 
 
 def shown_by(board: Board, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(progress, "ray", fake_ray(board))
     console = Console(width=40, record=True)
-    with progress.progress_on(console, every=0.001):
+    with progress.progress_on(console, name="small", every=0.001):
         while len(board.answers) > 1:
             time.sleep(0.001)
     return console.export_text()
@@ -53,7 +53,7 @@ def test_progress_outlives_a_busy_moment_and_shows_brackets(monkeypatch: pytest.
 
 
 def failing_block(board: Board, last: Any, console: Console) -> None:
-    with progress.progress_on(console, every=60):
+    with progress.progress_on(console, name="small", every=60):
         board.answers = [last]
         raise ValueError("the trial")
 
@@ -88,6 +88,45 @@ def test_the_mailbox_is_emptied_by_looking() -> None:
     board.post("b", "two")
     assert board.take() == [("a", "one"), ("b", "two")]
     assert board.take() == []
+
+
+def test_after_each_trial_but_the_last_it_is_said_how_long_the_others_take() -> None:
+    now = [50.0]
+    board = progress._Board("small", 3, clock=lambda: now[0])
+    for seconds in (20, 40, 10):
+        now[0] += seconds
+        board.end()
+    # 20 s for one of three; then 60 s for two.
+    assert board.take() == [
+        ("sweep", "1 of 3 trials are over, about 40 s left"),
+        ("sweep", "2 of 3 trials are over, about 30 s left"),
+    ]
+
+
+def test_of_an_unknown_number_of_trials_none_are_counted() -> None:
+    board = progress._Board("small")
+    board.end()
+    assert board.take() == []
+
+
+def test_a_window_has_lines_broken_between_words_and_a_log_has_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = [
+        ("latent_k=5", "the attacker prepares with 171 images, see /a/very/long/path/that/nobody/must/break/in/two")
+    ]
+    text = {}
+    for terminal in (True, False):
+        board = Board(line, [])
+        monkeypatch.setattr(progress, "ray", fake_ray(board))
+        console = Console(width=44, record=True, force_terminal=terminal)
+        with progress.progress_on(console, name="small", every=0.001):
+            while len(board.answers) > 1:
+                time.sleep(0.001)
+        text[terminal] = console.export_text()
+    assert text[False] == f"     0 s  latent_k=5  {line[0][1]}\n"
+    first, *rest = text[True].splitlines()
+    assert first == "     0 s  latent_k=5  the attacker prepares"
+    assert all(one.startswith(" " * 10) and not one[10:].startswith(" ") for one in rest)
+    assert rest[-1].strip() == "/a/very/long/path/that/nobody/must/break/in/two"
 
 
 def test_what_looks_like_markup_in_a_line_is_text() -> None:

@@ -53,7 +53,8 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
     experiment = check(tiny_experiment(write_bars(tmp_path / "bars.npz")))
     setup = make_setup(experiment)
     said: list[str] = []
-    speech = Speech(said.append, experiment, replace(setup, data=replace(setup.data, notes=("seen twice",))))
+    setup = replace(setup, data=replace(setup.data, notes=("seen twice",)))
+    speech = Speech(said.append, experiment, setup, clock=iter(range(0, 10_000, 100)).__next__)
     for phase in Phase:
         speech.on_begin(phase, 1)
     speech.on_prepared({"defense/collapsed": 0.25, "defense/adversary_gap": 0.9})
@@ -75,6 +76,36 @@ def test_what_a_trial_says(tmp_path: Path) -> None:
         "round 1/2: accuracy 0.500, loss 1.500",
         "round 1/2: accuracy 0.500, loss 1.500, 2 client turn(s) replayed",
         "done: accuracy 0.750, worst-case MSE 0.0123",
+    ]
+
+
+def test_quick_rounds_are_told_now_and_then_with_what_happened_between_and_what_is_left(tmp_path: Path) -> None:
+    overrides = {"fl": {"clients": 3, "rounds": 9}}
+    experiment = check(tiny_experiment(write_bars(tmp_path / "bars.npz"), **overrides))
+    experiment = experiment.model_copy(update={"audit": experiment.audit.model_copy(update={"rounds": [0, 8]})})
+    now, said = [0.0], list[str]()
+    speech = Speech(said.append, experiment, make_setup(experiment), clock=lambda: now[0])
+
+    def phase(kind: Phase, number: int, seconds: float) -> None:
+        speech.on_begin(kind, number)
+        now[0] += seconds
+        speech.on_end(kind)
+
+    phase(Phase.AUDIT, 0, 30.0)
+    for number in range(9):
+        if number == 8:
+            phase(Phase.AUDIT, number, 30.0)
+        phase(Phase.ROUND, number, 3.0)
+        state = Progress(ServerState(round=number + 1, weights={}))
+        report = RoundReport(loss=1.0, failed_clients=int(number == 2), update_bytes=1.0)
+        speech.on_round(state, report, {"fl/accuracy": 0.5})
+    # Ten seconds after the first line four rounds of 3 s are over; a round and an audit take 3 s and 30 s on average.
+    assert said == [
+        "audit of round 0: 4 victims",
+        "round 1/9: accuracy 0.500, loss 1.000, rounds and audits: about 54 s left",
+        "round 5/9: accuracy 0.500, loss 1.000, 1 client turn(s) replayed, rounds and audits: about 42 s left",
+        "audit of round 8: 4 victims",
+        "round 9/9: accuracy 0.500, loss 1.000",
     ]
 
 

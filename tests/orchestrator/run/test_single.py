@@ -41,7 +41,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(single, "RayExecutor", lambda *arguments, **options: nullcontext(SimpleNamespace()))
-    monkeypatch.setattr(single, "progress_on", lambda console: nullcontext())
+    monkeypatch.setattr(single, "progress_on", lambda console, name: nullcontext())
     monkeypatch.setattr(single, "Trial", _Idle)
     return tiny_experiment(write_bars(tmp_path / "bars.npz"))
 
