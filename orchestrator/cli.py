@@ -66,7 +66,7 @@ def _stopped(interrupts: Interrupts, arguments: argparse.Namespace, argv: Sequen
     words = list(sys.argv[1:] if argv is None else argv)
     if interrupts.resumable and not arguments.resume:
         words.append("--resume")
-    how = "go on" if interrupts.resumable else "start anew"
+    how = "go on" if interrupts.resumable or arguments.resume else "start anew"
     return f"{said}; {how} with: {program} {without_passwords(shlex.join(words))}"
 
 
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verbs.add_parser("run", help="run one trial")
     _add_experiment(one)
+    one.add_argument("--resume", action="store_true", help="go on with the interrupted run of that name")
     one.set_defaults(run=commands.run_one)
 
     many = verbs.add_parser("sweep", help="run the sweep that a file's 'search' section describes")

@@ -71,7 +71,12 @@ def run_one(arguments: argparse.Namespace, console: Console) -> int:
 
     _writable(arguments.json)
     result = run(
-        arguments.file, overrides=_overrides(arguments), plugins=arguments.plugin, ray=arguments.ray, console=console
+        arguments.file,
+        overrides=_overrides(arguments),
+        plugins=arguments.plugin,
+        ray=arguments.ray,
+        resume=arguments.resume,
+        console=console,
     )
     code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
     paths = ExperimentPaths(result.root)

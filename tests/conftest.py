@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,12 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process with two declared cores, one for all tests: it takes seconds to start."""
     with connect("local", cpus=2):
         yield
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all tests have learnt on public images alone, see `tiny.share_cache`."""
+    return tmp_path_factory.mktemp("modules")
 
 
 @pytest.fixture

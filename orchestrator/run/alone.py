@@ -1,9 +1,10 @@
-"""One sweep at a time under one name in one folder: a second would write into the first one's files and runs."""
+"""One process at a time where two would write into the same files and MLflow runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -19,14 +20,36 @@ def only_sweep(paths: ExperimentPaths) -> Iterator[None]:
     Raises:
         FedveilError: another one does.
     """
-    lock = FileLock(private_folder(paths.root) / ".sweep.lock", timeout=0, mode=0o600)
+    refusal = (
+        f"a sweep named {paths.root.name!r} runs in this folder already and writes into {paths.root}: wait for its end,"
+        " or give this one another name (experiment: NAME)"
+    )
+    with _held(private_folder(paths.root) / ".sweep.lock", refusal):
+        yield
+
+
+@contextmanager
+def only_run(checkpoints: Path) -> Iterator[None]:
+    """Be the only process that goes on with the run of these checkpoints until the block, or the process, ends.
+
+    Raises:
+        FedveilError: another one does.
+    """
+    refusal = (
+        f"--resume: the run with the checkpoints in {checkpoints} was not interrupted, it runs: wait for its end, or start"
+        " another without --resume"
+    )
+    with _held(private_folder(checkpoints) / ".lock", refusal):
+        yield
+
+
+@contextmanager
+def _held(file: Path, refusal: str) -> Iterator[None]:
+    lock = FileLock(file, timeout=0, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
-        raise FedveilError(
-            f"a sweep named {paths.root.name!r} runs in this folder already and writes into {paths.root}: wait for its end,"
-            " or give this one another name (experiment: NAME)"
-        ) from None
+        raise FedveilError(refusal) from None
     try:
         yield
     finally:

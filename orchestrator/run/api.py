@@ -27,6 +27,7 @@ def run(
     overrides: Iterable[str] = (),
     plugins: Sequence[str] = (),
     ray: str | None = None,
+    resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Run an experiment's trial, or one for each of its seeds.
@@ -46,10 +47,12 @@ def run(
         overrides: ``a.b=value`` each, as for ``--set``.
         plugins: modules and Python files that are imported first wherever the experiment runs.
         ray: address of a Ray cluster; None for ``RAY_ADDRESS``, or else one of this process's own.
+        resume: go on with the interrupted run of that name, from its last round.
         console: for progress; None to keep quiet.
 
     Raises:
-        FedveilError: a setting is wrong (a line per mistake), the data or the cluster do not fit, or the training diverged.
+        FedveilError: a setting is wrong (a line per mistake), the data or the cluster do not fit, the training diverged, or
+            there is nothing to resume, or with other settings.
         fedveil.fl.errors.TrialError: another error ended the trial; its traceback is in a file.
     """
     offline_environment()
@@ -68,7 +71,7 @@ def run(
     with _ray_for(checked, ray, console):
         from fedveil.orchestrator.run.single import run_single
 
-        return run_single(checked, setup, console)
+        return run_single(checked, setup, console, resume=resume)
 
 
 def sweep(

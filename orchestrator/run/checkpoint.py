@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fedveil.fl.rounds import ServerState
 from fedveil.fl.sealed import read_sealed, write_sealed
 
 FILE = "trial.pt"
+FOLDER = "checkpoint_"
+"""How the names of checkpoints' folders begin, here and in Tune; they are as long as each other, and end in a number."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,19 @@ def save(saved: Saved, folder: Path) -> None:
     whole = io.BytesIO()
     torch.save(plain, whole)
     write_sealed(folder / FILE, whole.getbuffer(), FILE)
+
+
+def save_next(saved: Saved, below: Path, *, last: int) -> None:
+    """Write ``saved`` into a new folder in ``below``, of whose checkpoints only the ``last`` ones are left then.
+
+    Raises:
+        OSError: the disk does not take it. The ones of before are still there.
+    """
+    before = sorted(below.glob(f"{FOLDER}*"))
+    number = int(before[-1].name.removeprefix(FOLDER)) + 1 if before else 0
+    save(saved, below / f"{FOLDER}{number:06d}")
+    for old in before[: len(before) + 1 - last]:
+        rmtree(old)
 
 
 def load(folder: Path) -> Saved | None:

@@ -1,18 +1,21 @@
-"""What a sweep has to know of itself to be resumed, on disk twice: in its folder, and beside what Tune keeps of it."""
+"""What a run or a sweep has to know of itself to be resumed, on disk twice: in its folder, and beside its checkpoints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ray import cloudpickle
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.sealed import checksum, write_whole
 from fedveil.orchestrator.cluster.progress import Say
+from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.tracking import without_passwords
 
@@ -28,7 +31,7 @@ class Memory:
     Attributes:
         run_id: of its MLflow run.
         tune: name of Tune's storage.
-        settings: its experiment, without passwords.
+        settings: its experiment, see `settings_to_keep`.
         starts: how often it was resumed.
     """
 
@@ -37,35 +40,135 @@ class Memory:
     settings: Mapping[str, Any]
     starts: int = 0
 
-
-def keep(memory: Memory, paths: ExperimentPaths) -> None:
-    """Write the memory down."""
-    plain = asdict(memory)
-    text = json.dumps({_CHECKSUM: _check(plain), **plain}, indent=2) + "\n"
-    for place in (paths.tune / memory.tune / paths.memory.name, paths.memory):
-        write_whole(place, [text.encode()])
+    @property
+    def storage(self) -> str:
+        """Name of the folder of its checkpoints."""
+        return self.tune
 
 
-def recall(paths: ExperimentPaths) -> Memory:
-    """Return what `keep` wrote last, from the copy where the file is damaged.
+@dataclass(frozen=True)
+class RunMemory:
+    """A run that may be resumed; the MLflow runs of its trials are known by their checkpoints.
 
-    Raises:
-        FedveilError: there was no sweep, or both are damaged.
+    Attributes:
+        storage: name of the folder of its checkpoints.
+        settings: its experiment, see `settings_to_keep`.
+        trials: their names, one for each seed.
     """
-    place = paths.memory
-    if not place.exists():
-        elsewhere = "" if paths.copy is None else f", and nothing at {without_passwords(paths.copy)}"
+
+    storage: str
+    settings: Mapping[str, Any]
+    trials: Sequence[str]
+
+
+M = TypeVar("M", Memory, RunMemory)
+
+
+@dataclass(frozen=True)
+class Book(Generic[M]):
+    """Where the sweeps of an experiment are remembered, or its runs.
+
+    Attributes:
+        what: ``sweep`` or ``run``.
+        kind: of what is remembered.
+        file: the last one's.
+        storages: folder of their checkpoints, a folder for each.
+        copy: see `ExperimentPaths`.
+    """
+
+    what: str
+    kind: type[M]
+    file: Path
+    storages: Path
+    copy: str | None
+
+    def keep(self, memory: M) -> None:
+        """Write the memory down."""
+        plain = asdict(memory)
+        text = json.dumps({_CHECKSUM: _check(plain), **plain}, indent=2) + "\n"
+        for place in (self.storages / memory.storage / self.file.name, self.file):
+            write_whole(place, [text.encode()])
+
+    def recall(self) -> M:
+        """Return what `keep` wrote last, from the copy where the file is damaged.
+
+        Raises:
+            FedveilError: there was none, or both are damaged.
+        """
+        if not self.file.exists():
+            elsewhere = "" if self.copy is None else f", and nothing at {without_passwords(self.copy)}"
+            raise FedveilError(
+                f"--resume: there is nothing to resume, no {self.file}{elsewhere}; start the {self.what} without --resume"
+            )
+        copies: list[Path] = sorted(self.storages.glob(f"*/{self.file.name}"))
+        for one in (self.file, *copies[-1:]):  # their folders' names begin with the time
+            memory = self._read(one)
+            if memory is not None:
+                return memory
         raise FedveilError(
-            f"--resume: there is nothing to resume, no {place}{elsewhere}; start the sweep without --resume"
+            f"--resume: {self.file} is damaged and so is its copy below {self.storages}; start anew without --resume"
         )
-    copies = sorted(paths.tune.glob(f"*/{place.name}"))[-1:]  # their folders' names begin with the time
-    for one in (place, *copies):
-        memory = _read(one)
-        if memory is not None:
-            return memory
-    raise FedveilError(
-        f"--resume: {place} is damaged and so is its copy below {paths.tune}; start anew without --resume"
-    )
+
+    def interrupted(self, settings: Mapping[str, Any]) -> M:
+        """Return what is to be resumed.
+
+        Args:
+            settings: that it has to have.
+
+        Raises:
+            FedveilError: there was none, or it had other settings, or what is known of it is damaged.
+        """
+        before = self.recall()
+        changed = _differing(before.settings, settings)
+        if changed:
+            raise FedveilError(
+                f"--resume: the settings are not those of the {self.what} in {self.file}: {', '.join(changed)}; set them"
+                " back, or start anew without --resume"
+            )
+        return before
+
+    def _read(self, place: Path) -> M | None:
+        try:
+            plain = json.loads(place.read_bytes())
+            check = plain.pop(_CHECKSUM)
+            return self.kind(**plain) if check == _check(plain) else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+def sweeps(paths: ExperimentPaths) -> Book[Memory]:
+    """Where an experiment's sweeps are remembered."""
+    return Book("sweep", Memory, paths.root / "sweep.json", paths.tune, paths.copy)
+
+
+def runs(paths: ExperimentPaths) -> Book[RunMemory]:
+    """Where an experiment's runs are remembered."""
+    return Book("run", RunMemory, paths.root / "run.json", paths.checkpoints, paths.copy)
+
+
+def settings_to_keep(experiment: Experiment) -> dict[str, Any]:
+    """Return what has to be the same where an experiment is resumed: all but passwords, and where its results lie."""
+    return dict(without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"})))
+
+
+def new_storage() -> str:
+    """Return a name that begins with the time, and that nobody else has.
+
+    It is not shared with an earlier one of the same experiment, whose trials a resumed one would take for its own.
+    """
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys at which two nested mappings differ."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return [] if one == other else [key]
+    below = sorted(one.keys() | other.keys())
+    return [line for k in below for line in _differing(one.get(k), other.get(k), f"{key}.{k}" if key else k)]
+
+
+def _check(plain: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(plain, sort_keys=True).encode(), "sweep").hex()
 
 
 def whole_states(folder: Path, say: Say) -> bool:
@@ -129,16 +232,3 @@ def _is_pickle(path: Path) -> bool:
     except Exception:
         return False
     return True
-
-
-def _read(place: Path) -> Memory | None:
-    try:
-        plain = json.loads(place.read_bytes())
-        check = plain.pop(_CHECKSUM)
-        return Memory(**plain) if check == _check(plain) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-
-
-def _check(plain: Mapping[str, Any]) -> str:
-    return checksum(json.dumps(plain, sort_keys=True).encode(), "sweep").hex()

@@ -34,7 +34,7 @@ AT_THE_END = 60.0
 LONG = 5.0
 """Seconds after which a refusal is that of a place which does not answer: nothing else is sent there now."""
 _SIGN = "running-"
-_LAST = re.compile(r"(.*/)?(experiment_state-[^/]*|sweep)\.json")
+_LAST = re.compile(r"(.*/)?(experiment_state-[^/]*|sweep|run)\.json")
 """What refers to other files, and is sent after them."""
 _SENDINGS = ".sent.json"
 _OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|\.sent\.json|[^/]*\.(part|new|tmp)|\.tmp[^/]*)")

@@ -106,9 +106,9 @@ class ExperimentPaths:
         return self.root.parent / "cache"
 
     @property
-    def memory(self) -> Path:
-        """What a sweep that is to be resumed has to know of itself."""
-        return self.root / "sweep.json"
+    def checkpoints(self) -> Path:
+        """Those of runs, a folder per run."""
+        return self.root / "checkpoints"
 
     def trial(self, name: str) -> TrialPaths:
         """Return the paths of a trial."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run.alone import only_sweep
 from fedveil.orchestrator.run.failures import without_repeats
-from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
+from fedveil.orchestrator.run.memory import Memory, new_storage, settings_to_keep, sweeps, whole_states
 from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.names import panel_names, release_claims
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
@@ -75,9 +73,9 @@ def run_sweep(
     if experiment.search is None:
         raise FedveilError("this file has no 'search' section; run it with: fedveil run FILE")
     paths = ExperimentPaths.of(experiment)
-    settings = without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"}))
+    settings = settings_to_keep(experiment)
     if resume and paths.copy is None:
-        _interrupted(paths, settings)  # what is wrong is said before anything is written
+        sweeps(paths).interrupted(settings)  # what is wrong is said before anything is written
     resources = experiment.resources
     check_fit(
         max(workers_of(experiment, at_once=part.at_once) for part in sweep_parts(experiment, experiment.search)),
@@ -100,7 +98,7 @@ def _sweep_in(
     *,
     resume: bool,
 ) -> SweepResult:
-    before = _interrupted(paths, settings) if resume else None
+    before = sweeps(paths).interrupted(settings) if resume else None
     resources = experiment.resources
     seeds = [one.seed for one in one_per_seed(experiment)]
     parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
@@ -131,11 +129,9 @@ def _sweep_in(
         progress_on(console, name=experiment.experiment, trials=trials if countable else 0) as board,
         at_work(board),
     ):
-        # Not shared with an earlier sweep of that name, whose trials a resumed one would take for its own.
-        new = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        storage = paths.tune / (new if before is None else before.tune)
+        storage = paths.tune / (new_storage() if before is None else before.storage)
         starts = 0 if before is None else before.starts + 1
-        keep(Memory(parent.run_id, storage.name, settings, starts), paths)
+        sweeps(paths).keep(Memory(parent.run_id, storage.name, settings, starts))
         can_be_resumed()
         job = TrialJob(
             # What a trial writes down of its settings holds no password: where to record, it is told apart from them.
@@ -164,30 +160,6 @@ def _sweep_in(
         charts = [path for path in drawn if path.name == CHART]
         parent.summary(outcome.metrics, charts, step=starts, pictures=[path for path in drawn if path.name != CHART])
     return outcome
-
-
-def _interrupted(paths: ExperimentPaths, settings: Mapping[str, Any]) -> Memory:
-    """Return the sweep that is to be resumed.
-
-    Raises:
-        FedveilError: there was none, or it had other settings, or what is known of it is damaged.
-    """
-    before = recall(paths)
-    changed = _differing(before.settings, settings)
-    if changed:
-        raise FedveilError(
-            f"--resume: the settings are not those of the sweep in {paths.memory}: {', '.join(changed)}; set them back, or"
-            " start anew without --resume"
-        )
-    return before
-
-
-def _differing(one: Any, other: Any, key: str = "") -> list[str]:
-    """Return the dotted keys at which two nested mappings differ."""
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return [] if one == other else [key]
-    below = sorted(one.keys() | other.keys())
-    return [line for k in below for line in _differing(one.get(k), other.get(k), f"{key}.{k}" if key else k)]
 
 
 def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.Tuner:

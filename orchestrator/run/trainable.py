@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,31 +13,23 @@ from typing import Any
 import ray
 from ray import tune
 
-from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Say, Speaker, ended, enlist
+from fedveil.orchestrator.cluster.progress import Speaker, enlist
 from fedveil.orchestrator.config import Experiment, check, with_overrides
 from fedveil.orchestrator.config.plugins import Plugin, install
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
-from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
-from fedveil.orchestrator.run.checkpoint import Progress, Saved
-from fedveil.orchestrator.run.failures import logged, sentence_of
-from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token
+from fedveil.orchestrator.run.checkpoint import Saved
+from fedveil.orchestrator.run.failures import sentence_of
+from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths
-from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
-from fedveil.orchestrator.run.setup import make_setup
-from fedveil.orchestrator.run.tags import tags_of
-from fedveil.orchestrator.run.trial import Trial
+from fedveil.orchestrator.run.setting import Setting, newest
 from fedveil.orchestrator.run.tuning import overrides_of
-from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker
-from fedveil.orchestrator.tracking.spool import PENDING
+from fedveil.orchestrator.tracking import TrackingSettings
 
 RUNNING = "running_seed"
 """In what a trial reports: the metrics of the seed that runs."""
-CHECKPOINTS = "checkpoint_"
-"""How Tune begins the names of their folders, which are as long as each other."""
 
 
 @dataclass(frozen=True)
@@ -92,30 +84,7 @@ class TrialJob:
             folder: Tune's for it. Those that it had in states of the sweep which are damaged are looked into as well.
         """
         folders = [self.storage / owner for owner in earlier_owners(self.names, name)] + [folder]
-        return [one for each in folders for one in sorted(each.glob(f"{CHECKPOINTS}*"))]
-
-
-class _Reports(TrialCallback):
-    """Reports each round to Tune, with a checkpoint.
-
-    Args:
-        job: of the sweep.
-        finished: final metrics of the seeds before this one.
-        tracker: of this one.
-        costs: of this one.
-    """
-
-    def __init__(
-        self, job: TrialJob, finished: tuple[Mapping[str, float], ...], tracker: TrialTracker, costs: Costs
-    ) -> None:
-        self._job = job
-        self._finished = finished
-        self._tracker = tracker
-        self._costs = costs
-
-    def on_round(self, progress: Progress, report: RoundReport, running: Mapping[str, float]) -> None:
-        """Report."""
-        _report(self._job, Saved(self._finished, progress, self._tracker.run_id, self._costs.spent), running)
+        return [one for each in folders for one in sorted(each.glob(f"{checkpoint.FOLDER}*"))]
 
 
 def _report(job: TrialJob, saved: Saved, running: Mapping[str, float] | None = None) -> None:
@@ -146,71 +115,18 @@ def run_tuned_trial(config: dict[str, Any], job: TrialJob) -> None:
     saved = newest(job.kept(name, job.storage / part / trial_id), Speaker(job.board, name))
     if len(saved.finished) == len(seeds):
         _report(job, saved)  # Tune does not know it
-    for experiment in seeds[len(saved.finished) :]:
-        try:
-            with logged(job.paths.trial(seeded_name(name, experiment.seed, of=len(seeds))).folder):
-                metrics = _run_seed(experiment, overrides, name, saved, job, of=len(seeds))
-        finally:
-            ended(job.board)
-        saved = Saved(finished=(*saved.finished, metrics))
-        _report(job, saved)
-
-
-def newest(checkpoints: Sequence[Path], say: Say) -> Saved:
-    """Return what the checkpoint that is farthest on holds; the beginning where there is none.
-
-    Tune's own word is not asked for: what it knows may be older than what is there, or damaged.
-
-    Args:
-        checkpoints: of one trial, the oldest first.
-        say: is told where the last is damaged.
-    """
-    read = [(checkpoint.load(one), one) for one in checkpoints]
-    whole = [(saved, one.name) for saved, one in read if saved is not None]
-    if not whole:
-        if read:
-            say(f"note: {read[-1][1]} is damaged, and there is none before it: the trial begins anew")
-        return Saved()
-    best, chosen = max(reversed(whole), key=lambda pair: _far(pair[0]))  # of equals the latest
-    if read[-1][0] is None:
-        say(f"note: {read[-1][1]} is damaged: the trial goes on from {chosen}")
-    return best
-
-
-def _far(saved: Saved) -> tuple[int, int]:
-    return len(saved.finished), -1 if saved.progress is None else saved.progress.state.round
-
-
-def _run_seed(
-    experiment: Experiment, overrides: Mapping[str, Any], setting: str, saved: Saved, job: TrialJob, *, of: int
-) -> Mapping[str, float]:
-    name = seeded_name(setting, experiment.seed, of=of)
-    paths, setup = job.paths.trial(name), make_setup(experiment)
-    costs = Costs(experiment.fl.rounds, saved.costs)
-    plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
-    # A trial that failed before its first checkpoint finds its run again by a token that it can work out.
-    token = run_token(job.storage.name, setting, experiment.seed)
-    with TrialTracker(
-        job.tracking,
+    Setting(
+        seeds=seeds,
+        trials=[seeded_name(name, one.seed, of=len(seeds)) for one in seeds],
+        token=(job.storage.name, name),
+        paths=job.paths,
+        tracking=job.tracking,
+        board=job.board,
+        keep=lambda saved, running: _report(job, saved, running),
+        executor=lambda experiment: _slots(experiment, job),
         parent_run_id=job.parent_run_id,
-        name=name,
-        params={**params_of(experiment), **plain},
-        swept=list(plain),
-        tags=tags_of(experiment),
-        run_id=saved.run_id or PENDING + token,
-    ) as tracker:
-        say = Speaker(job.board, name)
-        callbacks = [
-            costs,
-            Speech(say, experiment, setup),
-            Files(paths, experiment, setup),
-            Tracking(tracker, paths, experiment),
-            _Reports(job, saved.finished, tracker, costs),
-        ]
-        slots = _slots(experiment, job)
-        slots.say, slots.trial = say, name
-        trial = Trial(experiment, setup, slots, cache=paths.cache, callbacks=callbacks)
-        return trial.run(saved.progress).metrics
+        overrides=overrides,
+    ).run(saved)
 
 
 def rows_of(result: Any, job: TrialJob) -> list[TrialRow]:

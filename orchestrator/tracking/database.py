@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from filelock import FileLock
@@ -10,6 +11,9 @@ from filelock import FileLock
 _SQLITE = "sqlite:///"
 _LONGEST_BUILD = 300.0
 """Seconds to wait for another process that builds it."""
+_one_at_a_time = threading.Lock()
+"""The migrations keep what they do in globals: two threads that build two files, one of them left by an interrupted run for
+example, wreck both."""
 
 
 def build_database(uri: str) -> None:
@@ -24,7 +28,7 @@ def build_database(uri: str) -> None:
     if not uri.startswith(_SQLITE) or "?" in uri or _is_built(place):
         return
     lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=_LONGEST_BUILD)
-    with lock:
+    with _one_at_a_time, lock:
         if not _is_built(place):
             _build_beside(place)
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it still, or makes another, finds the file built

@@ -15,6 +15,7 @@ from rich.console import Console
 from fedveil.orchestrator import cli, commands
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.config import Experiment, plugins
+from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.listing import KINDS
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.report.recorded import rows_as_json, rows_from_mlflow
@@ -162,7 +163,10 @@ def test_in_a_process_of_its_own_a_mistake_never_imports_ray(folder: Path) -> No
         ([], ["init", "run", "sweep", "report", "list", "data", "schema", "doctor", "ui"]),
         (["init"], ["--data NAME", "FILE", "first.yaml"]),
         (["schema"], ["--plugin MODULE"]),
-        (["run"], ["--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"]),
+        (
+            ["run"],
+            ["--resume", "--set KEY=VALUE", "--plugin MODULE", "--json FILE", "--ray ADDRESS", "experiment file"],
+        ),
         (
             ["list"],
             ["--plugin MODULE", "defenses, attacks,", "model_inversions,", "strategies,", "partitions", "NAME"],
@@ -248,8 +252,9 @@ def _connected(*arguments: object, **options: object) -> Iterator[None]:
 def test_a_run_writes_its_results_and_says_whether_it_failed(
     status: str, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_single(experiment: Experiment, setup: Setup, console: Console) -> RunResult:
+    def run_single(experiment: Experiment, setup: Setup, console: Console, *, resume: bool) -> RunResult:
         assert experiment.fl.rounds == 3
+        assert not resume
         assert len(setup.shards) == experiment.fl.clients
         metrics = {"utility/accuracy": 0.5, "privacy/mse": float("nan")}
         row = TrialRow("t", status, {"seed": 0}, metrics, None if status == "FINISHED" else "boom")
@@ -289,15 +294,19 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
 
 
 def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, resume: bool) -> None:
+        if not resume:
+            can_be_resumed()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", interrupt)
     monkeypatch.setattr("sys.argv", ["/usr/bin/fedveil"])
     assert main(["run", "tiny.yaml", "--set", "tracking.uri=http://me:secret@127.0.0.1:9"]) == 130
-    again = "fedveil run tiny.yaml --set tracking.uri=http://127.0.0.1:9"
-    assert capsys.readouterr().err == f"fedveil: interrupted; start anew with: {again}\n"
+    again = "fedveil run tiny.yaml --set tracking.uri=http://127.0.0.1:9 --resume"
+    assert capsys.readouterr().err == f"fedveil: interrupted; go on with: {again}\n"
+    assert main(["run", "tiny.yaml", "--resume"]) == 130  # before it was found
+    assert capsys.readouterr().err == "fedveil: interrupted; go on with: fedveil run tiny.yaml --resume\n"
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_a_terminated_run_is_killed_in_the_record(tmp_path: Path) -> None:
     raw = tiny_experiment(write_bars(tmp_path / "bars.npz"), **UNTIL_STOPPED)
     code, said = stopped("run", raw, tmp_path, signal.SIGTERM)
     assert code == 143, said
-    assert said.splitlines()[-1] == "fedveil: terminated; start anew with: python -m orchestrator run e.yaml"
+    assert said.splitlines()[-1] == "fedveil: terminated; go on with: python -m orchestrator run e.yaml --resume"
     assert "Traceback" not in said
     assert recorded(tmp_path) == {"none-seed0": ("KILLED", "interrupt", "")}
 

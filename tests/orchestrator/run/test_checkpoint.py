@@ -17,7 +17,7 @@ from fedveil.fl.rounds import ServerState
 from fedveil.fl.sealed import write_sealed
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.checkpoint import Pictures, Progress, Saved, load_records, save_records
-from fedveil.orchestrator.run.trainable import newest
+from fedveil.orchestrator.run.setting import newest
 
 RECORD = PrivacyRecord(
     attack="adaptive",

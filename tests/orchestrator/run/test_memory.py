@@ -9,7 +9,7 @@ from ray import cloudpickle
 from ray.tune.experiment import Trial
 
 from fedveil.fl.errors import FedveilError
-from fedveil.orchestrator.run.memory import Memory, keep, recall, whole_states
+from fedveil.orchestrator.run.memory import Memory, RunMemory, runs, sweeps, whole_states
 from fedveil.orchestrator.run.paths import ExperimentPaths
 
 OLD = Memory("run", "20260101-000000-aaaaaa", {"seed": 1, "fl": {"rounds": 3}})
@@ -23,22 +23,32 @@ def damages(text: str) -> list[str]:
 
 
 def test_a_damaged_memory_is_taken_from_its_copy_and_never_believed(tmp_path: Path) -> None:
-    paths = ExperimentPaths(tmp_path / "e")
+    book = sweeps(ExperimentPaths(tmp_path / "e"))
     for memory in (OLD, NEW):
-        keep(memory, paths)
-        assert recall(paths) == memory
-    text = paths.memory.read_text()
+        book.keep(memory)
+        assert book.recall() == memory
+    text = book.file.read_text()
     for damaged in damages(text):
-        paths.memory.write_text(damaged)
-        assert recall(paths) == NEW
-    copy = paths.tune / NEW.tune / "sweep.json"
+        book.file.write_text(damaged)
+        assert book.recall() == NEW
+    copy = book.storages / NEW.tune / "sweep.json"
     assert copy.read_text() == text
     copy.write_text(text[:-20])
     with pytest.raises(FedveilError, match=r"sweep.json is damaged and so is its copy .* start anew without --resume"):
-        recall(paths)
-    paths.memory.unlink()
+        book.recall()
+    book.file.unlink()
     with pytest.raises(FedveilError, match="there is nothing to resume"):
-        recall(paths)
+        book.recall()
+
+
+def test_a_run_is_remembered_beside_the_sweeps_of_its_name(tmp_path: Path) -> None:
+    paths = ExperimentPaths(tmp_path / "e")
+    sweeps(paths).keep(NEW)
+    run = RunMemory("20260103-000000-000000", {"seed": 2}, ["none-seed2-3"])
+    runs(paths).keep(run)
+    assert (sweeps(paths).recall(), runs(paths).recall()) == (NEW, run)
+    runs(paths).file.write_text(sweeps(paths).file.read_text())
+    assert runs(paths).recall() == run
 
 
 def write_state(file: Path, trials: int = 1, written: float | None = None, *, cut: int = 0) -> str:
@@ -91,4 +101,4 @@ def test_the_last_written_state_counts_whatever_clock_named_it(tmp_path: Path) -
 
 def test_where_nothing_is_to_be_resumed_both_places_are_named_without_their_secrets(tmp_path: Path) -> None:
     with pytest.raises(FedveilError, match=r"no .*sweep\.json, and nothing at s3://hospital/runs; start"):
-        recall(ExperimentPaths(tmp_path, "s3://key:secret@hospital/runs"))
+        sweeps(ExperimentPaths(tmp_path, "s3://key:secret@hospital/runs")).recall()

@@ -16,7 +16,7 @@ from fedveil.fl.rounds import ServerState
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.config.yaml import parse
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
-from fedveil.orchestrator.run import single
+from fedveil.orchestrator.run import setting, single
 from fedveil.orchestrator.run.callbacks import TrialCallback, TrialResult
 from fedveil.orchestrator.run.checkpoint import Progress
 from fedveil.orchestrator.run.setup import check_setups
@@ -29,7 +29,7 @@ class _Idle:
     def __init__(self, *arguments: object, cache: Path, callbacks: Sequence[TrialCallback]) -> None:
         self.callbacks = callbacks
 
-    def run(self) -> TrialResult:
+    def run(self, resumed: Progress | None) -> TrialResult:
         result = TrialResult(Progress(ServerState(round=2, weights={})), {"privacy/mse": 0.25, "utility/accuracy": 0.5})
         for callback in self.callbacks:
             callback.on_final(result)
@@ -42,7 +42,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(single, "RayExecutor", lambda *arguments, **options: nullcontext(SimpleNamespace()))
     monkeypatch.setattr(single, "progress_on", lambda console, name: nullcontext())
-    monkeypatch.setattr(single, "Trial", _Idle)
+    monkeypatch.setattr(single, "check_fit", lambda *arguments, **options: None)
+    monkeypatch.setattr(setting, "Trial", _Idle)
     return tiny_experiment(write_bars(tmp_path / "bars.npz"))
 
 

@@ -14,13 +14,13 @@ from tiny import tiny_experiment
 
 from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.config import check
-from fedveil.orchestrator.run.memory import Memory, keep
+from fedveil.orchestrator.run.memory import Memory, settings_to_keep, sweeps
 from fedveil.orchestrator.run.names import params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.sweep import run_sweep, swept_keys
 from fedveil.orchestrator.run.trainable import rows_of
 from fedveil.orchestrator.run.tuning import overrides_of, settings_of, sweep_parts, tune_config
-from fedveil.orchestrator.tracking import SweptKey, without_passwords
+from fedveil.orchestrator.tracking import SweptKey
 
 GRID = {"fl.learning_rate": {"grid": [0.1, 0.2, 0.3]}, "fl.local_epochs": {"grid": [1, 2]}}
 DRAWN = {"fl.learning_rate": {"loguniform": [0.1, 1.0]}}
@@ -98,14 +98,14 @@ def test_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_sweep_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = check({**sweep(DRAWN), "tracking": {"uri": "http://user:old@host"}})
-    paths = ExperimentPaths.of(before)
-    keep(Memory("r", "t", without_passwords(before.model_dump(mode="json"))), paths)
+    book = sweeps(ExperimentPaths.of(before))
+    book.keep(Memory("r", "t", settings_to_keep(before)))
     now = {**sweep(GRID, samples=2), "seed": 1, "tracking": {"uri": "http://user:new@host"}}
     with pytest.raises(FedveilError) as refusal:
         resume(now)
     said = str(refusal.value)
     assert "\n" not in said
-    assert str(paths.memory) in said
+    assert str(book.file) in said
     changed = (
         "seed, search.samples, search.space.fl.learning_rate.grid, search.space.fl.learning_rate.loguniform,"
         " search.space.fl.local_epochs"

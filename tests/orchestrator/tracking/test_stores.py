@@ -68,6 +68,24 @@ def at_once(works: list[Callable[[], None]]) -> None:
         thread.join()
 
 
+def test_threads_of_a_process_build_their_files_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The migrations' globals are shared by all of them."""
+    building: list[Path] = []
+    together: list[int] = []
+
+    def slowly(place: Path) -> None:
+        building.append(place)
+        time.sleep(0.2)
+        together.append(len(building))
+        place.write_bytes(b"whole")
+        building.remove(place)
+
+    monkeypatch.setattr(database, "_build", slowly)
+    uris = [f"sqlite:///{tmp_path / name}" for name in ("one.db", "other.db", "third.db")]
+    at_once([lambda uri=uri: build_database(uri) for uri in uris])  # type: ignore[misc]
+    assert together == [1, 1, 1]
+
+
 def test_one_of_those_that_start_at_once_builds_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Path] = []
 
