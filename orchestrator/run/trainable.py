@@ -23,7 +23,7 @@ from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
 from fedveil.orchestrator.run.failures import logged, sentence_of
-from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token
+from fedveil.orchestrator.run.names import claimed, earlier_owners, params_of, run_token, single_values
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.recording import Files, Tracking
 from fedveil.orchestrator.run.seeds import mean_metrics, one_per_seed, seeded_name
@@ -187,7 +187,7 @@ def _run_seed(
     name = seeded_name(setting, experiment.seed, of=of)
     paths, setup = job.paths.trial(name), make_setup(experiment)
     costs = Costs(experiment.fl.rounds, saved.costs)
-    plain = {key: value for key, value in overrides.items() if not isinstance(value, (dict, list))}
+    plain = single_values(overrides)
     # A trial that failed before its first checkpoint finds its run again by a token that it can work out.
     token = run_token(job.storage.name, setting, experiment.seed)
     with TrialTracker(
