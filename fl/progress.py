@@ -11,6 +11,8 @@ from contextvars import ContextVar
 EVERY = 10.0
 """Seconds between two lines, and before the first."""
 
+_TELLING = 0.01
+"""Less than this part of the work says nothing of the rest: the first step is often the slowest by far."""
 _SECONDS, _MINUTES = 100, 100 * 60
 """Below so many seconds a length of time is told in seconds, and in minutes."""
 
@@ -36,7 +38,7 @@ class Pace:
         self._began = self._last = time.monotonic()
 
     def say(self, share: float, text: str, *, most: bool = False) -> None:
-        """Write a line with the time that is left, unless the last one was written a moment ago.
+        """Write a line with the time that is left, as far as that can be told, unless the last one was written a moment ago.
 
         Args:
             share: the part of the work that is done; the line is written where it is above 0 and below 1.
@@ -47,8 +49,12 @@ class Pace:
         if now - self._last < EVERY or not 0 < share < 1:
             return
         self._last = now
+        line = ": ".join((*_DOING.get(), text))
+        if share < _TELLING:
+            _log.info("%s", line)
+            return
         left = (now - self._began) * (1 - share) / share
-        _log.info("%s, %s %s left", ": ".join((*_DOING.get(), text)), "at most" if most else "about", duration(left))
+        _log.info("%s, %s %s left", line, "at most" if most else "about", duration(left))
 
 
 def paced(steps: int, what: str) -> Iterator[int]:

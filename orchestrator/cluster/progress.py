@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 from rich.text import Text
 
-from fedveil.fl.progress import duration
+from fedveil.fl.progress import EVERY, duration
 
 Say = Callable[[str], None]
 """Is told a line."""
@@ -179,15 +179,24 @@ def progress_on(console: Console, *, name: str, trials: int = 0, every: float = 
     began = time.monotonic()
     over = threading.Event()
 
-    def show() -> None:
-        for who, text in ray.get(board.take.remote(), timeout=30):
-            seconds = f"{time.monotonic() - began:6.0f} s  "
-            _show(console, Text.assemble((seconds, "dim"), (who, "bold"), f"  {text}"), len(seconds))
+    def line(who: str, text: str) -> None:
+        seconds = f"{time.monotonic() - began:6.0f} s  "
+        _show(console, Text.assemble((seconds, "dim"), (who, "bold"), f"  {text}"), len(seconds))
+
+    def show() -> bool:
+        lines = ray.get(board.take.remote(), timeout=30)
+        for who, text in lines:
+            line(who, text)
+        return bool(lines)
 
     def watch() -> None:
+        silent = True
         while not over.wait(every):
+            if silent and time.monotonic() - began > EVERY:
+                line(name, "processes start, and each loads PyTorch")
+                silent = False
             try:
-                show()
+                silent = not show() and silent
             except ray.exceptions.GetTimeoutError:
                 continue  # a busy machine; the next look may succeed
             except ray.exceptions.RayError:

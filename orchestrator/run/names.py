@@ -48,6 +48,18 @@ def params_of(experiment: Experiment) -> dict[str, str | float]:
     return params
 
 
+def single_values(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trial overrides by a single value, which becomes a param of that name.
+
+    The defence is not among it, even where its name is all that is given: `params_of` tells it under other names, and a
+    param that one trial of a panel has and the others lack is no help in comparing them.
+
+    >>> single_values({"defense": "none", "fl.rounds": 3, "audit.attacks": ["dlg"]})
+    {'fl.rounds': 3}
+    """
+    return {key: value for key, value in overrides.items() if key != "defense" and not isinstance(value, (dict, list))}
+
+
 def trial_name(overrides: Mapping[str, Any], hidden: Collection[Option] = ()) -> str:
     """Return a trial's name: what it overrides, with the values.
 

@@ -118,6 +118,12 @@ def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, objec
     cards = [
         _card("SCATTER", "Accuracy against reconstruction error", _axes(), runs=100),
         _card(
+            "IMAGE",
+            "Reconstructions",
+            {"imageKeys": [RECONSTRUCTION_GRID], "step": image_step, "showRunParams": False},
+            runs=10,
+        ),
+        _card(
             "PARALLEL",
             "Swept keys to outcome",
             {
@@ -126,12 +132,6 @@ def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, objec
                 "showAllRuns": True,
             },
             runs=100,
-        ),
-        _card(
-            "IMAGE",
-            "Reconstructions",
-            {"imageKeys": [RECONSTRUCTION_GRID], "step": image_step, "showRunParams": False},
-            runs=10,
         ),
         _card(
             "LINE",
@@ -172,7 +172,7 @@ def view_state(swept: Sequence[SweptKey], *, image_step: int) -> dict[str, objec
                 "display": True,
                 "isReordered": False,
                 "isGenerated": False,
-                "columns": 2,
+                "columns": 1,  # beside a list of runs, and a panel of the interface's own, two are too narrow to read
                 "cardHeight": 420,
             }
         ],

@@ -59,3 +59,13 @@ def test_what_may_end_earlier_says_so(clock: Clock, caplog: pytest.LogCaptureFix
 )
 def test_a_length_of_time_is_told_as_precisely_as_matters(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_of_a_first_slow_step_nothing_is_concluded(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pace = Pace()
+    clock.now += 22
+    pace.say(1 / 802, "step 1 of 10")
+    clock.now += 11
+    pace.say(0.25, "step 9 of 10")
+    assert caplog.messages == ["step 1 of 10", "step 9 of 10, about 99 s left"]

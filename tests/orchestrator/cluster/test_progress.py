@@ -129,6 +129,13 @@ def test_a_window_has_lines_broken_between_words_and_a_log_has_them_whole(monkey
     assert rest[-1].strip() == "/a/very/long/path/that/nobody/must/break/in/two"
 
 
+def test_a_slow_start_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    text = shown_by(Board([], [], [], [("t", "begins")], []), monkeypatch)
+    assert text.count("small  processes start, and each") == 1
+    assert text.index("processes start") < text.index("begins")
+
+
 def test_what_looks_like_markup_in_a_line_is_text() -> None:
     console = Console(width=40, record=True)
     progress.plainly(console)("note: /data/[red]x[/red]/[/] takes nothing")

@@ -254,6 +254,10 @@ def test_the_view_is_set_once_and_follows_what_is_swept(settings: TrackingSettin
     assert other[NOTE_TAG] == "the user's own words"
     old, new = json.loads(first[VIEW_TAG]), json.loads(other[VIEW_TAG])
     assert new["createdAt"] == old["createdAt"]
+    # Side by side they would be too narrow; the pictures come right after the trade-off.
+    (section,) = json.loads(new["state"])["compareRunSections"]
+    assert section["columns"] == 1
+    assert [card["type"] for card in json.loads(new["state"])["compareRunCharts"]][:2] == ["SCATTER", "IMAGE"]
     charts = {card["type"]: card for card in json.loads(new["state"])["compareRunCharts"]}
     assert charts["SCATTER"]["xaxis"] == {"key": "privacy/mse", "type": "METRIC"}
     assert charts["SCATTER"]["yaxis"] == {"key": "utility/accuracy", "type": "METRIC"}
