@@ -6,6 +6,7 @@ from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefe
 from fedveil.defense.bido import BiDO
 from fedveil.defense.block_average import BlockAverage
 from fedveil.defense.blur import Blur
+from fedveil.defense.concealed import ConcealedSamples
 from fedveil.defense.dgp import DualGradientPruning
 from fedveil.defense.dp_sgd import DPSGD
 from fedveil.defense.erasing import FixedErasing, PixelDropout, RandomErasing
@@ -36,6 +37,7 @@ __all__ = [
     "BiDO",
     "BlockAverage",
     "Blur",
+    "ConcealedSamples",
     "Defense",
     "DefenseContext",
     "DualGradientPruning",

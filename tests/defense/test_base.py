@@ -18,6 +18,7 @@ from fedveil.defense import (
     BiDO,
     BlockAverage,
     Blur,
+    ConcealedSamples,
     Defense,
     DefenseContext,
     DualGradientPruning,
@@ -86,6 +87,14 @@ BIDO: dict[str, object] = {
 }
 ERASING: dict[str, object] = {"smallest": 0.2, "largest": 0.8, "fill": "mean"}
 SEARCH: dict[str, object] = {"length": 2, "candidates": 5, "accurate": 0.8, "policies": 1, "scored": 4}
+CONCEALED: dict[str, object] = {
+    "count": 2,
+    "share": 0.5,
+    "steps": 3,
+    "learning_rate": 0.1,
+    "distance": 0.0,
+    "logits": 0.0,
+}
 POISON = {"steps": 7, "surrogate_steps": 8, "width": 4}
 OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     (NoDefense(), {}),
@@ -117,6 +126,7 @@ OTHER_THAN_DEFAULT: list[tuple[Defense[Any], dict[str, object]]] = [
     ),
     (MixUp(alpha=0.5), {"alpha": 0.5}),
     (Precode(strength=0.5, size=7), {"strength": 0.5, "size": 7}),
+    (ConcealedSamples(**CONCEALED), CONCEALED),  # type: ignore[arg-type]
     (Quantisation(bits=2, scale="l2"), {"bits": 2, "scale": "l2"}),
     (Sign(scale="fixed", size=0.5), {"scale": "fixed", "size": 0.5}),
     (OrthogonalPerturbation(strength=0.5), {"strength": 0.5}),
@@ -164,6 +174,7 @@ def test_the_registry_holds_each_defence_under_its_own_name() -> None:
         "bido",
         "block_average",
         "blur",
+        "concealed_samples",
         "dgp",
         "dp_sgd",
         "fixed_erasing",

@@ -219,3 +219,8 @@ def test_images_of_people_stay_here_unless_asked_for(published: bool, asked: str
     experiment = check({"experiment": "x", "tracking": {"images": asked, "uri": "http://server"}})
     settings = tracking_settings(experiment, ExperimentPaths(Path("/r/x")), published=published)
     assert settings.images is policy
+
+
+def test_a_defence_may_change_the_model(npz: Path) -> None:
+    assert made(npz).model.bottleneck is None
+    assert made(npz, defense=["sign", {"name": "precode", "size": 5}]).model.bottleneck == 5
