@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import share_cache
 
 from benchmarks.faults import __main__ as faults
 from benchmarks.faults.outcome import cost
@@ -71,8 +72,9 @@ def test_what_the_record_has_is_not_repeated(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["worker-audit", "sweep-killed"])
-def test_a_sample_of_the_faults_costs_nothing(kind, tmp_path):
-    (tmp_path / "try").mkdir()
+def test_a_sample_of_the_faults_costs_nothing(kind, modules, tmp_path):
+    for name in ("run", "sweep", "try"):
+        share_cache(tmp_path / name, modules)
     found = faults.attempt(FAULTS[kind], 3, faults.Undisturbed(tmp_path), tmp_path / "try")
     assert found["troubles"] == []
     assert (found["lost"], found["doubled"], found["bit_equal"]) == (0, 0, True)

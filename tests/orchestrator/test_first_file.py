@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft7Validator
 from PIL import Image
-from tiny import write_bars
+from tiny import share_cache, write_bars
 
 import fedveil as fv
 from fedveil.fl.errors import FedveilError
@@ -110,8 +110,8 @@ def test_the_command_never_overwrites(folder: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_shortened_it_runs(folder: Path, ray_cluster: None) -> None:
-    write_bars(folder / "bars.npz", train=200)
+def test_shortened_it_runs(folder: Path, modules: Path, ray_cluster: None) -> None:
+    write_bars(share_cache(folder, modules) / "bars.npz", train=200)
     file = parse(first_file("npz:bars.npz", "f").text)
     plain, adaptive = file["audit"]["attacks"]
     plain["steps"] = 20

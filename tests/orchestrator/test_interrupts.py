@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 import fedveil
 from fedveil.orchestrator.config.yaml import dump
@@ -89,14 +89,16 @@ def recorded(folder: Path) -> dict[str, tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_closes_its_runs_begins_no_search_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_closes_its_runs_begins_no_search_and_says_how_to_go_on(
+    tmp_path: Path, modules: Path
+) -> None:
     search = {
         "panel": [{"defense": "none"}, {"defense": {"name": "pixel_noise", "strength": 0.3}}],
         "space": {"fl.learning_rate": {"loguniform": [0.01, 0.1]}},
         "samples": 2,
         "searcher": "random",
     }
-    raw = tiny_experiment(write_bars(tmp_path / "bars.npz"), **UNTIL_STOPPED, search=search)
+    raw = tiny_experiment(write_bars(share_cache(tmp_path, modules) / "bars.npz"), **UNTIL_STOPPED, search=search)
     code, said = stopped("sweep", raw, tmp_path, signal.SIGINT)
     assert code == 130, said
     assert said.splitlines()[-1] == ("fedveil: interrupted; go on with: python -m orchestrator sweep e.yaml --resume")
@@ -107,8 +109,8 @@ def test_an_interrupted_sweep_closes_its_runs_begins_no_search_and_says_how_to_g
 
 
 @pytest.mark.slow
-def test_a_terminated_run_is_killed_in_the_record(tmp_path: Path) -> None:
-    raw = tiny_experiment(write_bars(tmp_path / "bars.npz"), **UNTIL_STOPPED)
+def test_a_terminated_run_is_killed_in_the_record(tmp_path: Path, modules: Path) -> None:
+    raw = tiny_experiment(write_bars(share_cache(tmp_path, modules) / "bars.npz"), **UNTIL_STOPPED)
     code, said = stopped("run", raw, tmp_path, signal.SIGTERM)
     assert code == 143, said
     assert said.splitlines()[-1] == "fedveil: terminated; go on with: python -m orchestrator run e.yaml --resume"

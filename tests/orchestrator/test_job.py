@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
-from tiny import PLUGIN
+from tiny import PLUGIN, share_cache
 
 from benchmarks.faults.servers import MlflowServer, end, free_port
 
@@ -82,8 +82,9 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
-    head: str, ray_folder: Path, mlflow_server: MlflowServer, tmp_path: Path
+    head: str, ray_folder: Path, mlflow_server: MlflowServer, tmp_path: Path, modules: Path
 ) -> None:
+    kept = share_cache(tmp_path, modules) / "runs"
     (tmp_path / "mine.py").write_text(PLUGIN)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
     variables = {"MLFLOW_TRACKING_URI": mlflow_server.uri, "PATH": environment["PATH"]}
@@ -96,7 +97,7 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
         "--plugin",
         str(tmp_path / "mine.py"),
         "--runs-dir",
-        str(tmp_path / "kept"),
+        str(kept),
     ]
     for override in [*CUT_DOWN, "experiment=by-job"]:
         entry += ["--set", override]
@@ -125,5 +126,5 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert {run.data.params["defense.name"] for run in trials} == {"latent_autoencoder", "darken"}
     assert all({"privacy/mse", "attack/grey/mse"} <= run.data.metrics.keys() for run in trials)
-    assert (tmp_path / "kept" / "by-job" / "pareto.png").is_file()
+    assert (kept / "by-job" / "pareto.png").is_file()
     assert not (unpacked / "runs").exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import tempfile
 from pathlib import Path
 
 import pytest
+from tiny import share_cache
 
 import fedveil as fv
 from fedveil.attacks import ATTACKS
@@ -17,12 +19,22 @@ from fedveil.fl.strategies.base import STRATEGIES
 
 @pytest.mark.parametrize("name", ["fedveil", *fv.__all__])
 def test_every_public_name_has_an_example_that_runs(
-    name: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    ray_cluster: None,
+    tmp_path: Path,
+    modules: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Other tests may have brought plug-ins with the names that examples register.
     for registry in (ATTACKS, DEFENSES, MODELS, STRATEGIES, named):
         monkeypatch.setattr(registry, "_entries", {n: e for n, e in registry._entries.items() if _ships(e)})
     monkeypatch.chdir(tmp_path)
+    own, other = share_cache(tmp_path / "own", modules), tempfile.mkdtemp
+    # Those that begin in a folder of their own ask for it without a word.
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", lambda *asked, **more: other(*asked, **more) if asked or more else str(own)
+    )
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     explained = fv if name == "fedveil" else getattr(fv, name)
     found = doctest.DocTestFinder(recurse=False).find(explained, name, module=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tiny import PLUGIN, tiny_experiment, write_bars
+from tiny import PLUGIN, share_cache, tiny_experiment, write_bars
 
 import fedveil as fv
 from fedveil.fl.errors import FedveilError
@@ -21,9 +21,13 @@ TRAPS = ("fl", "attacks", "defense", "orchestrator")
 
 @pytest.mark.slow
 def test_a_run_returns_rows_records_and_folders_and_says_nothing(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    tmp_path: Path,
+    modules: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     raw = tiny_experiment(write_bars(tmp_path / "bars.npz"), tracking={"images": "all"})
     result = fv.run(raw, overrides=["fl.rounds=1", "audit.rounds=[0]", "audit.victims=2"])

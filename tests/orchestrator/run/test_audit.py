@@ -24,7 +24,7 @@ from fedveil.orchestrator.run.callbacks import TrialCallback
 from fedveil.orchestrator.run.checkpoint import Progress, Saved
 from fedveil.orchestrator.run.setup import make_setup
 from fedveil.orchestrator.run.trial import Trial
-from tests.tiny import tiny_experiment, write_bars
+from tests.tiny import share_cache, tiny_experiment, write_bars
 
 Seen = dict[int, tuple[Sequence[Observation], Sequence[VictimBatch]]]
 
@@ -52,6 +52,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return shown
 
 
+@pytest.fixture
+def bars(tmp_path: Path, modules: Path) -> Path:
+    return write_bars(share_cache(tmp_path, modules) / "bars.npz")
+
+
+def cache_of(bars: Path) -> Path:
+    return bars.parent / "runs" / "cache"
+
+
 def run(
     bars: Path, observations: int, defense: str | dict[str, Any], resumed: Progress | None = None
 ) -> list[Progress]:
@@ -62,7 +71,7 @@ def run(
         audit={"rounds": [0, 2, 3], "observations": observations, "attacks": ["baseline"], "chunks": 1},
     )
     experiment, kept = check(raw), Kept()
-    Trial(experiment, make_setup(experiment), SerialExecutor(), callbacks=[kept]).run(resumed)
+    Trial(experiment, make_setup(experiment), SerialExecutor(), cache=cache_of(bars), callbacks=[kept]).run(resumed)
     return kept.progress
 
 
@@ -73,8 +82,7 @@ def test_rounds_are_gone_through_again_where_there_were_fewer() -> None:
     assert observed_rounds([zero], 3) == [zero, zero, zero]
 
 
-def test_a_batch_is_observed_in_the_rounds_up_to_the_audited_one(tmp_path: Path, seen: Seen) -> None:
-    bars = write_bars(tmp_path / "bars.npz")
+def test_a_batch_is_observed_in_the_rounds_up_to_the_audited_one(bars: Path, seen: Seen) -> None:
     progress = run(bars, 3, "pixel_noise")
     sent = {0: seen[0][0][0].weights, **{p.state.round: p.state.weights for p in progress}}
     assert {*seen} == {0, 2, 3}
@@ -96,8 +104,8 @@ def test_a_batch_is_observed_in_the_rounds_up_to_the_audited_one(tmp_path: Path,
             assert errors[0] < min(errors[1:])
 
 
-def test_without_noise_all_draws_are_the_same(tmp_path: Path, seen: Seen) -> None:
-    run(write_bars(tmp_path / "bars.npz"), 2, "none")
+def test_without_noise_all_draws_are_the_same(bars: Path, seen: Seen) -> None:
+    run(bars, 2, "none")
     for observations, victims in seen.values():
         for truth in victims:
             assert torch.equal(*truth.draws)
@@ -105,8 +113,7 @@ def test_without_noise_all_draws_are_the_same(tmp_path: Path, seen: Seen) -> Non
         assert same_weights == [observations is seen[0][0]] * 4
 
 
-def test_what_a_client_kept_of_its_last_turn_goes_into_what_is_audited(tmp_path: Path, seen: Seen) -> None:
-    bars = write_bars(tmp_path / "bars.npz")
+def test_what_a_client_kept_of_its_last_turn_goes_into_what_is_audited(bars: Path, seen: Seen) -> None:
     after_two = run(bars, 1, "dgp")[1]
     assert set(after_two.state.memories) == {0, 1, 2}
     kept = [observation.update.tensors for observation in seen[2][0]]
@@ -119,8 +126,7 @@ def test_what_a_client_kept_of_its_last_turn_goes_into_what_is_audited(tmp_path:
             assert all(torch.equal(left[name], right[name]) for name in left) is same
 
 
-def test_under_secure_aggregation_sums_are_attacked(tmp_path: Path, seen: Seen) -> None:
-    bars = write_bars(tmp_path / "bars.npz")
+def test_under_secure_aggregation_sums_are_attacked(bars: Path, seen: Seen) -> None:
     run(bars, 2, {"name": "secure_aggregation", "clients": 2})
     sums, truths = seen[2]
     run(bars, 2, "none")
@@ -139,24 +145,24 @@ def test_under_secure_aggregation_sums_are_attacked(tmp_path: Path, seen: Seen) 
                 torch.testing.assert_close(tensor, mean)
 
 
-def test_images_are_counted_that_make_no_whole_sum(tmp_path: Path, seen: Seen) -> None:
+def test_images_are_counted_that_make_no_whole_sum(bars: Path, seen: Seen) -> None:
     """Three clients with ten images in batches of two: two sums of two batches each, and two images are left."""
     raw = tiny_experiment(
-        write_bars(tmp_path / "bars.npz"),
+        bars,
         fl={"rounds": 1},
         defense={"name": "secure_aggregation", "clients": 2},
         audit={"rounds": [0], "victims": 10, "batch_size": 2, "attacks": ["baseline"], "chunks": 1},
     )
     experiment = check(raw)
-    metrics = Trial(experiment, make_setup(experiment), SerialExecutor()).run().metrics
+    metrics = Trial(experiment, make_setup(experiment), SerialExecutor(), cache=cache_of(bars)).run().metrics
     assert sum(len(truth) for truth in seen[0][1]) == 8
     assert metrics["privacy/left_out_victims"] == 2
 
 
-def test_what_is_proved_of_victims_that_share_an_image(tmp_path: Path) -> None:
+def test_what_is_proved_of_victims_that_share_an_image(bars: Path) -> None:
     def proved(*parts: Any) -> dict[str, float]:
         raw = tiny_experiment(
-            write_bars(tmp_path / "bars.npz"),
+            bars,
             fl={"rounds": 1},
             defense=list(parts),
             audit={"rounds": [0], "attacks": ["baseline"], "chunks": 1},
@@ -176,24 +182,24 @@ def test_what_is_proved_of_victims_that_share_an_image(tmp_path: Path) -> None:
     assert "privacy/proved_mse" not in proved("none")
 
 
-def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(tmp_path: Path) -> None:
+def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(bars: Path) -> None:
     raw = tiny_experiment(
-        write_bars(tmp_path / "bars.npz"),
+        bars,
         fl={"rounds": 2, "sampling": "poisson", "local_epochs": 3},
         defense={"name": "dp_sgd", "strength": 2.0},
         audit={"attacks": ["baseline"], "chunks": 1},
     )
     experiment = check(raw)
     setup = make_setup(experiment)
-    metrics = Trial(experiment, setup, SerialExecutor()).run().metrics
+    metrics = Trial(experiment, setup, SerialExecutor(), cache=cache_of(bars)).run().metrics
     sizes = {len(shard) for shard in setup.shards}
     spent = [DPSGD(strength=2.0).guarantee([Exposure(8 / n, 2 * 3 * -(-n // 8))])["epsilon"] for n in sizes]
     assert metrics["privacy/epsilon"] == max(spent) > 0
 
 
-def test_where_no_epsilon_is_found_nothing_is_trained(tmp_path: Path, seen: Seen) -> None:
+def test_where_no_epsilon_is_found_nothing_is_trained(bars: Path, seen: Seen) -> None:
     raw = tiny_experiment(
-        write_bars(tmp_path / "bars.npz"),
+        bars,
         fl={"rounds": 20, "sampling": "poisson", "batch_size": 64},
         defense={"name": "dp_sgd", "strength": 0.1, "accountant": "gdp"},
         audit={"attacks": ["baseline"], "chunks": 1},
@@ -205,8 +211,7 @@ def test_where_no_epsilon_is_found_nothing_is_trained(tmp_path: Path, seen: Seen
 
 
 @pytest.mark.parametrize("defense", ["pixel_noise", "dgp"])
-def test_a_resumed_trial_looks_back_over_the_same_rounds(tmp_path: Path, seen: Seen, defense: str) -> None:
-    bars = write_bars(tmp_path / "bars.npz")
+def test_a_resumed_trial_looks_back_over_the_same_rounds(bars: Path, tmp_path: Path, seen: Seen, defense: str) -> None:
     progress = run(bars, 3, defense)
     whole = dict(seen)
     seen.clear()

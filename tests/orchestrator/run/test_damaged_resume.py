@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from resuming import numbers, stumbling_experiment, sweep
+from tiny import share_cache
 
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
 from fedveil.orchestrator.run import checkpoint
@@ -18,13 +19,13 @@ def flip(file: Path) -> None:
 
 
 def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     raw = stumbling_experiment(tmp_path)
     once, damaged = tmp_path / "once", tmp_path / "damaged"
     for folder in (once, damaged):
-        folder.mkdir()
+        share_cache(folder, modules)
     undisturbed, _ = sweep(raw, once, monkeypatch)
     (damaged / "stone").touch()
     before, _ = sweep(raw, damaged, monkeypatch)

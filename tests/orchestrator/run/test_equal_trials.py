@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow import MlflowClient
 from ray.tune.search import basic_variant
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 from fedveil.orchestrator.metrics import CURVES
 from fedveil.orchestrator.run import api
@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 
 def test_trials_with_equal_ids_and_equal_draws_share_neither_run_nor_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Panel and search number their trials alike, as two generators do that Tune makes within a tick of its clock."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ticks = SimpleNamespace(uuid1=lambda: SimpleNamespace(hex="abcdef0123456789"))
     monkeypatch.setattr(basic_variant, "uuid", ticks)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ray.exceptions import RayActorError
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 from fedveil.fl.errors import FedveilError, TrialError
 from fedveil.orchestrator import cli
@@ -90,9 +90,9 @@ def test_a_dead_process_is_called_one_and_rays_account_is_kept(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_faulty_plug_in_and_a_dead_process_fail_their_trials_by_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "faulty.py").write_text(FAULTY)
     raw = tiny_experiment(

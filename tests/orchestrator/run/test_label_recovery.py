@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 import fedveil as fv
 
@@ -13,9 +13,9 @@ import fedveil as fv
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "steps"), [(1, 1), (8, 3), (64, 1)])
 def test_label_recovery_is_recorded(
-    size: int, steps: int, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, steps: int, ray_cluster: None, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     # Three classes, so every batch but the first size repeats labels.
     raw = tiny_experiment(

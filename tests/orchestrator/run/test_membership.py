@@ -29,9 +29,9 @@ class Kept(TrialCallback):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(modules: Path) -> Path:
     """The judge is trained once."""
-    return tmp_path_factory.mktemp("cache")
+    return modules
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from resuming import numbers, stumbling_experiment, sweep
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 from benchmarks.faults.servers import mute
 from fedveil.fl.errors import FedveilError
@@ -314,12 +314,12 @@ def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = stumbling_experiment(tmp_path, tracking={"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
     once, one_node, other_node = (tmp_path / name for name in ("once", "one", "other"))
     for folder in (once, one_node, other_node):
-        folder.mkdir()
+        share_cache(folder, modules)
     undisturbed, _ = sweep({**raw, "experiment": "once"}, once, monkeypatch)
     monkeypatch.setenv("FEDVEIL_RUNS", store)
     (one_node / "stone").touch()
@@ -337,12 +337,13 @@ def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_runs_of_two_machines_lie_side_by_side(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_two_machines_lie_side_by_side(
+    store: str, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = tiny_experiment(write_bars(tmp_path / "bars.npz"), fl={"rounds": 1}, audit={"rounds": [0]})
     raw |= {"runs_dir": store, "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}}
     for folder in (tmp_path / "one", tmp_path / "other"):
-        folder.mkdir()
-        monkeypatch.chdir(folder)
+        monkeypatch.chdir(share_cache(folder, modules))
         run(raw)
     folders = {Path(name).parts[2] for name in Place(store).times("tiny/trials")}
     assert folders == {"none-seed0", "none-seed0-2"}

@@ -60,25 +60,26 @@ class Whole:
     setup: Setup
     result: TrialResult
     moments: int
+    modules: Path
 
     def attempt(self, folder: Path, stopping: Stopping) -> TrialResult | None:
         saved = checkpoint.load(folder)
         callbacks = [Keeping(folder), stopping]
         try:
-            trial = Trial(self.experiment, self.setup, SerialExecutor(), callbacks=callbacks)
+            trial = Trial(self.experiment, self.setup, SerialExecutor(), cache=self.modules, callbacks=callbacks)
             return trial.run(saved.progress if saved else None)
         except KeyboardInterrupt:
             return None
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Whole:
     bars = write_bars(tmp_path_factory.mktemp("data") / "bars.npz", train=60)
     raw = tiny_experiment(bars, fl={"rounds": 3, "strategy": "fedadam"}, defense=TINY_LATENT, audit={"observations": 2})
     experiment = check(raw)
     setup, never = make_setup(experiment), Stopping(float("inf"))
-    result = Trial(experiment, setup, SerialExecutor(), callbacks=[never]).run()
-    return Whole(experiment, setup, result, never.told)
+    result = Trial(experiment, setup, SerialExecutor(), callbacks=[never]).run()  # learns all by itself
+    return Whole(experiment, setup, result, never.told, modules)
 
 
 @given(data=st.data())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from rich.console import Console
-from tiny import PLUGIN, TINY_LATENT, TINY_MODEL_INVERSIONS, tiny_experiment, write_bars
+from tiny import PLUGIN, TINY_LATENT, TINY_MODEL_INVERSIONS, share_cache, tiny_experiment, write_bars
 
 from fedveil.fl.executor import Executor, SerialExecutor
 from fedveil.fl.rounds import RoundReport
@@ -227,13 +227,13 @@ def test_serial_and_ray_give_the_same_bits(bars: Path, one_thread: None) -> None
         assert serial.metrics[name] == ray_result.metrics[name]
 
 
-def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_path: Path) -> None:
+def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_path: Path, modules: Path) -> None:
     raw = tiny_experiment(bars, fl={"rounds": 3})
-    whole, kept = run_trial(raw, SerialExecutor(), cache=bars.parent)
+    whole, kept = run_trial(raw, SerialExecutor(), cache=modules)
     checkpoint.save(Saved(progress=kept.progress[0]), tmp_path)
     saved = checkpoint.load(tmp_path)
     assert saved is not None
-    again, _ = run_trial(raw, SerialExecutor(), saved.progress, cache=bars.parent)
+    again, _ = run_trial(raw, SerialExecutor(), saved.progress, cache=modules)
     assert same_weights(whole.progress, again.progress)
     assert whole.progress.records == again.progress.records
     assert whole.metrics == again.metrics
@@ -242,7 +242,7 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_pat
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
+def test_every_shipped_sweep_runs(path: Path, bars: Path, modules: Path) -> None:
     """The file's first control, and its learnt defence at a corner of its space, cut down to a tiny data set."""
     raw = parse(path.read_text())
     check({**raw, "data": {**raw["data"], "name": f"npz:{bars}"}})
@@ -265,15 +265,15 @@ def test_every_shipped_sweep_runs(path: Path, bars: Path) -> None:
     learnt = {"defense": {**raw.get("defense", {}), **TINY_LATENT}}
     corner = next(iter(corners(raw["search"].get("space", {}))), {})
     for overrides in (raw["search"]["panel"][0], {**learnt, **corner}):
-        result, _ = run_trial(with_overrides(cut, overrides), SerialExecutor(), cache=bars.parent)
+        result, _ = run_trial(with_overrides(cut, overrides), SerialExecutor(), cache=modules)
         assert math.isfinite(result.metrics["utility/accuracy"])
         assert result.metrics["privacy/complete"] == 1
 
 
 def test_the_command_line_writes_json_and_fails_with_a_failed_trial(
-    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bars: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     search = {"panel": [{"fl.learning_rate": 0.1}, {"fl.learning_rate": 1e30}]}
     Path("e.yaml").write_text(dump(tiny_experiment(bars, search=search)))
     assert cli.main(["sweep", "e.yaml", "--json", "out.json"]) == 1
@@ -289,8 +289,8 @@ def test_the_command_line_writes_json_and_fails_with_a_failed_trial(
     assert len(resumed) == 2
 
 
-def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     raw = tiny_experiment(
         bars,
         fl={"rounds": 6},
@@ -313,9 +313,9 @@ def test_asha_stops_a_trial_early(bars: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_each_seed_has_a_run_of_its_own_and_the_searcher_sees_the_mean(
-    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bars: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     panel = [{"defense": "none"}]
     raw = tiny_experiment(bars, seeds=[5, 6], fl={"rounds": 1}, audit={"rounds": [0]}, search={"panel": panel})
     told: list[Any] = []
@@ -341,10 +341,10 @@ def test_each_seed_has_a_run_of_its_own_and_the_searcher_sees_the_mean(
 
 
 def test_a_resumed_trial_keeps_the_seeds_that_are_done(
-    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bars: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second seed's records fall on a folder that cannot be made; once it can, only that seed is run."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     panel = [{"defense": "none"}]
     raw = tiny_experiment(bars, seeds=[5, 6], fl={"rounds": 1}, audit={"rounds": [0]}, search={"panel": panel})
     obstacle = tmp_path / "runs/tiny/trials/none-seed6"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_experiment, write_bars
+from tiny import share_cache, tiny_experiment, write_bars
 
 from fedveil.orchestrator.config import check
 from fedveil.orchestrator.run import workers
@@ -58,8 +58,10 @@ def test_each_part_of_a_sweep_knows_how_many_trials_it_has(search: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_results_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(share_cache(tmp_path, modules))
     bars = write_bars(tmp_path / "bars.npz")
     found = []
     for count in (1, 2):
