@@ -92,7 +92,8 @@ def test_trials_add_up_and_share_cores() -> None:
     assert both.seconds == {"training": 200.0, "attacks": 0.5, "the defence": 40.0}
     line = both.line(2)
     assert (
-        line == "about 2 min, by a few steps timed here: training 2 min, the defence 20 s; not counted: membership, dlg"
+        line
+        == "about 2 min on free cores, by a few steps timed here: training 2 min, the defence 20 s; not counted: membership, dlg"
     )
 
 
