@@ -109,9 +109,7 @@ def _say_where(result: RunResult, figures: Mapping[str, Path], console: Console)
         console.print(f"{what:<11} {_near(place)}", soft_wrap=True, markup=False)
     name = result.experiment
     console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
-    console.print(
-        f"A page to hand on:             [bold]fedveil report {name} --html {name}.html[/bold]", soft_wrap=True
-    )
+    console.print(f"A page to hand on:  [bold]fedveil report {name} --html {name}.html[/bold]", soft_wrap=True)
 
 
 def _near(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,15 +50,19 @@ class _Board:
     Args:
         name: of the experiment.
         trials: how many there will be; 0 where that is not known.
+        at_once: how many of them run side by side.
         clock: seconds.
     """
 
-    def __init__(self, name: str = "", trials: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str = "", trials: int = 0, at_once: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._name = name
         self._lines: list[tuple[str, str]] = []
         self._at_work: list[Any] = []
         self._over = False
         self._trials = trials
+        self._at_once = at_once
         self._ended = 0
         self._clock = clock
         self._began = clock()
@@ -82,7 +87,9 @@ class _Board:
         """A trial is over. Where others are to come, say how long that will take if they are like those before."""
         self._ended += 1
         if self._ended < self._trials:
-            left = (self._clock() - self._began) * (self._trials - self._ended) / self._ended
+            # Those that began together end one after the other: what counts is how many times some began.
+            before, after = (math.ceil(count / self._at_once) for count in (self._ended, self._trials - self._ended))
+            left = (self._clock() - self._began) * after / before
             self.post("sweep", f"{self._ended} of {self._trials} trials are over, about {duration(left)} left")
 
     def take(self) -> list[tuple[str, str]]:
@@ -166,16 +173,17 @@ def log_to(say: Say | None) -> Iterator[None]:
 
 
 @contextmanager
-def progress_on(console: Console, *, name: str, trials: int = 0, every: float = 0.5) -> Iterator[Any]:
+def progress_on(console: Console, *, name: str, trials: int = 0, at_once: int = 1, every: float = 0.5) -> Iterator[Any]:
     """Print what trials post on the yielded board, with the seconds since the start, until the block ends.
 
     Args:
         console: where to.
         name: of the experiment; Ray's dashboard shows it.
         trials: how many will end; 0 where that is not known.
+        at_once: how many of them run side by side.
         every: seconds between two looks.
     """
-    board: Any = ray.remote(num_cpus=0)(_Board).remote(name, trials)
+    board: Any = ray.remote(num_cpus=0)(_Board).remote(name, trials, at_once)
     began = time.monotonic()
     over = threading.Event()
 

@@ -65,9 +65,9 @@ def _metric(name: str, rank: int, note: Note = lambda rows: "") -> Column:
     return Column(metric(name).title, cell, rank, wide, note)
 
 
-def _share(name: str, rank: int) -> Column:
+def _share(name: str, rank: int, note: str = "") -> Column:
     """A column of numbers whose intervals show where there is room for all columns."""
-    return replace(_metric(name, rank), cell=_text(name))
+    return replace(_metric(name, rank), cell=_text(name), note=lambda rows: note)
 
 
 def _param(name: str) -> Cell:
@@ -112,6 +112,8 @@ _BOUNDS = _with(_text("privacy/trained_mse"), _text("privacy/baseline_mse"), "{}
 _WEIGHTS = _with(_param("defense.privacy_weight"), _param("defense.utility_weight"), "{} / {}")
 _ABOUT_BOUNDS = "'trained' is the error of the images that clients trained on, which a flawless inversion would find."
 
+_ABOUT_OWN = "Own classifier: how often the attacker's own, trained against the defence and told no label, reads it."
+_ABOUT_IDENTIFIED = "Identified: how often the victim's own image is found in a gallery."
 _ABOUT_REFERENCES = (
     "'public only' and 'local only' do without the federation: classifiers that have the public images alone, or one"
     " client's own with them (mean over clients)."
@@ -146,8 +148,8 @@ COLUMNS = (
     _metric("privacy/psnr", 5),
     _metric("privacy/ssim", 5),
     Column(metric("privacy/attacker_accuracy").title, _ATTACKER, 1, note=_about_attackers),
-    _share("privacy/adaptive_attacker_accuracy", 2),
-    _share("privacy/identification_rate", 1),
+    _share("privacy/adaptive_attacker_accuracy", 2, _ABOUT_OWN),
+    _share("privacy/identification_rate", 1, _ABOUT_IDENTIFIED),
     _share("inversion/attacker_accuracy", 1),
     _metric("inversion/mse", 1, _about_released),
     Column("MSE\ntrained / baseline", _BOUNDS, 3, note=lambda rows: _ABOUT_BOUNDS),

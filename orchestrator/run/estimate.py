@@ -63,7 +63,7 @@ class Estimate:
         total = sum(self.seconds.values()) / cores
         parts = ", ".join(f"{name} {duration(own / cores)}" for name, own in self.seconds.items() if own / cores >= 1)
         rest = f"; not counted: {', '.join(self.uncounted)}" if self.uncounted else ""
-        return f"about {duration(total)}, by a few steps timed here{f': {parts}' if parts else ''}{rest}"
+        return f"about {duration(total)} on free cores, by a few steps timed here{f': {parts}' if parts else ''}{rest}"
 
 
 class Stopwatch:
@@ -71,10 +71,10 @@ class Stopwatch:
 
     Args:
         setup: whose images and model.
-        clock: seconds.
+        clock: seconds of computing, so that what else runs on this machine does not count.
     """
 
-    def __init__(self, setup: Setup, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, setup: Setup, clock: Callable[[], float] = time.process_time) -> None:
         self._setup = setup
         self._clock = clock
         self._known: dict[object, float] = {}
@@ -225,9 +225,9 @@ def estimated(experiments: Sequence[Experiment], setup: Setup) -> str:
         experiments: one for each trial.
         setup: of the first; the others differ in their seed or their settings.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(experiments[0].resources.cpus_per_worker)))  # as a worker has
-    watch = Stopwatch(setup)
+    before, threads = torch.get_num_threads(), max(1, int(experiments[0].resources.cpus_per_worker))
+    torch.set_num_threads(threads)  # as a worker has
+    watch = Stopwatch(setup, lambda: time.process_time() / threads)
     # The judge and what does without the federation are kept for the trials that come after.
     try:
         parts = [estimate(one, setup, watch, first=number == 0) for number, one in enumerate(experiments)]

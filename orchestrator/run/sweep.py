@@ -11,7 +11,7 @@ from ray import tune
 from rich.console import Console
 
 from fedveil.fl.errors import FedveilError
-from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group
+from fedveil.orchestrator.cluster.connection import amounts, check_fit, own_node, placement_group, room
 from fedveil.orchestrator.cluster.progress import Say, Speaker, at_work, plainly, progress_on
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.plugins import loaded
@@ -104,6 +104,8 @@ def _sweep_in(
     parts = [(part, workers_of(experiment, at_once=part.at_once)) for part in sweep_parts(experiment, search)]
     workers = " or ".join(map(str, sorted({one for _, one in parts})))
     trials = settings_of(search) * len(seeds)
+    places = room(cpus_per_worker=resources.cpus_per_worker, gpus_per_worker=resources.gpus_per_worker)
+    at_once = max(max(1, min(part.at_once, places // own)) for part, own in parts)
     # Of a resumed sweep some trials are over, and a scheduler ends some early: there nobody knows how long it takes.
     countable = before is None and search.scheduler == "none"
     plainly(console)(
@@ -126,7 +128,7 @@ def _sweep_in(
             run_id=None if before is None else before.run_id,
             image_step=experiment.audit.round_numbers(experiment.fl.rounds)[0],
         ) as parent,
-        progress_on(console, name=experiment.experiment, trials=trials if countable else 0) as board,
+        progress_on(console, name=experiment.experiment, trials=trials if countable else 0, at_once=at_once) as board,
         at_work(board),
     ):
         storage = paths.tune / (new_storage() if before is None else before.storage)

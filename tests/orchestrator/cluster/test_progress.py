@@ -92,7 +92,7 @@ def test_the_mailbox_is_emptied_by_looking() -> None:
 
 def test_after_each_trial_but_the_last_it_is_said_how_long_the_others_take() -> None:
     now = [50.0]
-    board = progress._Board("small", 3, clock=lambda: now[0])
+    board = progress._Board("small", 3, 1, lambda: now[0])
     for seconds in (20, 40, 10):
         now[0] += seconds
         board.end()
@@ -100,6 +100,21 @@ def test_after_each_trial_but_the_last_it_is_said_how_long_the_others_take() -> 
     assert board.take() == [
         ("sweep", "1 of 3 trials are over, about 40 s left"),
         ("sweep", "2 of 3 trials are over, about 30 s left"),
+    ]
+
+
+def test_trials_that_began_together_are_one_step_of_the_way() -> None:
+    now = [0.0]
+    board = progress._Board("small", 5, 2, lambda: now[0])
+    for seconds in (60, 2, 58, 5):
+        now[0] += seconds
+        board.end()
+    # One of the first two after 60 s: two pairs are to come, and the last one alone when three or four are over.
+    assert [line.partition("about ")[2] for _, line in board.take()] == [
+        "2 min left",
+        "2 min left",
+        "60 s left",
+        "62 s left",
     ]
 
 
