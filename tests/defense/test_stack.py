@@ -14,6 +14,7 @@ from fedveil.defense import (
     DefenseContext,
     DualGradientPruning,
     LatentNoise,
+    LatentPerturbation,
     NoDefense,
     PixelNoise,
     PreparedDefense,
@@ -275,3 +276,13 @@ def test_sums_of_pruned_updates_are_not_complete(context: DefenseContext, privat
     assert complete(pruning) == [True, True]
     assert complete(pruning, sums) == complete(sums, pruning) == complete(BiDO(), sums) == [False, False]
     assert complete(Soteria(), sums) == complete(UpdateNoise(), sums) == complete(PixelNoise(), sums) == [True, True]
+
+
+def test_a_stack_takes_as_long_to_prepare_as_its_parts_and_nobody_knows_where_one_did_not_count() -> None:
+    latent = LatentPerturbation(k=2, trained_networks=1, steps=10)
+    # 130 images make 65 groups, three rows of 32: three times ten steps of half the usual images.
+    learnt = latent.prepares_in([130])
+    assert learnt == (latent.prepares_in([]) or 0) + 15
+    assert Stack(parts=(PixelNoise(), latent)).prepares_in([130]) == learnt
+    assert Stack(parts=(PixelNoise(), TopK())).prepares_in([130]) == 0
+    assert Stack(parts=(latent, replace(latent, privacy_weight=1.0))).prepares_in([130]) is None
