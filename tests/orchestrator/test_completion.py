@@ -44,7 +44,7 @@ def completed(folder: Path, *words: str) -> list[str]:
         (["data", "get", "--s"], ["--size"]),
         (["init", "--data", ""], ["mnist"]),
         (["sweep", "some.yaml", "--r"], ["--runs-dir", "--ray", "--resume"]),
-        (["run", "some.yaml", "--r"], ["--runs-dir", "--ray"]),
+        (["run", "some.yaml", "--r"], ["--runs-dir", "--ray", "--resume"]),
         (["doctor", "--kind", "de"], ["delta"]),
         (["run", ""], []),  # the shell offers files
         (["run", "some.yaml", "--json", "l"], []),
