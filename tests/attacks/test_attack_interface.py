@@ -161,6 +161,7 @@ def test_no_attack_but_the_limit_is_handed_images_and_none_requires_labels() -> 
         "labels",
         "trained_images",
         "repeats",
+        "shares",  # the attacker's own guess: nothing is captured under this name
     }
 
 
