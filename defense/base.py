@@ -180,15 +180,16 @@ class PreparedDefense(NoHooks):
         """Numbers about the preparation that belong beside the results (``collapsed`` among them, 0 or 1)."""
         return {}
 
-    def indistinct_error(self, images: Images) -> Tensor | None:
-        """Return what is proved of the error that any attacker is left with, whatever it computes, however often it looks.
+    def indistinct_error(self, images: Images, shard: Images) -> Tensor | None:
+        """Return what is proved of the error of any one answer for an image, when its update is looked at by itself.
 
-        Images that look the same in all that is sent have one reconstruction between them, whichever it is. The mean of
-        their squared errors is least for their mean image, where it is how much they scatter about it. So no attacker is
-        better than that on average over them; on one of them it may be.
+        Images that look the same in all that is sent have one answer between them, whichever it is. The mean of its squared
+        errors is least for their mean image, where it is how much they scatter about it. So no answer is better than that
+        on average over them; on one of them it may be, and several answers for several of them may be.
 
         Args:
             images: n of those that the client trains on.
+            shard: all of the client's images. One that is there several times is meant as often.
 
         Returns:
             (n,) float64, for each the mean squared scatter per value of those that look like it, in units of [0, 1]; None

@@ -273,13 +273,13 @@ class PreparedStack(PreparedDefense):
             complete=all(s.complete and (self.summed == 1 or _carries_over(s)) for s in surrogates),
         )
 
-    def indistinct_error(self, images: Images) -> Tensor | None:
+    def indistinct_error(self, images: Images, shard: Images) -> Tensor | None:
         """That of the part that makes one image of many, where no other part has learnt anything: it may tell them apart."""
         found = [part for part in self.parts if type(part).indistinct_error is not PreparedDefense.indistinct_error]
         others = [part for part in self.parts if part not in found]
         if len(found) != 1 or not all(isinstance(part, Stateless) for part in others):
             return None
-        return found[0].indistinct_error(images)
+        return found[0].indistinct_error(images, shard)
 
     def diagnostics(self) -> dict[str, float]:
         """All parts' numbers; the largest where two parts share a name."""

@@ -181,7 +181,7 @@ FINAL: tuple[Metric, ...] = (
     Metric("privacy/delta", "at which epsilon holds"),
     Metric(
         "privacy/proved_mse",
-        "what no attacker's error is below on average: how much the images scatter that look the same in all that is sent",
+        "no one answer's error is below it on average: how much the images scatter that look the same in what is sent",
         "max",
         mse_text,
     ),

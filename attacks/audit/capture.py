@@ -134,6 +134,11 @@ def client_update(
     if normalize is not None:
         twin.register_forward_pre_hook(Normalise(*normalize, own.shape[0]))
     if isinstance(defense, Defense):
+        if defense.mixes and len(own) == 1:
+            raise FedveilError(
+                f"defense: {defense!r} would mix the one image with itself: pass more images, or"
+                " defense.prepare(private, context, public, client=0) with the client's others"
+            )
         if defense.trained_on is not TrainedOn.NOTHING:
             raise FedveilError(
                 f"defense: {defense!r} has modules to train first: pass defense.prepare(private, context, public, client=0)"

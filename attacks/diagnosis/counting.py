@@ -9,15 +9,10 @@ from torch import Tensor
 
 from fedveil.attacks.analytic.attack import LARGEST
 from fedveil.attacks.analytic.first_layer import FirstLayer, find_first_layer
-from fedveil.attacks.diagnosis.evidence import Evidence
+from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.diagnosis.last_layer import LAWFUL
 from fedveil.fl.errors import FedveilError
-
-RANK = 1e-6
-"""Singular values below this part of the largest are rounding, for float32."""
-MOST = 4096
-"""Rows or columns of which a rank is computed."""
 
 
 def batch(evidence: Evidence) -> Iterator[Finding]:
@@ -86,7 +81,7 @@ def _any(tensor: Tensor | None) -> bool:
 def _solved(evidence: Evidence, layer: FirstLayer) -> Finding:
     size = evidence.batch_size
     lawful = evidence.remainder is not None and evidence.remainder <= LAWFUL
-    rank = _rank(evidence.gradient[layer.weight]) if lawful else None
+    rank = rank_of(evidence.gradient[layer.weight]) if lawful else None
     found = f"{layer.weight} and {layer.bias} are linear in all pixels"
     if rank is not None:
         found += f", with a gradient of rank {rank}"
@@ -116,12 +111,3 @@ def _solved(evidence: Evidence, layer: FirstLayer) -> Finding:
         else "what single units show of single images can be read (Fowl et al. 2022), the rest is a mixture",
         "try analytic",
     )
-
-
-def _rank(weight: Tensor) -> int | None:
-    """The numerical rank of an (m, d) gradient, from the smaller of its two products with itself."""
-    if min(weight.shape) > MOST:
-        return None
-    square = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
-    sizes = torch.linalg.eigvalsh(square).clamp_min(0).sqrt()
-    return int((sizes > RANK * sizes.max()).sum())

@@ -18,6 +18,11 @@ from fedveil.fl.errors import FedveilError, brief
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.training import Weights
 
+RANK = 1e-6
+"""Singular values below this part of the largest are rounding, for float32."""
+MOST = 4096
+"""Rows or columns of which a rank is computed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sent:
@@ -135,3 +140,12 @@ class Evidence:
         rows = torch.cat([part for part in parts if part is not None], dim=1)
         energy = float(rows.square().sum())
         return None if energy == 0 else float(rows.sum(dim=0).square().sum()) / energy
+
+
+def rank_of(weight: Tensor) -> int | None:
+    """The numerical rank of an (m, d) gradient, from the smaller of its two products with itself."""
+    if min(weight.shape) > MOST:
+        return None
+    square = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    sizes = torch.linalg.eigvalsh(square).clamp_min(0).sqrt()
+    return int((sizes > RANK * sizes.max()).sum())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedveil.attacks.diagnosis.evidence import Evidence
+from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.labels import label_rule, likeliest_rate, recover_labels
 from fedveil.attacks.labels.last_layer import LastGradient, LastLayer
@@ -111,7 +111,7 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
     least = float(gradient.rows.abs().max()) * SIGN
     up, down = int((gradient.rows < -least).sum()), int((gradient.rows > least).sum())
     # A batch of many labels pushes many classes up, too; the more lopsided it is, the less likely.
-    if up > max(size, LOPSIDED * down):
+    if up > max(size, LOPSIDED * down) and not _more_images(evidence, gradient):
         yield from _flipped(evidence)
         return
     lawful = evidence.remainder is not None and evidence.remainder <= LAWFUL and gradient.bias is not None
@@ -126,6 +126,11 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
+
+
+def _more_images(evidence: Evidence, gradient: LastGradient) -> bool:
+    """Whether the rank of the last layer's gradient proves more images than were named: they push many classes up, too."""
+    return gradient.weight is not None and (rank_of(gradient.weight) or 0) > evidence.batch_size
 
 
 def _flipped(evidence: Evidence) -> Iterator[Finding]:

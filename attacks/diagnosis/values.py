@@ -120,7 +120,7 @@ def pruned(evidence: Evidence) -> Iterator[Finding]:
             "pruning",
             Outlook.HINDERS,
             found,
-            "one image leaves no such pattern: a mask was laid over the update",
+            "a mask may have been laid over the update; sparse maps behind ReLU and dark borders leave some, too",
             "pass the client's defence (defense=): adaptive attacks match the visible entries alone",
         )
     else:
@@ -198,7 +198,9 @@ def norms(evidence: Evidence) -> Iterator[Finding]:
             "look for saturated units or a missing normalisation; expect few details",
         )
     else:
-        yield Finding("gradient", Outlook.NEUTRAL, found, "the first layer, which sees the images, has its part of it")
+        yield Finding(
+            "gradient", Outlook.NEUTRAL, found, f"{first.name}, the first layer that was sent, has its part of it"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -32,15 +32,15 @@ Made by `python -m benchmarks.study.render` of the records that `python -m bench
 in [benchmarks/study/protocols.py](../benchmarks/study/protocols.py). Accuracy is on untouched test images; *behind it*
 on test images that pass the client's own defence as its training images do. MSE is that of the attacker that comes
 closest, told the label: one knows the algorithm, one is handed what the client trained on, both have an inverse that is
-trained until flat on 2,000 images of their own; *guess* is the error of these images' class means, *proved* what no
-attacker's error is below on average ([why](method.md)). *Found* is how often the victim is found among 1,000 images, by
-the better of two ways. *Judged* is how often a judge that was trained on untouched images reads the class in the
-reconstruction of an attacker that was not told it, *read* how often the attacker's own classifier does, which has
-learnt from what the defence leaves. *Member* is the area under the ROC curve of an attacker that holds all a client
-trained on and tells the client's images from others (0.5 is chance). *Under none* and *over local* compare accuracies
-on untouched images with those of no defence and of one client with its own and the public images. Intervals over seeds
-are Student's 95 %; a row of one seed has none, and is a smoke test, no result. But for *proved* nothing here is a
-bound.
+trained until flat on 2,000 images of their own; *guess* is the error of these images' class means, *proved* what no one
+answer's error is below on average ([for what, and why](method.md)); in a sample it may be a little. *Found* is how
+often the victim is found among 1,000 images, by the better of two ways. *Judged* is how often a judge that was trained
+on untouched images reads the class in the reconstruction of an attacker that was not told it, *read* how often the
+attacker's own classifier does, which has learnt from what the defence leaves. *Member* is the area under the ROC curve
+of an attacker that holds all a client trained on and tells the client's images from others (0.5 is chance). *Under
+none* and *over local* compare accuracies on untouched images with those of no defence and of one client with its own
+and the public images. Intervals over seeds are Student's 95 %; a row of one seed has none, and is a smoke test, no
+result. But for *proved* nothing here is a bound.
 """
 
 _MATCHED = """The attacker's error behind the controls at the accuracy of each setting of `latent`, on straight lines between

@@ -123,31 +123,29 @@ class PreparedShared(PreparedDefense):
         """What is known of it: the algorithm and the networks. The groups and their images are not given away."""
         return Rehearser(self.share, self.similar).surrogate()
 
-    def indistinct_error(self, images: Images) -> Tensor:
+    def indistinct_error(self, images: Images, shard: Images) -> Tensor:
         """The scatter of each image's group about its mean: see `PreparedDefense.indistinct_error`.
 
         Raises:
             FedveilError: an image is in no group.
         """
-        rows = [self._rows.get(digest, -1) for digest in _digests(images)]
-        if -1 in rows:
-            raise FedveilError(f"{self.name}: image {rows.index(-1)} of {len(rows)} is in no group")
-        found: Tensor = self._scatter[self.shared.grouping.of[torch.tensor(rows, dtype=torch.int64)]]
-        return found
+        rows = torch.tensor([self._rows.get(digest, -1) for digest in _digests(images)], dtype=torch.int64)
+        if bool((rows < 0).any()):
+            raise FedveilError(f"{self.name}: image {int((rows < 0).nonzero()[0])} of {len(rows)} is in no group")
+        held = torch.tensor([self._rows.get(digest, -1) for digest in _digests(shard)], dtype=torch.int64)
+        often = held[held >= 0].bincount(minlength=len(self.private)).double()
+        pixels, of = self.private.floats().double().flatten(1), self.shared.grouping.of
+        sizes = torch.zeros(len(self.shared.grouping), dtype=torch.float64).index_add_(0, of, often)
+        sums = torch.zeros(len(sizes), pixels.shape[1], dtype=torch.float64).index_add_(0, of, often[:, None] * pixels)
+        means = sums / sizes.clamp_min(1)[:, None]
+        errors = often * (pixels - means[of]).square().mean(1)
+        scatter = torch.zeros_like(sizes).index_add_(0, of, errors) / sizes.clamp_min(1)
+        return scatter[of[rows]]
 
     def diagnostics(self) -> dict[str, float]:
         """The size of the smallest group, which share of the client's images is in none, and `numbers`."""
         left_out = len(self.waiting) / (len(self.private) + len(self.waiting))
         return {"k": float(self.shared.grouping.sizes.min()), "left_out": left_out, **self.numbers}
-
-    @cached_property
-    def _scatter(self) -> Tensor:
-        """(G,) how much the images of each group scatter about their mean, per value."""
-        pixels = self.private.floats().double().flatten(1)
-        of, sizes = self.shared.grouping.of, self.shared.grouping.sizes
-        means = torch.zeros(len(sizes), pixels.shape[1], dtype=pixels.dtype).index_add_(0, of, pixels) / sizes[:, None]
-        errors = (pixels - means[of]).square().mean(1)
-        return torch.zeros(len(sizes), dtype=pixels.dtype).index_add_(0, of, errors) / sizes
 
     @cached_property
     def _rows(self) -> dict[bytes, int]:

@@ -109,7 +109,7 @@ def checked_data(
     for split, images in parts:
         if len(images) and int(images.labels.max()) >= count:
             worst = int(images.labels.max())
-            hint = "; labels seem to count from 1" if worst == count and int(images.labels.min()) == 1 else ""
+            hint = "; labels seem to count from 1: subtract 1" if worst == count and int(images.labels.min()) == 1 else ""
             raise FedveilError(
                 f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}{hint}"
             )
@@ -117,7 +117,7 @@ def checked_data(
     if len(seen) < count:
         first = next(label for label in range(count) if label not in seen)
         title = "" if classes is None else f" ({classes[first]})"
-        hint = "; labels seem to count from 1, and have to from 0" if min(seen) == 1 else ""
+        hint = "; labels seem to count from 1: subtract 1" if min(seen) == 1 else ""
         raise FedveilError(
             f"{where}: class {first}{title} has no training image{hint}; allowed: at least one per class"
         )

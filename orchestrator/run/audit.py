@@ -6,7 +6,8 @@ What an attack does with an update, and how it is scored, knows nothing of slots
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,6 @@ from fedveil.defense.base import Defense, DefenseContext, PreparedDefense
 from fedveil.fl.data import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Executor, Handle, Slot
-from fedveil.fl.hooks import ClientHooks
 from fedveil.fl.messages import PrivacyRecord
 from fedveil.fl.models import build_model
 from fedveil.fl.progress import doing
@@ -77,9 +77,8 @@ class Auditor:
         sums = in_sums(victims, summed)
         if not sums:
             raise FedveilError(f"audit: the victims make no sum of {summed} clients; raise audit.victims")
-        attacked = [batch for batches in sums for batch in batches]
-        self._left_out = everyone - sum(map(len, attacked))
-        self._proved = proved(attacked, hooks)
+        self._left_out = everyone - sum(len(batch) for batches in sums for batch in batches)
+        self._proved = proved(sums, federation)
         chunk = -(-len(sums) // experiment.audit.chunks)
         parts = [sums[at : at + chunk] for at in range(0, len(sums), chunk)]
         # What a part says of itself, where others say the like at the same time.
@@ -117,22 +116,33 @@ class Auditor:
         return scores | self._proved | left_out
 
 
-def proved(victims: Sequence[VictimBatch], hooks: Mapping[int, ClientHooks]) -> dict[str, float]:
+def proved(sums: Sequence[Sequence[VictimBatch]], federation: Federation) -> dict[str, float]:
     """Return ``privacy/proved_mse``: the mean over victims of `PreparedDefense.indistinct_error`.
 
-    A victim is one of its group by chance, so what holds of the mean over a group holds of victims on average.
+    A victim is one of its group by chance, so what holds of the mean over a group holds of victims on average. Where several
+    images are behind what the server sees, an attack's answers are matched to them by the truth, which tells apart what
+    looks the same: then nothing is proved.
 
     Args:
-        victims: at least one batch.
-        hooks: of their clients, by number.
+        sums: the batches that reach the server as one, at least one of them.
+        federation: of their clients.
 
     Returns:
         nothing where nothing is proved of a victim.
     """
+    if any(sum(map(len, batches)) > 1 for batches in sums):
+        return {}
+    by_client: dict[int, list[Images]] = defaultdict(list)
+    for (batch,) in sums:
+        by_client[batch.client].append(batch.images)
     errors: list[Tensor] = []
-    for batch in victims:
-        own = hooks[batch.client]
-        found = own.indistinct_error(batch.images) if isinstance(own, PreparedDefense) else None
+    for number, own in by_client.items():
+        client = federation.clients[number]
+        hooks, victims = (
+            client.hooks.get(),
+            Images(torch.cat([one.pixels for one in own]), torch.cat([one.labels for one in own])),
+        )
+        found = hooks.indistinct_error(victims, client.shard.get()) if isinstance(hooks, PreparedDefense) else None
         if found is None:
             return {}
         errors.append(found)

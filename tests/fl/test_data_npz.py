@@ -334,14 +334,14 @@ def test_a_pickle_as_member_is_not_unpickled(tmp_path: Path) -> None:
         ({"train_labels": np.array([0, 1, 2**62, 0, 1, 2])}, "class 3 has no training image"),
         (
             {"train_labels": np.array([1, 2, 3] * 2)},
-            "class 0 has no training image; labels seem to count from 1, and have",
+            "class 0 has no training image; labels seem to count from 1: subtract",
         ),
         (
             {
                 "label_names": np.array(["a", "b", "c"]),
                 "train_labels": np.array([1, 2, 3] * 2),
             },
-            "the label 3 is out of range; allowed: 0 to 2; labels seem to count from 1$",
+            "the label 3 is out of range; allowed: 0 to 2; labels seem to count from 1: subtract 1$",
         ),
         ({"train_labels": np.zeros(6, int), "test_labels": np.zeros(4, int)}, "one class only"),
         ({"label_names": np.array(["a", "b"])}, "train_labels: the label 2 is out of range; allowed: 0 to 1"),

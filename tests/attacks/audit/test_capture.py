@@ -210,6 +210,8 @@ def test_a_defence_with_modules_has_to_be_prepared(blobs: Blobs) -> None:
 
 def test_a_defence_that_mixes_takes_the_classes_from_the_model(blobs: Blobs) -> None:
     """Two images of one class of three: what was trained on lies between them, and is not handed out as the originals."""
+    with pytest.raises(FedveilError, match="would mix the one image with itself: pass more images"):
+        client_update(build_model(SPEC), blobs(1, 1, side=12), None, defense=MixUp())
     images, model = blobs(2, 1, side=12), build_model(replace(SPEC, classes=3))
     update, trained = client_update(model, images, [2, 2], defense=MixUp())
     # Labels stay those of their class where both are of one: the other classes' biases have no share.

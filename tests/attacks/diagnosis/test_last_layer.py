@@ -53,6 +53,20 @@ def test_labels_of_a_batch_are_counted(look: Look) -> None:
     assert found["loss scale"].found == "the last layer has no bias in the update"
 
 
+def test_a_batch_that_nobody_named_is_not_taken_for_the_wrong_sign(look: Look) -> None:
+    """Three of four classes are pushed up, as one flipped image would; only the rank tells."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 4))
+    update = gradient(model, [0, 1, 2, 2])
+    assert int((update["3.bias"] < 0).sum()) == 3
+    found = look(model, update, image_shape=SHAPE)
+    assert "kind" not in found
+    assert found["batch size"].outlook is Outlook.HINDERS
+    flipped = {name: -tensor for name, tensor in gradient(model, [2]).items()}
+    assert look(model, flipped, image_shape=SHAPE)["kind"].outlook is Outlook.STOPS
+
+
 def test_a_batch_that_is_larger_than_was_said(look: Look) -> None:
     model = network()
     update = gradient(model, [0, 1, 4])

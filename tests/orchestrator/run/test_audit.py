@@ -160,12 +160,12 @@ def test_images_are_counted_that_make_no_whole_sum(bars: Path, seen: Seen) -> No
 
 
 def test_what_is_proved_of_victims_that_share_an_image(bars: Path) -> None:
-    def proved(*parts: Any) -> dict[str, float]:
+    def proved(*parts: Any, batch_size: int = 1) -> dict[str, float]:
         raw = tiny_experiment(
             bars,
             fl={"rounds": 1},
             defense=list(parts),
-            audit={"rounds": [0], "attacks": ["baseline"], "chunks": 1},
+            audit={"rounds": [0], "attacks": ["baseline"], "chunks": 1, "batch_size": batch_size, "victims": 8},
         )
         experiment = check(raw)
         metrics = Trial(experiment, make_setup(experiment), SerialExecutor()).run().metrics
@@ -180,6 +180,9 @@ def test_what_is_proved_of_victims_that_share_an_image(bars: Path) -> None:
     noisy = proved(shared, {"name": "pixel_noise", "strength": 0.1})
     assert noisy["privacy/proved_mse"] == alone["privacy/proved_mse"]
     assert "privacy/proved_mse" not in proved("none")
+    # Several answers are matched by the truth: two of one group can be told apart that way, and so can a sum's.
+    assert "privacy/proved_mse" not in proved(shared, batch_size=2)
+    assert "privacy/proved_mse" not in proved(shared, {"name": "secure_aggregation", "clients": 2})
 
 
 def test_epsilon_is_that_of_the_client_whose_images_were_drawn_most(bars: Path) -> None:
