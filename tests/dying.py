@@ -47,7 +47,7 @@ def without_ray() -> Iterator[None]:
     with (
         patch.object(single, "check_fit", lambda *arguments, **options: None),
         patch.object(single, "RayExecutor", lambda *arguments, **options: nullcontext(SerialExecutor())),
-        patch.object(single, "progress_on", lambda console: nullcontext()),
+        patch.object(single, "progress_on", lambda console, name: nullcontext()),
         patch.object(setting, "Speaker", lambda board, name: lambda line: None),
     ):
         yield

@@ -128,15 +128,15 @@ def test_a_folder_that_is_split_by_the_seed_reads_its_files_once(
 ) -> None:
     from PIL import Image
 
-    from fedveil.fl.data import folder
+    from fedveil.fl.data import pictures
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(5):
             Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(tmp_path / name / f"{number}.png")
     read: list[Any] = []
-    one = folder._read
-    monkeypatch.setattr(folder, "_read", lambda path, *rest: read.append(path) or one(path, *rest))
+    one = pictures._read
+    monkeypatch.setattr(pictures, "_read", lambda path, *rest: read.append(path) or one(path, *rest))
     trains = [fl_data.load_data(f"folder:{tmp_path}", size=8, seed=seed).train for seed in range(5)]
     assert len(read) == 10
     assert not all(torch.equal(trains[0].pixels, other.pixels) for other in trains)
