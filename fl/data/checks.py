@@ -109,7 +109,9 @@ def checked_data(
     for split, images in parts:
         if len(images) and int(images.labels.max()) >= count:
             worst = int(images.labels.max())
-            hint = "; labels seem to count from 1: subtract 1" if worst == count and int(images.labels.min()) == 1 else ""
+            hint = (
+                "; labels seem to count from 1: subtract 1" if worst == count and int(images.labels.min()) == 1 else ""
+            )
             raise FedveilError(
                 f"{where}: {split}_labels: the label {worst} is out of range; allowed: 0 to {count - 1}{hint}"
             )
