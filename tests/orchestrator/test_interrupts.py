@@ -73,7 +73,7 @@ def stopped(command: str, raw: dict[str, Any], folder: Path, number: signal.Sign
     """Send the signal amid the training and return the exit code and what is said from then on."""
     (folder / "e.yaml").write_text(dump(raw))
     with started(["-m", "fedveil.orchestrator", command, "e.yaml"], folder) as process:
-        read_until(process, "round 2/5000")
+        read_until(process, "/5000")
         process.send_signal(number)
         said, _ = process.communicate()
         return process.returncode, said
