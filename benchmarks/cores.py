@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,8 @@ from typing import Any
 from benchmarks.machine import about
 
 MARK = "FEDVEIL_BENCHMARK"
-SLOT = "ray::SlotActor"
+SLOT = re.compile(r"ray::(SlotActor|.*: )")
+"""The title of a worker slot's process; at work it is ``ray::TRIAL: what it does``."""
 SWEEP = "tune_configs/pneumonia-minimax.yaml"
 TRIALS = [
     "search.panel=[{defense: none}, {defense: {name: pixel_noise, strength: 0.2}}]",
@@ -85,7 +87,7 @@ def measured(overrides: list[str], every: float = 0.5) -> dict[str, Any]:
         command += ["--json", str(record), "--runs-dir", folder]
         wall, _, seen = watched(command, Path(folder), every=every)
         trials = len(json.loads(record.read_text())["trials"])
-    slots = sum(seconds for title, seconds in seen.values() if title.startswith(SLOT))
+    slots = sum(seconds for title, seconds in seen.values() if SLOT.match(title))
     return {
         "overrides": overrides,
         "trials": trials,

@@ -47,7 +47,7 @@ def sweep(trials: int, every: float = 0.2) -> dict[str, float]:
     for number, (title, seconds) in seen.items():
         if number == driver:
             found["driver"] += seconds
-        elif title.startswith(SLOT):
+        elif SLOT.match(title):
             found["slots"] += seconds
         else:
             found["trials" if title.startswith("ray::ImplicitFunc") else "rest"] += seconds

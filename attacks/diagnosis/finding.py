@@ -69,7 +69,9 @@ class LayerSize:
 class Diagnosis:
     """All findings on one update. That an inversion is likely to fail is no proof of privacy: a better one may come.
 
-    >>> Diagnosis((Finding("values", Outlook.STOPS, "all 0", "nothing to invert"),), ()).verdict
+    >>> import fedveil as fv
+    >>> from fedveil.attacks.diagnosis import Finding, Outlook
+    >>> fv.Diagnosis((Finding("values", Outlook.STOPS, "all 0", "nothing to invert"),), ()).verdict
     "can't be inverted as it is: values"
 
     Attributes:

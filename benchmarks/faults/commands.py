@@ -17,7 +17,7 @@ from benchmarks.cores import MARK, SLOT, processes
 ROOT = Path(__file__).parents[2]
 LONGEST = 300.0
 """Seconds after which something is taken for stuck."""
-TRIAL = "ray::ImplicitFunc"
+TRIAL = re.compile("ray::ImplicitFunc")
 """The title of a sweep's trial process."""
 _LINE = re.compile(r"^ *\d+ s  (\S+)  (.*)")
 _PHASES = {
@@ -126,11 +126,11 @@ class Command:
         self._reader.join(5)
         return code
 
-    def workers(self, title: str = SLOT) -> list[int]:
+    def workers(self, title: re.Pattern[str] = SLOT) -> list[int]:
         """Return the process numbers of its worker slots, or of others that Ray has given a title."""
-        return [pid for pid, (name, _) in processes(self.mark).items() if name.startswith(title)]
+        return [pid for pid, (name, _) in processes(self.mark).items() if title.match(name)]
 
-    def any_worker(self, title: str = SLOT) -> int:
+    def any_worker(self, title: re.Pattern[str] = SLOT) -> int:
         """Wait for one, and return its process number.
 
         Raises:
@@ -139,7 +139,7 @@ class Command:
         deadline = time.monotonic() + LONGEST
         while not (found := self.workers(title)):
             if time.monotonic() > deadline or self.process.poll() is not None:
-                raise StuckError(f"has no {title}:\n{self.said[-3000:]}")
+                raise StuckError(f"has no {title.pattern}:\n{self.said[-3000:]}")
             time.sleep(0.02)
         return max(found)
 

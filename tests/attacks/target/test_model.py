@@ -206,7 +206,8 @@ class Branching(nn.Module):
 
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn_like(x)
+        # Gaussian noise would be taken at its mean, as dropout is.
+        return x + torch.rand_like(x)
 
 
 class Recurrent(nn.Module):
