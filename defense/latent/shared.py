@@ -133,14 +133,11 @@ class PreparedShared(PreparedDefense):
         if bool((rows < 0).any()):
             raise FedveilError(f"{self.name}: image {int((rows < 0).nonzero()[0])} of {len(rows)} is in no group")
         held = torch.tensor([self._rows.get(digest, -1) for digest in _digests(shard)], dtype=torch.int64)
-        often = held[held >= 0].bincount(minlength=len(self.private)).double()
-        pixels, of = self.private.floats().double().flatten(1), self.shared.grouping.of
-        sizes = torch.zeros(len(self.shared.grouping), dtype=torch.float64).index_add_(0, of, often)
-        sums = torch.zeros(len(sizes), pixels.shape[1], dtype=torch.float64).index_add_(0, of, often[:, None] * pixels)
-        means = sums / sizes.clamp_min(1)[:, None]
-        errors = often * (pixels - means[of]).square().mean(1)
-        scatter = torch.zeros_like(sizes).index_add_(0, of, errors) / sizes.clamp_min(1)
-        return scatter[of[rows]]
+        held = held[held >= 0]
+        of, pixels = self.shared.grouping.of, self.private.floats().double().flatten(1)[held]
+        repeated = Grouping(of[held], self.shared.grouping.k)
+        errors = (pixels - repeated.means(pixels)[repeated.of]).square().mean(1, keepdim=True)
+        return repeated.means(errors)[of[rows], 0]
 
     def diagnostics(self) -> dict[str, float]:
         """The size of the smallest group, which share of the client's images is in none, and `numbers`."""

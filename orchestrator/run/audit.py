@@ -138,10 +138,8 @@ def proved(sums: Sequence[Sequence[VictimBatch]], federation: Federation) -> dic
     errors: list[Tensor] = []
     for number, own in by_client.items():
         client = federation.clients[number]
-        hooks, victims = (
-            client.hooks.get(),
-            Images(torch.cat([one.pixels for one in own]), torch.cat([one.labels for one in own])),
-        )
+        hooks = client.hooks.get()
+        victims = Images(torch.cat([one.pixels for one in own]), torch.cat([one.labels for one in own]))
         found = hooks.indistinct_error(victims, client.shard.get()) if isinstance(hooks, PreparedDefense) else None
         if found is None:
             return {}
