@@ -51,7 +51,7 @@ class Strongest(Attack):
         steps: evaluations of the gradient per victim, of all attacks together; at least 20. One that replays a client's
             local steps counts once.
         contenders: names of attacks, at least one; those that need more than is granted or do not fit the model stand back.
-        smoothness: factor on the weights of total variation of the contenders, at least 0.
+        smoothness: factor on the weights of the contenders' smoothness (total variation, spectrum), at least 0.
         chunk: victims that are optimised together, at least 1; bounds memory. None leaves it to the attacks.
     """
 
@@ -113,7 +113,7 @@ class Strongest(Attack):
         kind = ATTACKS[name]
         given: dict[str, Any] = {"chunk": self.chunk, "place": "unrolled"} if issubclass(kind, GradientMatching) else {}
         attack = kind(**given)
-        return replace(attack, tv=self.smoothness * attack.tv) if isinstance(attack, GradientMatching) else attack
+        return attack.smoothed(self.smoothness) if isinstance(attack, GradientMatching) else attack
 
 
 class _Contest:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from fedveil.attacks.base import ATTACKS
-from fedveil.attacks.engine.distances import squared_distance
+from fedveil.attacks.engine.distances import Distance, cosine_distance, squared_distance
 from fedveil.attacks.matching.attack import Found, GradientMatching, Place
 from fedveil.attacks.matching.match import Match
+from fedveil.attacks.matching.spectrum import InSpectrum, NaturalSpectrum
+from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import whole
+from fedveil.defense.base import at_least, whole
 
 
 @ATTACKS.register("deep_leakage")
@@ -23,11 +26,13 @@ class DeepLeakage(GradientMatching):
     """Match the observed gradient entry by entry: squared distance, L-BFGS (after Zhu et al. 2019 and Zhao et al. 2020).
 
     It departs from the papers in five details. The first half of the steps matches the direction alone (`cosine_distance`):
-    where the gradient is far too long or too short at first, squared distance gets stuck. What several local steps sent is
-    matched in direction first, and then by replaying the steps (see `Place`). The distance is relative to the observed
-    gradient's size. L-BFGS searches along each of its steps and keeps pixels in [0, 1]. The start is mid-grey with a little
-    noise. A trace of total variation settles pixels that the gradient leaves open, more of it in a batch. Labels are the
-    granted ones, or iDLG's; the first paper optimises them too.
+    where the gradient is far too long or too short at first, squared distance gets stuck. They search in a basis in which
+    natural images are white (`NaturalSpectrum`), which holds unlikely images against themselves; where an update is of
+    several images, and so tells less than there are pixels, so do all steps. What several local steps sent is matched in
+    direction first, and then by replaying the steps (see `Place`). The distance is relative to the observed gradient's
+    size. L-BFGS searches along each of its steps. Of one image the last half of the steps are by pixels, which it keeps in
+    [0, 1], with a trace of total variation for those that the gradient leaves open. Labels are the granted ones, or iDLG's;
+    the first paper optimises them too.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])
@@ -37,8 +42,8 @@ class DeepLeakage(GradientMatching):
     True
 
     Attributes:
-        tv: weight of the total variation for one image, at least 0. Of a batch of B images an update tells less, and the
-            weight is B * B times as large: so much was best on auxiliary images for B = 4 and 8.
+        tv: weight of the total variation while one image is matched by its pixels, at least 0.
+        spectrum: weight of the mean square of the variables in the basis of natural images, at least 0.
         steps: evaluations of the gradient, at least 1; line searches take some of them.
         history: changes, at least 1, from which L-BFGS knows the curvature; 100 in PyTorch's default, which the papers use.
         chunk: victims times restarts that are optimised together, at least 1; L-BFGS keeps 2 * history images for each.
@@ -47,12 +52,19 @@ class DeepLeakage(GradientMatching):
     name: ClassVar[str] = "deep_leakage"
     suits: ClassVar[Suits] = "smooth"
     tv: float = 1e-4
+    spectrum: float = 1e-4
+    start: Start = "natural"
     place: Place = "unrolled"
     history: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self.name, most=1000, history=(self.history, 1))
+        at_least(self.name, spectrum=(self.spectrum, 0))
+
+    def smoothed(self, factor: float) -> Self:
+        """The same with ``factor`` times the weights of total variation and spectrum."""
+        return replace(super().smoothed(factor), spectrum=factor * self.spectrum)
 
     @property
     def image_copies(self) -> int:
@@ -61,24 +73,30 @@ class DeepLeakage(GradientMatching):
 
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
-        tv = self.tv * start.shape[1] ** 2
-        squared = match.objective(distance=squared_distance, priors=[TotalVariation(tv)])
-        if match.warm and match.path is not None:
-            return Found(*LBFGS(self.steps, self.history).minimise(squared, start))
-        turn = match.objective(priors=[TotalVariation(_SMOOTHER * tv)])
+        alone, replayed = start.shape[1] == 1, match.warm and match.path is not None
+        turning = 0 if replayed else self.steps // 2 if match.sized else self.steps
+        found = Found(start, start.new_zeros(len(start)))
+        if turning:
+            found = self._searched_in_spectrum(match, cosine_distance, found.images, turning)
         if not match.sized:
-            return Found(*LBFGS(self.steps, self.history).minimise(turn, start))
-        first = self.steps // 2
-        last = (self.steps - first) // 4 if start.shape[1] == 1 else 0
-        images = LBFGS(first, self.history).minimise(turn, start)[0] if first else start
-        found = LBFGS(self.steps - first - last, self.history).minimise(squared, images)
-        if last == 0:
-            return Found(*found)
-        sharp = match.objective(distance=squared_distance, priors=[TotalVariation(_SHARPER * tv)])
-        return Found(*LBFGS(last, self.history).minimise(sharp, found[0]))
+            return found
+        left = self.steps - turning
+        if not alone:
+            return self._searched_in_spectrum(match, squared_distance, found.images, left)
+        last = 0 if replayed else left // 4
+        for steps, tv in ((left - last, self.tv), (last, _SHARPER * self.tv)):
+            if steps:
+                by_pixels = match.objective(distance=squared_distance, priors=[TotalVariation(tv)])
+                found = Found(*LBFGS(steps, self.history).minimise(by_pixels, found.images))
+        return found
+
+    def _searched_in_spectrum(self, match: Match, distance: Distance, start: Tensor, steps: int) -> Found:
+        spectrum = NaturalSpectrum.like(start)
+        objective = InSpectrum(match.objective(distance=distance), spectrum, self.spectrum)
+        variables = spectrum.variables(start)
+        found, losses = LBFGS(steps, self.history).minimise(objective, variables, low=-torch.inf, high=torch.inf)
+        return Found(spectrum.images(found).clamp(0, 1), losses)
 
 
-_SMOOTHER = 10
-"""So much stronger is the total variation while the direction is matched: the cosine tells little of smooth shades."""
 _SHARPER = 0.01
 """So much of the total variation is left at last for one image, whose gradient tells each pixel."""

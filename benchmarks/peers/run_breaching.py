@@ -10,6 +10,7 @@ Each cell is attacked with three of the package's configurations. After the firs
 from __future__ import annotations
 
 import argparse
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -89,6 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=Path, default=Path("runs/quality/cells"))
     parser.add_argument("--out", type=Path, default=Path("runs/quality/breaching"))
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--only", default="", help="cells whose name this regular expression finds")
     parser.add_argument("--minutes", type=float, default=110.0, help="then stop after the update at hand")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -96,7 +99,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * arguments.minutes
     for cell, evaluations in work():
-        if not (arguments.cells / f"{cell}.pt").exists():
+        asked = evaluations in arguments.evaluations and re.search(arguments.only, str(cell))
+        if not asked or not (arguments.cells / f"{cell}.pt").exists():
             continue
         for line in steps(cell, evaluations, arguments.cells, arguments.out):
             print(line, flush=True)
