@@ -96,6 +96,8 @@ class GradientMatching(Attack):
     told: ClassVar[bool] = True
     """It takes labels as given or recovered, or else looks for them itself."""
     suits: ClassVar[Suits] = "all"
+    one_image: ClassVar[bool] = True
+    """It is among the best, of those that suit the network, for updates of a single image too."""
     steps: int = 300
     tv: float = 1e-2
     restarts: int = 1

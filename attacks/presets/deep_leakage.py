@@ -43,7 +43,8 @@ class DeepLeakage(GradientMatching):
 
     Attributes:
         tv: weight of the total variation while one image is matched by its pixels, at least 0.
-        spectrum: weight of the mean square of the variables in the basis of natural images, at least 0.
+        spectrum: weight of the mean square of the variables in the basis of natural images, at least 0. Of several local
+            steps on several images it is 100 times as large, which was best on auxiliary images.
         steps: evaluations of the gradient, at least 1; line searches take some of them.
         history: changes, at least 1, from which L-BFGS knows the curvature; 100 in PyTorch's default, which the papers use.
         chunk: victims times restarts that are optimised together, at least 1; L-BFGS keeps 2 * history images for each.
@@ -92,11 +93,15 @@ class DeepLeakage(GradientMatching):
 
     def _searched_in_spectrum(self, match: Match, distance: Distance, start: Tensor, steps: int) -> Found:
         spectrum = NaturalSpectrum.like(start)
-        objective = InSpectrum(match.objective(distance=distance), spectrum, self.spectrum)
+        several = start.shape[1] > 1 and match.observations[0].update.local_steps > 1
+        weight = (_SEVERAL if several else 1) * self.spectrum
+        objective = InSpectrum(match.objective(distance=distance), spectrum, weight)
         variables = spectrum.variables(start)
         found, losses = LBFGS(steps, self.history).minimise(objective, variables, low=-torch.inf, high=torch.inf)
         return Found(spectrum.images(found).clamp(0, 1), losses)
 
 
+_SEVERAL = 100
+"""So much heavier weighs the spectrum where several steps were taken on several images: such searches end far from a match."""
 _SHARPER = 0.01
 """So much of the total variation is left at last for one image, whose gradient tells each pixel."""

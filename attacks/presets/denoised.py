@@ -14,6 +14,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 from fedveil.attacks.priors import Denoiser, Prior, TotalVariation
 from fedveil.attacks.priors.denoiser import train_denoiser
+from fedveil.attacks.target.smoothness import Suits
 from fedveil.defense.base import MOST_STEPS, at_least, whole
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.seeding import torch_stream
@@ -38,6 +39,8 @@ class Denoised(InvertingGradients):
 
     name: ClassVar[str] = "denoised"
     needs: ClassVar[ThreatModel] = ThreatModel(labels=False, auxiliary_data=True)
+    suits: ClassVar[Suits] = "all"
+    one_image: ClassVar[bool] = True
     tv: float = 1e-4
     denoiser: float = 1.0
     denoiser_steps: int = 400

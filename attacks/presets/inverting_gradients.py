@@ -12,6 +12,7 @@ from fedveil.attacks.matching.attack import Found, GradientMatching
 from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import TotalVariation
+from fedveil.attacks.target.smoothness import Suits
 from fedveil.defense.base import above_zero
 
 
@@ -38,6 +39,8 @@ class InvertingGradients(GradientMatching):
     """
 
     name: ClassVar[str] = "inverting_gradients"
+    suits: ClassVar[Suits] = "bent"
+    one_image: ClassVar[bool] = False
     tv: float = 3e-3
     learning_rate: float = 0.03
     opponents: bool = True

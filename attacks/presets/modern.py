@@ -36,6 +36,8 @@ class Modern(GradientMatching):
     'patterned'
 
     Attributes:
+        tv: weight of the total variation for one image, at least 0. Of B images an update tells less, and the weight is B
+            times as large, which was better on auxiliary images behind trained networks.
         learning_rate: of Adam, in pixel units, above 0.
         features: weight of the last layer's features for one image, at least 0. Of B images they tell only means, so that
             their weight is a B-th of it. They are left out where the update lacks that layer.
@@ -55,7 +57,7 @@ class Modern(GradientMatching):
 
     def minimise(self, match: Match, start: Tensor) -> Found:
         """See `GradientMatching`."""
-        prior = TotalVariation(self.tv, isotropic=True, opponents=start.shape[2] == 3)
+        prior = TotalVariation(self.tv * start.shape[1], isotropic=True, opponents=start.shape[2] == 3)
         distance = with_features(match.problems[0], cosine_distance, self.features / start.shape[1])
         adam = Adam(self.steps, self.learning_rate, warmup=self.steps // 50)
         return Found(*adam.minimise(match.objective(distance=distance, priors=[prior]), start))
