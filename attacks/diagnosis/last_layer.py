@@ -176,7 +176,7 @@ def _reading(evidence: Evidence, layer: LastLayer, gradient: LastGradient, *, un
             "labels",
             Outlook.HINDERS,
             found,
-            "the signs are not those of so many images: noise, a larger batch or another loss",
+            "the signs are not those of so many images: noise, left-out entries, a larger batch or another loss",
             TELL,
         )
     if rule == "idlg":
