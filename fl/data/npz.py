@@ -131,8 +131,8 @@ class NpzSource(Source):
 
     Keys: ``train_images`` and ``test_images`` (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, and ``train_labels`` and
     ``test_labels`` (n,) or (n, 1) whole numbers or (n, classes) one-hot rows; optional: ``val_images`` with ``val_labels``,
-    and ``label_names`` (classes,) text. Images are bytes, or are made so (`fedveil.fl.data.conversion`), and labels are whole
-    numbers, or are made so (`fedveil.fl.data.classes`), which `ImageData.notes` say.
+    and ``label_names`` (classes,) text. Images are bytes, or are made so (`fedveil.fl.data.conversion`), and labels are
+    whole numbers, or are made so (`fedveil.fl.data.classes`), which `ImageData.notes` say.
 
     Args:
         path: absolute, or relative to the working folder or to a search folder.
