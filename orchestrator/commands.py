@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from fedveil.fl.errors import FedveilError
 
@@ -176,16 +174,10 @@ def list_names(arguments: argparse.Namespace, console: Console) -> int:
 def list_data(arguments: argparse.Namespace, console: Console) -> int:
     """List data sets."""
     from fedveil.fl.data import available
+    from fedveil.orchestrator.data_list import show_data
 
     _import_plugins(arguments.plugin)
-    table = Table(box=None, header_style="bold")
-    for title in ("name", "here", "sizes", "channels", "classes"):
-        table.add_column(title, no_wrap=True)  # names are copied: none is cut or broken
-    table.add_column("source", overflow="fold")
-    for entry in available():
-        here, channels, classes = "yes" if entry.present else "-", entry.channels or "?", entry.classes or "?"
-        table.add_row(*map(Text, (entry.name, here, entry.size_text(), str(channels), str(classes), entry.origin)))
-    console.print(table)
+    show_data(available(), console)
     return 0
 
 

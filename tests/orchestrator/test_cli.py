@@ -217,6 +217,7 @@ def test_data_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert {"mni152", "pneumoniamnist", "cifar10", "mnist", "fashionmnist"} <= lines.keys()
     assert "28 to 64" in lines["mni152"]
     assert "28, 64, 128, 224" in lines["pneumoniamnist"]
+    assert lines["pneumoniamnist"].rstrip().endswith("MedMNIST v2 (Zenodo)")
 
 
 def test_no_name_is_cut_in_a_narrow_window(
@@ -231,6 +232,21 @@ def test_no_name_is_cut_in_a_narrow_window(
     (own,) = [line for line in lines if "npz:a_data_set_of_our_own.npz" in line]
     assert own.split()[1] == "yes"
     assert not any("…" in line for line in lines)
+    # No word of a source is broken: there is no room for them, and the last line says where they stand.
+    assert not any("Zenodo" in line for line in lines)
+    assert lines[-1] == "fedveil list data NAME says where one comes from"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_name_longer_than_the_window_runs_on(
+    columns: int, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FEDVEIL_DATA", str(folder))
+    name = f"{'long_' * 30}.npz"
+    (folder / "two.npz").rename(folder / name)
+    assert main(["data", "list"]) == 0
+    assert any(line.split()[:2] == [f"npz:{name}", "yes"] for line in capsys.readouterr().out.splitlines())
 
 
 def test_data_get_prints_the_place(
