@@ -282,7 +282,7 @@ class RayExecutor:
                         if not (running or free):
                             work.fail(error)
                         elif self.say is not None:
-                            self.say(f"note: {error}; going on with {len(self._actors)}")
+                            self.say(f"{error}; going on with {len(self._actors)}")
                     except FedveilError as error:
                         work.fail(error)
                 else:
