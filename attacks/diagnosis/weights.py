@@ -111,7 +111,8 @@ def same_weights(evidence: Evidence) -> Iterator[Finding]:
     - of other layers' weights, which it does not see;
     - of weights at which e is the same but for rounding, 0.3 % in float32 and ten times that in half precision, as it may be
       of two fresh networks or a step before;
-    - of two classes, where the learning rate is not known: e then has one direction whatever the weights.
+    - of two classes, where the learning rate is not known: e then has one direction whatever the weights. Of three the
+      direction is a single number, which other weights have now and then.
 
     Scaling (a clipped update) and label smoothing are told from other weights where there are three classes or more.
     """
@@ -124,7 +125,8 @@ def same_weights(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weights",
             Outlook.NEUTRAL,
-            f"the gradient of {layer} is what one image leaves at the weights given, to {fit.tolerance:.1g}",
+            f"the gradient of {layer} is what one image leaves at the weights given, to {fit.tolerance:.1g}"
+            + ("" if fit.sized else ", up to its size"),
             "the client computed it at these, as far as its last layer tells",
         )
     elif fit.directed:

@@ -105,7 +105,9 @@ def test_of_two_classes_the_size_is_all_that_tells(look: Look, rate: float | Non
 
 def test_of_three_classes_the_direction_tells_without_a_rate(look: Look) -> None:
     update = fv.Update.delta(left([1 / 3, 1 / 3, -2 / 3], factor=-0.017))
-    assert look(linear([0.0, 0.0, 0.0]), update, image_shape=SHAPE)["weights"].found.startswith(FITS)
+    right = look(linear([0.0, 0.0, 0.0]), update, image_shape=SHAPE)["weights"].found
+    assert right.startswith(FITS)
+    assert right.endswith(", up to its size")
     wrong = look(linear([math.log(2), 0.0, 0.0]), update, image_shape=SHAPE)["weights"]
     assert wrong.outlook is Outlook.HINDERS
     assert "several local steps" in wrong.meaning
