@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from fedveil.fl.errors import FedveilError
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.report.dossier import Dossier
     from fedveil.orchestrator.report.matched import Records
     from fedveil.orchestrator.run.results import RunResult
+
+_LOCAL = "sqlite:///"
+_DATABASE = "mlflow.db"
+_LOG_COLUMNS = 200
 
 
 def _import_plugins(specs: Sequence[str]) -> None:
@@ -107,9 +111,26 @@ def _say_where(result: RunResult, figures: Mapping[str, Path], console: Console)
     """Say where the files of an experiment are, and how to look at its trials; of several seeds the first one's picture."""
     for what, place in {**figures, "per trial": result.root / "trials"}.items():
         console.print(f"{what:<11} {_near(place)}", soft_wrap=True, markup=False)
-    name = result.experiment
-    console.print("Compare the trials in MLflow:  [bold]fedveil ui[/bold]")
-    console.print(f"A page to hand on:  [bold]fedveil report {name} --html {name}.html[/bold]", soft_wrap=True)
+    name, option = result.experiment, _uri_option(result.uri)
+    for what, command in {
+        "Compare the trials in MLflow": f"fedveil ui{option}",
+        "A page to hand on": f"fedveil report {name}{option} --html {name}.html",
+    }.items():
+        console.print(Text.assemble(f"{what}:  ", (command, "bold")), soft_wrap=True)
+
+
+def _uri_option(uri: str) -> str:
+    """What a command needs to find a record from this folder, in a shell without the variables that a job may have."""
+    from fedveil.orchestrator.tracking import without_passwords
+
+    own = f"{_LOCAL}{Path(_DATABASE).absolute()}"
+    return "" if uri in (own, f"{_LOCAL}{_DATABASE}") else f" --uri {shlex.quote(without_passwords(uri))}"
+
+
+def _for_table(console: Console) -> Console:
+    """A log is as wide as its lines: there the table leaves nothing out, unless COLUMNS says how wide it may be."""
+    logged = not (console.is_terminal or "COLUMNS" in os.environ)
+    return Console(file=console.file, width=_LOG_COLUMNS) if logged else console
 
 
 def _near(path: Path) -> str:
@@ -126,7 +147,7 @@ def _finish(
     from fedveil.orchestrator.report import TrialTable
     from fedveil.orchestrator.report.recorded import rows_as_json
 
-    console.print(TrialTable(rows, records))
+    _for_table(console).print(TrialTable(rows, records))
     if file is not None:
         file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.status == "FAILED" for row in rows) else 0
@@ -176,16 +197,10 @@ def list_names(arguments: argparse.Namespace, console: Console) -> int:
 def list_data(arguments: argparse.Namespace, console: Console) -> int:
     """List data sets."""
     from fedveil.fl.data import available
+    from fedveil.orchestrator.data_list import show_data
 
     _import_plugins(arguments.plugin)
-    table = Table(box=None, header_style="bold")
-    for title in ("name", "here", "sizes", "channels", "classes"):
-        table.add_column(title, no_wrap=True)  # names are copied: none is cut or broken
-    table.add_column("source", overflow="fold")
-    for entry in available():
-        here, channels, classes = "yes" if entry.present else "-", entry.channels or "?", entry.classes or "?"
-        table.add_row(*map(Text, (entry.name, here, entry.size_text(), str(channels), str(classes), entry.origin)))
-    console.print(table)
+    show_data(available(), console)
     return 0
 
 
@@ -253,7 +268,7 @@ def _check_update(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _uri(given: str | None) -> str:
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"{_LOCAL}{Path(_DATABASE).absolute()}"
 
 
 def show(arguments: argparse.Namespace, console: Console) -> int:

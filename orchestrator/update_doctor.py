@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from fedveil.attacks.audit.inputs import Updates, names_in_order
+from fedveil.attacks.audit.inputs import KindUnclear, Updates, names_in_order
 from fedveil.attacks.audit.weights import update_between
-from fedveil.attacks.diagnosis import Diagnosis, Finding, Outlook, diagnose
+from fedveil.attacks.diagnosis import Diagnosis, Finding, Outlook
+from fedveil.attacks.diagnosis import examine as examine_update
+from fedveil.attacks.diagnosis.wording import Wording
 from fedveil.attacks.target.model import Mode, first_line
 from fedveil.fl.errors import FedveilError, brief
 from fedveil.fl.messages import ClientUpdate
@@ -29,6 +31,15 @@ COLOURS = {
     Outlook.HELPS: "green",
     Outlook.SOLVES: "bold green",
 }
+OPTIONS = Wording(
+    batch_size="--batch-size {}",
+    mode="--mode {}",
+    image_shape="--image-shape CxHxW",
+    gradient="--kind gradient",
+    delta="--kind delta (or weights, for those after training)",
+    rate="--kind delta (or weights) --learning-rate RATE --local-steps N",
+    steps="--kind delta (or weights) --local-steps {} --learning-rate RATE",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +79,25 @@ def examine(files: UpdateFiles, *, image_shape: str | None, batch_size: int | No
     model = _model(files.model)
     if files.weights is not None:
         _load(model, files.weights)
-    found = diagnose(model, _update(model, files), image_shape=shape, batch_size=batch_size, mode=mode)
-    if files.weights is not None:
+    try:
+        found = examine_update(
+            model,
+            _update(model, files),
+            image_shape=shape,
+            batch_size=batch_size,
+            mode=mode,
+            normalize=None,
+            words=OPTIONS,
+        )
+    except KindUnclear as error:
+        raise FedveilError(f"{error.reason}: say {OPTIONS.delta}") from error
+    told = any(one.what == "weights" and one.outlook is Outlook.NEUTRAL for one in found.findings)
+    if files.weights is not None or told:
         return found
     made = Finding(
-        "weights",
+        "model",
         Outlook.NEUTRAL,
-        f"as {files.model} makes them",
+        f"its weights are as {files.model} makes them",
         "labels of a batch and what is said of the network are right only if the server sent these",
         "--weights FILE",
     )

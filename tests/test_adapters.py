@@ -62,8 +62,9 @@ def run(python: Path, script: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_flower_client_mod_audits_each_round_of_a_simulation(tmp_path: Path) -> None:
-    output = run(environment("flower"), ADAPTERS / "flower_mod.py", tmp_path)
+@pytest.mark.parametrize("script", ["flower_mod.py", "flower_strategy.py"])
+def test_a_flower_client_and_a_flower_server_audit_each_round_of_a_simulation(tmp_path: Path, script: str) -> None:
+    output = run(environment("flower"), ADAPTERS / script, tmp_path)
     rounds = re.findall(r"^round (\d): mean squared error (\S+)$", output, re.MULTILINE)
     assert [number for number, _ in rounds] == ["1", "2"]
     # One image behind each update comes back; a grey one would be 0.05 off or more.
@@ -82,5 +83,5 @@ def test_an_nvflare_filter_audits_each_round_of_a_simulation(tmp_path: Path) -> 
 
 def test_the_examples_are_short() -> None:
     lengths = {path.name: sum(map(bool, path.read_text().splitlines())) for path in ADAPTERS.glob("*.py")}
-    assert lengths.keys() == {"flower_mod.py", "nvflare_filter.py", "nvflare_job.py"}
+    assert lengths.keys() == {"flower_mod.py", "flower_strategy.py", "nvflare_filter.py", "nvflare_job.py"}
     assert max(lengths.values()) < 40

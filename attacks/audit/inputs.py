@@ -24,6 +24,18 @@ Updates: TypeAlias = "ClientUpdate | Mapping[str, Any] | Sequence[Any]"
 """One update, or a list of several: see `fedveil.audit`."""
 
 
+class KindUnclear(FedveilError):
+    """Whether tensors are a gradient, a weight change or weights can't be told from them.
+
+    Args:
+        reason: why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: pass fv.Update.delta(...)")
+        self.reason = reason
+
+
 def as_device(given: str | torch.device) -> torch.device:
     """Return a device that computes here.
 
@@ -120,9 +132,9 @@ def _as_update(model: nn.Module, given: Any) -> ClientUpdate:
         if has_buffers:
             return ClientUpdate.delta(_change(model, tensors))
         if _size(tensors, minus=model) < _size(tensors) / 2:
-            raise FedveilError(
-                "update: these look like a client's weights, not like a gradient: subtract the weights that the server sent"
-                " and pass fv.Update.delta(...)"
+            raise KindUnclear(
+                "update: these look like a client's weights, not like a gradient, and those that the server sent have to be"
+                " subtracted"
             )
         return ClientUpdate.gradient(tensors)
     if isinstance(given, list | tuple):
@@ -184,9 +196,9 @@ def _change(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return change
     if 2 * size <= moved:
         return tensors
-    raise FedveilError(
+    raise KindUnclear(
         "update: whether these are a client's weights or their change can't be told (their size is"
-        f" {size:.3g}, their distance from the model's weights {moved:.3g}): pass fv.Update.delta(...)"
+        f" {size:.3g}, their distance from the model's weights {moved:.3g})"
     )
 
 

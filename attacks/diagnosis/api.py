@@ -10,11 +10,12 @@ from torch import nn
 
 from fedveil.attacks.audit.inputs import Updates
 from fedveil.attacks.audit.observed import batch_size_of, sent_weights
-from fedveil.attacks.diagnosis import counting, last_layer, network, values
+from fedveil.attacks.diagnosis import counting, last_layer, network, values, weights, zeros
 from fedveil.attacks.diagnosis.batch_norm import batch_norm
 from fedveil.attacks.diagnosis.evidence import Evidence, read_sent
 from fedveil.attacks.diagnosis.finding import Diagnosis, Finding, Outlook
 from fedveil.attacks.diagnosis.shapes import likely_shape
+from fedveil.attacks.diagnosis.wording import PYTHON, Wording
 from fedveil.attacks.engine.attackable import count_classes
 from fedveil.attacks.target.model import Mode, target_model
 from fedveil.fl.errors import FedveilError
@@ -23,9 +24,10 @@ from fedveil.fl.messages import UpdateKind
 EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     values.missing,
     values.norms,
-    values.zero,
-    values.pruned,
+    zeros.zero,
+    zeros.pruned,
     values.coarse,
+    weights.same_weights,
     last_layer.law,
     last_layer.scale,
     last_layer.labels,
@@ -52,7 +54,9 @@ def diagnose(
     """Say why an inversion of one update is likely to succeed or to fail, without any image and before any attack.
 
     Seconds, where an attack takes minutes; and where an attack has failed, what to look at first. Everything is read from
-    the update and the weights that the server sent: it knows no truth, and says so where it guesses.
+    the update and the weights that the server sent: it knows no truth, and says so where it guesses. Whether these are the
+    weights at which the client computed it can be told for one image and one step, see
+    `fedveil.attacks.diagnosis.weights.same_weights`.
 
     >>> import torch, fedveil as fv
     >>> model = fv.build_model("mlp", image_shape=(1, 16, 16), classes=3)
@@ -74,9 +78,25 @@ def diagnose(
     Raises:
         FedveilError: the model takes no such images, or names and shapes of the update are not its.
     """
+    return examine(
+        model, update, image_shape=image_shape, batch_size=batch_size, mode=mode, normalize=normalize, words=PYTHON
+    )
+
+
+def examine(
+    model: nn.Module,
+    update: Updates,
+    *,
+    image_shape: tuple[int, int, int] | None,
+    batch_size: int | None,
+    mode: Mode,
+    normalize: tuple[Sequence[float], Sequence[float]] | None,
+    words: Wording,
+) -> Diagnosis:
+    """Do what `diagnose` does for a caller who says things in other ``words`` than Python's."""
     model = _module(model)
     size = batch_size_of([], None, None, batch_size)
-    shape = likely_shape(model, mode) if image_shape is None else image_shape
+    shape = likely_shape(model, mode, words) if image_shape is None else image_shape
     target = target_model(model, image_shape=shape, classes=0, mode=mode, normalize=normalize)
     target.module.float().cpu()
     target = replace(target, classes=count_classes(target))
@@ -87,9 +107,9 @@ def diagnose(
             "update", Outlook.STOPS, "all other entries are 0" if broken else "all entries are 0", "nothing is in it"
         )
         return Diagnosis((*broken, nothing), ())
-    evidence = Evidence(model, target, sent_weights(model), sent, sent.update, size, image_shape is None)
+    evidence = Evidence(model, target, sent_weights(model), sent, sent.update, size, image_shape is None, words)
     with torch.enable_grad():
-        found = tuple(finding for examine in EXAMINATIONS for finding in examine(evidence))
+        found = tuple(finding for look in EXAMINATIONS for finding in look(evidence))
     return Diagnosis((_kind(evidence), *broken, *found), values.sizes(evidence))
 
 
@@ -107,7 +127,7 @@ def _kind(evidence: Evidence) -> Finding:
         Outlook.NEUTRAL,
         found + (", by its looks" if guessed else ""),
         f"{sum(t.numel() for t in update.tensors.values())} numbers in {len(update.tensors)} tensors",
-        "fv.Update.gradient(...) and fv.Update.delta(...) say it" if guessed else "",
+        f"{evidence.words.gradient} and {evidence.words.delta} say it" if guessed else "",
     )
 
 

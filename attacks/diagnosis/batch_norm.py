@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedveil.attacks.diagnosis.evidence import Evidence
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
-from fedveil.attacks.diagnosis.last_layer import LAWFUL
 from fedveil.attacks.target.model import Mode
 
 UPRIGHT = 0.1
@@ -35,7 +34,7 @@ def batch_norm(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"{count}; {why}, so the client ran in {ran} mode",
             f"attacks in {said} mode compute other gradients than the client did",
-            f"say mode={ran!r}",
+            f"say {evidence.words.mode.format(ran)}",
         )
     elif said == "eval":
         yield Finding(
@@ -52,7 +51,7 @@ def batch_norm(evidence: Evidence) -> Iterator[Finding]:
             f"{count}, and the change of their running statistics is in the update",
             "it holds mean and variance of the batch's own features (Yin et al. 2021)",
             "try gradinversion"
-            + (", and pass them as fv.Update.delta(..., buffers=)" if evidence.sent.guessed else ""),
+            + (", and pass them to the audit, as fv.Update.delta(..., buffers=)" if evidence.sent.guessed else ""),
         )
     else:
         yield Finding(
@@ -60,7 +59,8 @@ def batch_norm(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"{count}, by the batch's own statistics (mode train), which are not in the update",
             "attacks have to find them with the images (Huang et al. 2021 find that this protects)",
-            "if the client sends its buffers pass them" + ("" if ran else "; if it ran in eval mode say mode='eval'"),
+            "if the client sends its buffers pass them"
+            + ("" if ran else f"; if it ran in eval mode say {evidence.words.mode.format('eval')}"),
         )
 
 
@@ -76,12 +76,12 @@ def ran_by_scale(evidence: Evidence) -> tuple[Mode | None, str]:
 
     By the batch's own statistics a unit's output does not depend on the size of its weights, so that its gradient is at
     right angles to them; by running ones it does, and the angle is any. Noise would make it any too, so an update that is
-    not lawful (`Evidence.remainder`) tells nothing.
+    not `Evidence.lawful` tells nothing.
 
     Returns:
         The mode, and the reason as a clause.
     """
-    if evidence.update.local_steps > 1 or evidence.remainder is None or evidence.remainder > LAWFUL:
+    if evidence.update.local_steps > 1 or not evidence.lawful:
         return None, ""
     known = evidence.target.known(evidence.weights)
     cosines = []

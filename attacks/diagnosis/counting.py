@@ -11,7 +11,6 @@ from fedveil.attacks.analytic.attack import LARGEST
 from fedveil.attacks.analytic.first_layer import FirstLayer, find_first_layer
 from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
-from fedveil.attacks.diagnosis.last_layer import LAWFUL
 from fedveil.fl.errors import FedveilError
 
 
@@ -24,7 +23,7 @@ def batch(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"{size} images are behind one update",
             "searches blend them, the more the more there are, and most those of one class",
-            "an image alone is the worst case: audit that too (batch_size=1)",
+            f"an image alone is the worst case: look at that too ({evidence.words.batch_size.format(1)})",
         )
 
 
@@ -41,7 +40,7 @@ def equations(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             found,
             f"at least {1 - told / unknown:.0%} of what comes back is the attack's prior, not the client's",
-            "give the attacker images of the kind (auxiliary=): learned priors fill in more than smoothness does",
+            "give the attacker images of the kind (fv.audit(..., auxiliary=)): learned priors fill in more than smoothness",
         )
     else:
         yield Finding(
@@ -80,8 +79,7 @@ def _any(tensor: Tensor | None) -> bool:
 
 def _solved(evidence: Evidence, layer: FirstLayer) -> Finding:
     size = evidence.batch_size
-    lawful = evidence.remainder is not None and evidence.remainder <= LAWFUL
-    rank = rank_of(evidence.gradient[layer.weight]) if lawful else None
+    rank = rank_of(evidence.gradient[layer.weight]) if evidence.lawful else None
     found = f"{layer.weight} and {layer.bias} are linear in all pixels"
     if rank is not None:
         found += f", with a gradient of rank {rank}"
@@ -91,7 +89,7 @@ def _solved(evidence: Evidence, layer: FirstLayer) -> Finding:
             Outlook.HINDERS,
             found,
             f"each image adds at most 1 to the rank: at least {rank} are behind it, not {size}",
-            f"say batch_size={rank} or more",
+            f"say {evidence.words.batch_size.format(rank)} or more",
         )
     if size == 1:
         return Finding(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.attacks.audit.inputs import Updates, as_tensor, as_updates, names_in_order
+from fedveil.attacks.diagnosis.wording import PYTHON, Wording
+from fedveil.attacks.diagnosis.zeros import Zeros, holes, read_zeros
 from fedveil.attacks.labels.last_layer import LastGradient, LastLayer, find_last_layer, last_gradient
 from fedveil.attacks.target.model import TargetModel
 from fedveil.fl.errors import FedveilError, brief
@@ -22,6 +24,8 @@ RANK = 1e-6
 """Singular values below this part of the largest are rounding, for float32."""
 MOST = 4096
 """Rows or columns of which a rank is computed."""
+LAWFUL = 1e-6
+"""Share of energy by which float32 sums may miss the law of `Evidence.remainder`; half precision misses it by more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,7 @@ class Evidence:
         update: the same, understood.
         batch_size: B, images that are said to be behind it.
         shape_guessed: the images' shape was not said.
+        words: for what the caller may say.
     """
 
     model: nn.Module
@@ -105,6 +110,7 @@ class Evidence:
     update: ClientUpdate
     batch_size: int
     shape_guessed: bool
+    words: Wording = PYTHON
 
     @cached_property
     def gradient(self) -> dict[str, Tensor]:
@@ -126,20 +132,42 @@ class Evidence:
             return error
 
     @cached_property
-    def remainder(self) -> float | None:
-        """Share of the last layer's energy in its sum over classes; None where no law says what it is.
-
-        Cross-entropy of a softmax leaves softmax - onehot at each image, which sums to 0 over classes; so do sums over
-        images, steps of plain SGD, and clipped ones. Noise that is independent from entry to entry has as much energy in
-        its sum over classes as in all entries, so the share is that of the noise.
-        """
-        if isinstance(self.head, FedveilError) or not self.update.plain:
+    def head_rows(self) -> Tensor | None:
+        """(k, d + 1) of the last layer's gradient, its bias's last, of what is there of the two; None without that layer."""
+        if isinstance(self.head, FedveilError):
             return None
         gradient = self.head[1]
         parts = [gradient.weight, None if gradient.bias is None else gradient.bias[:, None]]
-        rows = torch.cat([part for part in parts if part is not None], dim=1)
-        energy = float(rows.square().sum())
-        return None if energy == 0 else float(rows.sum(dim=0).square().sum()) / energy
+        return torch.cat([part for part in parts if part is not None], dim=1)
+
+    @cached_property
+    def remainder(self) -> float | None:
+        """Energy of the last layer's sum over classes, in units of the layer's; None where no law says what it is.
+
+        Cross-entropy of a softmax leaves softmax - onehot at each image, which sums to 0 over classes; so do sums over
+        images, steps of plain SGD, and clipped ones. Noise that is independent from entry to entry has as much energy in
+        its sum over classes as in all entries, so this is the share that is noise. Entries that were left out make it
+        anything up to k.
+        """
+        if self.head_rows is None or not self.update.plain:
+            return None
+        energy = float(self.head_rows.square().sum())
+        return None if energy == 0 else float(self.head_rows.sum(dim=0).square().sum()) / energy
+
+    @cached_property
+    def head_holes(self) -> int:
+        """Zeros of the last layer that softmax cross-entropy does not leave."""
+        return 0 if self.head_rows is None or not self.update.plain else holes(self.head_rows)
+
+    @cached_property
+    def zeros(self) -> Zeros:
+        """Where entries are 0, and whether they were left out."""
+        return read_zeros(self.gradient, self.head_holes)
+
+    @property
+    def lawful(self) -> bool:
+        """The last layer's gradient is that of a softmax cross-entropy as far as sums and zeros tell: nothing hides it."""
+        return self.remainder is not None and self.remainder <= LAWFUL and not (self.head_holes or self.zeros.left_out)
 
 
 def rank_of(weight: Tensor) -> int | None:

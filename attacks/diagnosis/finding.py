@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+SHOWN = 3
 
 
 class Outlook(StrEnum):
@@ -100,3 +103,12 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return "\n".join([*(f"{one.outlook:7}  {one.line}" for one in self.findings), f"verdict: {self.verdict}"])
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list that may be long.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

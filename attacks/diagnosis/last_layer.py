@@ -8,15 +8,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
+from fedveil.attacks.diagnosis.evidence import LAWFUL, Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.labels import label_rule, likeliest_rate, recover_labels
 from fedveil.attacks.labels.last_layer import LastGradient, LastLayer
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 
-LAWFUL = 1e-6
-"""Share of energy by which float32 sums may miss the law of `Evidence.remainder`; half precision misses it by more."""
 DROWNED = 0.5
 """Share of the last layer's energy that is none of a gradient, from which on the rest is hard to see."""
 LARGEST = 1.001
@@ -33,6 +31,9 @@ RULES = {
 }
 LOPSIDED = 2
 """So many classes pushed up for each pushed down make a wrong sign likelier than a large batch."""
+CLEAR = 3.0
+"""Standard deviations of noise by which the label's entry lies below all others where the noise did not put it there."""
+TELL = "tell the audit the labels (fv.audit(..., labels=))"
 MOST = 12
 """Labels that are written out."""
 
@@ -40,16 +41,25 @@ MOST = 12
 def law(evidence: Evidence) -> Iterator[Finding]:
     """Whether the gradient is that of a softmax cross-entropy; if not, how much of it is something else."""
     rest = evidence.remainder
-    if rest is None or rest <= LAWFUL:
+    if rest is None or rest <= LAWFUL or evidence.head_rows is None:
         return
-    drowned = rest >= DROWNED
+    if evidence.head_holes and evidence.zeros.left_out:
+        yield Finding(
+            "loss",
+            Outlook.NEUTRAL,
+            f"{evidence.head_holes} of the last layer's {evidence.head_rows.numel()} entries are 0, where softmax"
+            " cross-entropy leaves none",
+            "they were left out, so that its sum over classes can't tell whether there is noise beside",
+        )
+        return
     yield Finding(
         "loss",
         Outlook.HINDERS,
-        f"{rest:.2g} of the last layer's energy is in its sum over classes, where softmax cross-entropy leaves 0",
-        "that share is noise, pruning, weight decay, rounding or another loss"
-        + (": it hides most of the gradient" if drowned else ""),
-        "pass the client's defence (defense=); a loss that is no cross-entropy is attacked by fv.Surrogate(loss=...)",
+        f"{min(rest, 1):.2g} of the last layer's energy is in its sum over classes, where softmax cross-entropy leaves 0",
+        "that share is noise, weight decay, rounding, another loss or another change"
+        + (": it hides most of the gradient" if rest >= DROWNED else ""),
+        "tell the audit the client's defence (fv.audit(..., defense=)); a loss that is no cross-entropy is attacked by"
+        " fv.Surrogate(loss=...)",
     )
 
 
@@ -69,7 +79,12 @@ def scale(evidence: Evidence) -> Iterator[Finding]:
             Outlook.NEUTRAL,
             "the learning rate is not known",
             "the size of a weight change tells nothing: attacks match its direction, and labels of a batch are unsure",
-            "say it: fv.Update.delta(..., learning_rate=, local_steps=)",
+            f"say {evidence.words.rate}",
+        )
+        return
+    if evidence.head_holes and not bool(gradient.bias.all()):
+        yield Finding(
+            "loss scale", Outlook.NEUTRAL, f"{layer.bias} lacks entries that were left out", "its scale can't be told"
         )
         return
     mass = float(gradient.bias.clamp(min=0).sum())
@@ -103,7 +118,7 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             "they can't be read",
             str(evidence.head).removeprefix("labels are unknown, and "),
-            "tell attacks the labels (labels=)",
+            TELL,
         )
         return
     layer, gradient = evidence.head
@@ -114,7 +129,7 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
     if up > max(size, LOPSIDED * down) and not _more_images(evidence, gradient):
         yield from _flipped(evidence)
         return
-    lawful = evidence.remainder is not None and evidence.remainder <= LAWFUL and gradient.bias is not None
+    lawful = evidence.lawful and gradient.bias is not None
     where = layer.bias if gradient.bias is not None else layer.weight
     if up > size and lawful:
         yield Finding(
@@ -122,7 +137,8 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"{where} pushes {up} classes up, so at least so many images are behind it, not {size}",
             "attacks that look for fewer images find none of them",
-            f"say batch_size={up} or more; if it is {size}, a gradient was taken for a weight change or the reverse",
+            f"say {evidence.words.batch_size.format(up)} or more; if it is {size}, a gradient was taken for a weight change"
+            " or the reverse",
         )
         return
     yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
@@ -135,13 +151,14 @@ def _more_images(evidence: Evidence, gradient: LastGradient) -> bool:
 
 def _flipped(evidence: Evidence) -> Iterator[Finding]:
     gradient = evidence.update.kind is UpdateKind.GRADIENT
-    taken, other = ("a gradient", "delta") if gradient else ("a weight change", "gradient")
+    words = evidence.words
+    taken, other = ("a gradient", words.delta) if gradient else ("a weight change", words.gradient)
     yield Finding(
         "kind",
         Outlook.STOPS,
         f"taken for {taken}, it pushes nearly all classes up",
         "it points the wrong way: attacks would look for the opposite",
-        f"pass fv.Update.{other}(...)",
+        f"say {other}",
     )
 
 
@@ -159,21 +176,44 @@ def _reading(evidence: Evidence, layer: LastLayer, gradient: LastGradient, *, un
             "labels",
             Outlook.HINDERS,
             found,
-            "the signs are not those of so many images: noise, a larger batch or another loss",
-            "tell attacks the labels (labels=)",
+            "the signs are not those of so many images: noise, left-out entries, a larger batch or another loss",
+            TELL,
         )
     if rule == "idlg":
-        return Finding(
-            "labels", Outlook.HELPS, found, "a single image's label is certain, whatever is done to the image"
-        )
+        return _of_one_image(evidence, gradient, found)
     known = evidence.update.rate_known
+    if known and not evidence.lawful and evidence.update.plain:
+        return Finding(
+            "labels",
+            Outlook.NEUTRAL,
+            found,
+            "counted from sizes, and those of the last layer are not a gradient's alone: may well be wrong",
+            TELL,
+        )
     return Finding(
         "labels",
         Outlook.HELPS if known else Outlook.NEUTRAL,
         found,
         "counted from sizes: mostly right" if known else "counted from sizes, which a learning rate would make sure of",
-        "" if known else "say it: fv.Update.delta(..., learning_rate=, local_steps=)",
+        "" if known else f"say {evidence.words.rate}",
     )
+
+
+def _of_one_image(evidence: Evidence, gradient: LastGradient, found: str) -> Finding:
+    """How sure the sign of one image's label is, by the noise in the last layer where that can be told."""
+    if evidence.head_holes:
+        meaning = "a single image's label is certain, if what is left of the last layer is as it was"
+        return Finding("labels", Outlook.HELPS, found, meaning)
+    if not evidence.lawful and evidence.remainder is not None and evidence.head_rows is not None:
+        lowest, second = gradient.rows.sort().values[:2].tolist()
+        # Of one entry; a row sum of d has sqrt(d) times that.
+        noise = math.sqrt(evidence.remainder) * float(evidence.head_rows.square().mean().sqrt())
+        if gradient.bias is None:
+            noise *= math.sqrt(evidence.head_rows.shape[1])
+        if second - lowest < CLEAR * math.sqrt(2) * noise:
+            meaning = "the last layer's noise is large enough to have turned that sign"
+            return Finding("labels", Outlook.HINDERS, found, meaning, TELL)
+    return Finding("labels", Outlook.HELPS, found, "a single image's label is certain, whatever is done to the image")
 
 
 def _listed(read: Tensor) -> str:

@@ -63,7 +63,7 @@ def steps(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"BatchNorm counted {own}, not {update.local_steps}",
             "attacks replay the wrong number of them",
-            f"pass fv.Update.delta(..., local_steps={own}, learning_rate=)",
+            f"say {evidence.words.steps.format(own)}",
         )
     elif update.local_steps > 1:
         yield Finding(
@@ -71,7 +71,7 @@ def steps(evidence: Evidence) -> Iterator[Finding]:
             Outlook.HINDERS,
             f"{update.local_steps} of them",
             "their gradients are seen as one sum, at weights that nobody sent; strongest and modern replay them",
-            "" if update.rate_known else "say the learning rate: without it the replay goes by a guess",
+            "" if update.rate_known else f"say {evidence.words.rate}: without the rate the replay goes by a guess",
         )
     if not update.plain:
         yield Finding(
@@ -100,7 +100,7 @@ def randomness(evidence: Evidence) -> Iterator[Finding]:
         Outlook.HINDERS,
         found,
         "the client's draw is unknown, and attacks go without: no image explains the update exactly",
-        "if the client had it off, say mode='eval'",
+        f"if the client had it off, say {evidence.words.mode.format('eval')}",
     )
 
 

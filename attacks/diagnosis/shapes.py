@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from fedveil.attacks.diagnosis.wording import Wording
 from fedveil.attacks.engine.attackable import count_classes
 from fedveil.attacks.target.model import Mode, target_model
 from fedveil.fl.errors import FedveilError
@@ -15,7 +16,7 @@ SIDES = (28, 32, 64, 128, 224, 16, 96, 256)
 """Those of MedMNIST and of CIFAR come first: networks that pool to one pixel take any."""
 
 
-def likely_shape(model: nn.Module, mode: Mode) -> tuple[int, int, int]:
+def likely_shape(model: nn.Module, mode: Mode, words: Wording) -> tuple[int, int, int]:
     """Return the first (C, H, W) of a few usual ones that a network takes.
 
     Raises:
@@ -27,7 +28,7 @@ def likely_shape(model: nn.Module, mode: Mode) -> tuple[int, int, int]:
         except FedveilError:
             continue
         return shape
-    raise FedveilError("image_shape: the model takes none of the usual images; say (C, H, W)")
+    raise FedveilError(f"the model takes none of the usual images: say {words.image_shape}")
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[int, int, int]]:

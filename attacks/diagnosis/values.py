@@ -1,4 +1,4 @@
-"""What the numbers of an update show by themselves: broken, missing, zero, pruned, coarse."""
+"""What the numbers of an update show by themselves: broken, missing, coarse; and how large they are."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from fedveil.attacks.diagnosis.coarseness import coarseness, large_tensors
 from fedveil.attacks.diagnosis.evidence import Evidence
-from fedveil.attacks.diagnosis.finding import Finding, LayerSize, Outlook
+from fedveil.attacks.diagnosis.finding import Finding, LayerSize, Outlook, some
 
-PRUNED = 0.05
-"""Share of zeros among entries that need not be 0, above which they are looked at."""
-CUT = 0.1
-"""The smallest entry that is left, in units of their median: entries that were cut by size leave none near 0. Of a thousand
-numbers that nothing has cut, the smallest is about a thousandth of the median."""
-ENOUGH = 1024
-"""Entries below which the number of distinct values tells nothing."""
-COARSE = 256
-"""Distinct values that make up a coarse tensor, at most."""
 VERY_COARSE = 16
 """Those that 4 bits tell apart: fewer leave hardly more than signs."""
 FAINT = 1e-4
@@ -27,7 +19,6 @@ FAINT = 1e-4
 HEAVY = 0.5
 """Share of the numbers from which on their lack hinders: an image came back exactly without the first layer and its 2 % of
 them. What the last layer's lack costs is said of the labels."""
-SHOWN = 3
 
 
 def broken(counts: Mapping[str, int]) -> Iterator[Finding]:
@@ -36,7 +27,7 @@ def broken(counts: Mapping[str, int]) -> Iterator[Finding]:
         yield Finding(
             "values",
             Outlook.STOPS,
-            f"{sum(counts.values())} NaN or infinite entries, in {_some(list(counts))}",
+            f"{sum(counts.values())} NaN or infinite entries, in {some(list(counts))}",
             "a server turns such an update away, and no image explains it",
             "look for a learning rate that is too high, or half precision without loss scaling",
         )
@@ -51,7 +42,7 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
     trained = [name for name in lacking if parameters[name].requires_grad]
     share = sum(parameters[name].numel() for name in lacking) / sum(p.numel() for p in parameters.values())
     found = (
-        f"{len(lacking)} of {len(parameters)} parameters are not in it ({_some(lacking)}), {share:.0%} of the numbers"
+        f"{len(lacking)} of {len(parameters)} parameters are not in it ({some(lacking)}), {share:.0%} of the numbers"
     )
     if trained and share > HEAVY:
         yield Finding(
@@ -66,80 +57,10 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("parameters", Outlook.NEUTRAL, found, why)
 
 
-def zero(evidence: Evidence) -> Iterator[Finding]:
-    """Tensors that are 0 altogether, and units that are."""
-    dead = [name for name, tensor in evidence.gradient.items() if not bool(tensor.any())]
-    if dead:
-        heavy = any(evidence.gradient[name].ndim > 1 for name in dead)
-        yield Finding(
-            "zero layers",
-            Outlook.HINDERS if heavy else Outlook.NEUTRAL,
-            f"{len(dead)} of {len(evidence.gradient)} tensors are 0 altogether ({_some(dead)})",
-            "no gradient came so far: frozen, dead (no unit awake) or dropped by a defence",
-            "look whether the client trains them" if heavy else "",
-        )
-    asleep = {
-        name: (len(rows), int((~rows).sum()))
-        for name, tensor in evidence.gradient.items()
-        if name not in dead and tensor.ndim > 1 and bool((~(rows := tensor.flatten(1).any(dim=1))).any())
-    }
-    if asleep:
-        name = max(asleep, key=lambda one: asleep[one][1] / asleep[one][0])
-        units, silent = asleep[name]
-        mostly = silent >= 0.9 * units
-        yield Finding(
-            "units",
-            Outlook.HINDERS if mostly else Outlook.NEUTRAL,
-            f"{silent} of {units} units of {name} have no gradient",
-            "asleep for all images of the batch, or pruned: the others tell what there is to tell",
-        )
-
-
-def pruned(evidence: Evidence) -> Iterator[Finding]:
-    """Zeros that no sleeping unit and no dark pixel accounts for."""
-    matrices = [tensor.flatten(1) for tensor in evidence.gradient.values() if tensor.ndim > 1 and bool(tensor.any())]
-    # A row is 0 where a unit sleeps, a column where an input is 0.
-    live = [m[m.any(dim=1)][:, m.any(dim=0)] for m in matrices]
-    entries = sum(m.numel() for m in live)
-    zeros = entries - sum(int(m.count_nonzero()) for m in live)
-    if not entries or zeros <= PRUNED * entries:
-        return
-    left = torch.cat([m[m != 0].abs() / m.abs().max() for m in live])
-    cut = all(_smallest(m) > CUT for m in live if int(m.count_nonzero()) >= ENOUGH) and len(left) >= ENOUGH
-    found = f"{zeros / entries:.0%} of the entries that could be something are 0"
-    if cut:
-        yield Finding(
-            "pruning",
-            Outlook.HINDERS,
-            f"{found}, and none of the others is small",
-            "they were cut by size: what was cut is lost, what is left is as it was",
-            "pass the client's defence (defense=): adaptive attacks match the visible entries alone",
-        )
-    elif evidence.batch_size == 1:
-        yield Finding(
-            "pruning",
-            Outlook.HINDERS,
-            found,
-            "a mask may have been laid over the update; sparse maps behind ReLU and dark borders leave some, too",
-            "pass the client's defence (defense=): adaptive attacks match the visible entries alone",
-        )
-    else:
-        yield Finding("pruning", Outlook.NEUTRAL, found, "units that sleep for some images of a batch leave as many")
-
-
-def _smallest(matrix: Tensor) -> float:
-    left = matrix[matrix != 0].abs()
-    return float(left.min() / left.median())
-
-
 def coarse(evidence: Evidence) -> Iterator[Finding]:
     """Few distinct values, or numbers that went through half precision."""
-    sent = [tensor[tensor != 0] for tensor in evidence.update.tensors.values()]
-    large = [tensor for tensor in sent if tensor.numel() >= ENOUGH]
-    counts = [len(tensor.unique()) for tensor in large]
-    few = [n for n, tensor in zip(counts, large, strict=True) if n <= COARSE]
-    if large and len(few) == len(large):
-        distinct = max(few)
+    large, distinct = large_tensors(evidence.update), coarseness(evidence.update)
+    if distinct is not None:
         sizes = max(len(tensor.abs().unique()) for tensor in large)
         what = "one size each, so signs alone" if sizes == 1 else f"{distinct} distinct values at most"
         bits = max(1, math.ceil(math.log2(distinct)))
@@ -150,7 +71,7 @@ def coarse(evidence: Evidence) -> Iterator[Finding]:
             "a distance to it has a floor that no image gets below"
             if distinct <= VERY_COARSE
             else "rounding as fine as this costs an attack little",
-            "pass the client's defence (defense=), and trust no attack that has not heard of it"
+            "tell the audit the client's defence (fv.audit(..., defense=)), and trust no attack that has not heard of it"
             if distinct <= VERY_COARSE
             else "",
         )
@@ -201,7 +122,3 @@ def norms(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "gradient", Outlook.NEUTRAL, found, f"{first.name}, the first layer that was sent, has its part of it"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

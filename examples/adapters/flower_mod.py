@@ -26,8 +26,7 @@ def audit_mod(message, context, call_next):
     return reply
 
 
-@client.train(mods=[audit_mod])
-def train(message, context):
+def take_a_step(message, context):
     """Take one step on the client's only image: the worst case."""
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     own = images.take([context.node_config["partition-id"]])
@@ -36,6 +35,9 @@ def train(message, context):
     torch.optim.SGD(model.parameters(), lr=RATE).step()
     content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(own)})}
     return Message(RecordDict(content), reply_to=message)
+
+
+client.train(mods=[audit_mod])(take_a_step)
 
 
 @server.main()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.memory import check_room
@@ -90,11 +90,26 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 yield image
         except FedveilError:
             raise
+        except UnidentifiedImageError as error:
+            raise FedveilError(
+                f"{path}: this image cannot be read ({_unknown(file)}); allowed: {', '.join(FORMATS)}"
+            ) from error
         except Exception as error:  # Pillow's readers each raise their own
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FedveilError(
                 f"{path}: this image cannot be read, or it is damaged ({reason}); allowed: {', '.join(FORMATS)}"
             ) from error
+
+
+def _unknown(file: BinaryIO) -> str:
+    """Say what a file is in which Pillow finds no image; its own words name the object that it read, and no file."""
+    file.seek(0)
+    head = file.read(132)
+    if not head:
+        return "it is empty"
+    if head[128:] == b"DICM":
+        return "it is a DICOM file: save its pixels as PNG or TIFF, of 16 bits if you like"
+    return "its content is that of no image, or of another format"
 
 
 def _check_pixels(path: Path, image: Image.Image) -> None:

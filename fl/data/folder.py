@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,28 @@ def _files(folder: Path, label: int) -> list[LabelledFile]:
     return [LabelledFile(path, label) for path in paths]
 
 
+def _count(files: Sequence[LabelledFile]) -> str:
+    return f"{len(files)} image file{'' if len(files) == 1 else 's'}"
+
+
+def _hint(folder: Path, files: Sequence[LabelledFile]) -> str:
+    """What may be wrong with a class folder without image files, as the end of a sentence."""
+    if files:
+        return ""
+    inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    if not inside:
+        return "; it is empty: remove it if it is no class"
+    folders = [path.name for path in inside if path.is_dir()]
+    if folders:
+        return f"; it holds folders ({_some(folders)}): image files have to lie in it, not below"
+    endings = list(dict.fromkeys(path.suffix.lower() or path.name for path in inside))
+    return f"; it holds other files ({_some(endings)}): image files end in {', '.join(sorted(_ENDINGS))}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def _splits_on_disk(root: Path, classes: tuple[str, ...]) -> FileSplits:
     def files(split: str) -> tuple[LabelledFile, ...]:
         folder = root / split
@@ -134,7 +157,11 @@ def _splits_on_disk(root: Path, classes: tuple[str, ...]) -> FileSplits:
         for name in present:
             if name not in classes:
                 raise FedveilError(f"{folder / name}: train has no such class; allowed: {', '.join(classes)}")
-        return tuple(file for name in present for file in _files(folder / name, classes.index(name)))
+        found = {name: _files(folder / name, classes.index(name)) for name in present}
+        for name, held in found.items():
+            if split == "train" and not held:
+                raise FedveilError(f"{folder / name}: 0 image files; allowed: at least one{_hint(folder / name, held)}")
+        return tuple(file for held in found.values() for file in held)
 
     if not (root / "test").is_dir():
         raise FedveilError(f"{root}: there is train/ but no test/; needed: both, or class folders alone")
@@ -148,7 +175,9 @@ def _drawn_splits(root: Path, classes: tuple[str, ...], seed: int) -> FileSplits
     for label, name in enumerate(classes):
         files = _files(root / name, label)
         if len(files) < 2:
-            raise FedveilError(f"{root / name}: {len(files)} image files; allowed: 2 and more, to train and to test on")
+            raise FedveilError(
+                f"{root / name}: {_count(files)}; allowed: 2 and more, to train and to test on{_hint(root / name, files)}"
+            )
         order = numpy_stream(seed, "data", "folder", name).permutation(len(files))
         shuffled = [files[index] for index in order]
         tests = max(1, round(_TEST_SHARE * len(files)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedveil.fl.data.checks import Array, SplitArrays, checked_data, checked_images
+from fedveil.fl.data.classes import as_classes
 from fedveil.fl.data.conversion import as_pictures
 from fedveil.fl.data.files import check_members, open_plain
 from fedveil.fl.data.fitting import DEFAULT, Fit, check_fit, fit_note, fitted_arrays
@@ -129,8 +130,9 @@ class NpzSource(Source):
     """The user's own archive.
 
     Keys: ``train_images`` and ``test_images`` (n, H, W), (n, H, W, C) or (n, C, H, W), C 1 or 3, and ``train_labels`` and
-    ``test_labels`` (n,) or (n, 1) integers; optional: ``val_images`` with ``val_labels``, and ``label_names`` (classes,)
-    text. Images are bytes, or are made so (`fedveil.fl.data.conversion`), which `ImageData.notes` say.
+    ``test_labels`` (n,) or (n, 1) whole numbers or (n, classes) one-hot rows; optional: ``val_images`` with ``val_labels``,
+    and ``label_names`` (classes,) text. Images are bytes, or are made so (`fedveil.fl.data.conversion`), and labels are
+    whole numbers, or are made so (`fedveil.fl.data.classes`), which `ImageData.notes` say.
 
     Args:
         path: absolute, or relative to the working folder or to a search folder.
@@ -186,17 +188,23 @@ def _splits(arrays: NpzArrays) -> dict[str, Array]:
 
 def _with(arrays: NpzArrays, images: Mapping[str, Array]) -> NpzArrays:
     """The same with other images, by the names of `_splits`."""
-    val = None if arrays.val is None else replace(arrays.val, pixels=images["val_images"])
-    train, test = (
-        replace(part, pixels=images[key])
-        for part, key in ((arrays.train, "train_images"), (arrays.test, "test_images"))
-    )
-    return replace(arrays, train=train, val=val, test=test)
+    return _each(arrays, lambda split, part: replace(part, pixels=images[f"{split}_images"]))
+
+
+def _each(arrays: NpzArrays, change: Callable[[str, SplitArrays], SplitArrays]) -> NpzArrays:
+    val = None if arrays.val is None else change("val", arrays.val)
+    return replace(arrays, train=change("train", arrays.train), val=val, test=change("test", arrays.test))
 
 
 def _converted(arrays: NpzArrays, where: str) -> tuple[NpzArrays, tuple[str, ...]]:
     found, notes = as_pictures(_splits(arrays), where)
-    return _with(arrays, found), notes
+    labels = {"train": arrays.train.labels, "test": arrays.test.labels}
+    if arrays.val is not None:
+        labels["val"] = arrays.val.labels
+    numbers, more = as_classes({f"{split}_labels": given for split, given in labels.items()}, where)
+    return _each(
+        _with(arrays, found), lambda split, part: replace(part, labels=numbers[f"{split}_labels"])
+    ), notes + more
 
 
 def _sized(arrays: NpzArrays, size: int, fit: Fit, where: str) -> tuple[NpzArrays, tuple[str, ...]]:

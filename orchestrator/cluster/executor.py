@@ -24,6 +24,7 @@ from ray.exceptions import (
 
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, Slot
+from fedveil.fl.progress import Pace
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, first_line
 from fedveil.orchestrator.cluster.progress import Say, log_to
 
@@ -259,6 +260,8 @@ class RayExecutor:
         self._fill()
         work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
         sent = self.broadcast(tuple(shared))
+        # Each item may be too quick to say anything, and all of them together take minutes.
+        pace = Pace()
         running: dict[Any, tuple[int, int]] = {}
         starting = {start.slot for start in self._starting.values()}
         free = deque(slot for slot in self._actors if slot not in starting)
@@ -282,13 +285,15 @@ class RayExecutor:
                         if not (running or free):
                             work.fail(error)
                         elif self.say is not None:
-                            self.say(f"note: {error}; going on with {len(self._actors)}")
+                            self.say(f"{error}; going on with {len(self._actors)}")
                     except FedveilError as error:
                         work.fail(error)
                 else:
                     slot, index = running.pop(ref)
                     if self._collect(ref, slot, index, work):
                         free.append(slot)
+                    with log_to(self.say):
+                        pace.say(len(work.done) / len(items), f"{_words(task)}: {len(work.done)} of {len(items)}")
         return work.results()
 
     def close(self) -> None:

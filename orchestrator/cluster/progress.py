@@ -18,6 +18,8 @@ from fedveil.fl.progress import EVERY, duration
 
 Say = Callable[[str], None]
 """Is told a line."""
+NOTE = "note: "
+"""Begins what trials say of how their numbers are to be read: mostly the same of all trials of a sweep."""
 _LAST_CALL = 1.0
 """Seconds for actors to end in, once they are not wanted any more."""
 
@@ -59,6 +61,7 @@ class _Board:
     ) -> None:
         self._name = name
         self._lines: list[tuple[str, str]] = []
+        self._noted: dict[str, str] = {}
         self._at_work: list[Any] = []
         self._over = False
         self._trials = trials
@@ -81,7 +84,9 @@ class _Board:
         return self._at_work
 
     def post(self, who: str, text: str) -> None:
-        self._lines.append((who, text))
+        """Keep a line; not a note that another trial's is."""
+        if not text.startswith(NOTE) or self._noted.setdefault(text, who) == who:
+            self._lines.append((who, text))
 
     def end(self) -> None:
         """A trial is over. Where others are to come, say how long that will take if they are like those before."""

@@ -160,7 +160,7 @@ def _ray_for(experiment: Experiment, address: str | None, console: Console) -> I
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())
         with console.status("starting Ray"):
-            own = {"experiment": experiment.experiment, "kind": "sweep" if experiment.search else "run"}
+            own = {"job_name": experiment.experiment, "kind": "sweep" if experiment.search else "run"}
             stack.enter_context(connect(address, cpus=cpus, metadata=own))
         interrupts.install()
         yield

@@ -25,11 +25,13 @@ class RunResult:
         experiment: its name.
         rows: the trials' parameters and final metrics.
         root: the experiment's folder.
+        uri: of MLflow, where they are recorded.
     """
 
     experiment: str
     rows: tuple[TrialRow, ...]
     root: Path
+    uri: str
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -59,9 +61,9 @@ class SweepResult(RunResult):
     files: tuple[Path, ...] = ()
 
 
-def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: ExperimentPaths) -> SweepResult:
+def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: ExperimentPaths, uri: str) -> SweepResult:
     """Draw the Pareto figure and the comparison of the victims, and pick the front."""
-    result = SweepResult(experiment, tuple(rows), paths.root, front=tuple(front_of(rows)))
+    result = SweepResult(experiment, tuple(rows), paths.root, uri, front=tuple(front_of(rows)))
     figures = []
     if any(row.finished and TRADE_OFF.keys() <= row.metrics.keys() for row in rows):
         from fedveil.orchestrator.report.figures import pareto_figure

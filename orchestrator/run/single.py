@@ -65,7 +65,7 @@ def run_single(experiment: Experiment, setup: Setup, console: Console, *, resume
         TrialRow(name, "FINISHED", params_of(one), metrics)
         for name, one, metrics in zip(memory.trials, one_per_seed(experiment), saved.finished, strict=True)
     ]
-    return RunResult(experiment.experiment, tuple(rows), paths.root)
+    return RunResult(experiment.experiment, tuple(rows), paths.root, tracking.uri)
 
 
 def _memory(experiment: Experiment, paths: ExperimentPaths, *, resume: bool) -> RunMemory:
@@ -93,7 +93,7 @@ def _run(
         said(f"this run has finished: there is nothing to resume in {runs(paths).file}; start another without --resume")
         return saved
     workers = workers_of(experiment, at_once=1)
-    said(f"{workers} worker slot(s), recorded in {without_passwords(tracking.uri)}")
+    said(f"{workers} worker slot(s), recorded in {without_passwords(tracking.uri)}, files in {paths.root}")
 
     def keep(saved: Saved, running: Mapping[str, float] | None) -> None:
         done = len(saved.finished) == len(seeds)

@@ -111,7 +111,7 @@ def _sweep_in(
     plainly(console)(
         f"{experiment.experiment}: {trials} trials, {workers} worker(s) each with"
         f" {amounts({'CPU': resources.cpus_per_worker, 'GPU': resources.gpus_per_worker})}, recorded in"
-        f" {without_passwords(tracking.uri)}"
+        f" {without_passwords(tracking.uri)}, files in {paths.root}"
     )
     with (
         delivering(tracking.spool_folder, plainly(console)),
@@ -157,7 +157,7 @@ def _sweep_in(
                 private_tree(storage)  # Tune writes for everybody, into a folder that is not
             rows += [row for i in range(len(results)) for row in rows_of(results[i], job)]
             parent.fail_dead({row.name: row.error for row in rows if row.error is not None})
-        outcome = summarise_sweep(experiment.experiment, rows, paths)
+        outcome = summarise_sweep(experiment.experiment, rows, paths, tracking.uri)
         drawn = [path for path in outcome.files if path.exists()]
         charts = [path for path in drawn if path.name == CHART]
         parent.summary(outcome.metrics, charts, step=starts, pictures=[path for path in drawn if path.name != CHART])
@@ -166,8 +166,11 @@ def _sweep_in(
 
 def _tuner(part: Part, job: TrialJob, experiment: Experiment, say: Say) -> tune.Tuner:
     resources = experiment.resources
+    trial = tune.with_parameters(run_tuned_trial, job=job)
+    # Ray's dashboard shows this of each process that leads trials, of one after the other.
+    trial.__name__ = f"{experiment.experiment}: trials"
     trainable = tune.with_resources(
-        tune.with_parameters(run_tuned_trial, job=job),
+        trial,
         placement_group(
             job.workers,
             cpus_per_worker=resources.cpus_per_worker,

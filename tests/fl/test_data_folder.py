@@ -209,11 +209,26 @@ def test_errors_are_one_line_and_name_the_place(tmp_path: Path) -> None:
     paint(tmp_path / "a" / "0.png", 1)
     paint(tmp_path / "a" / "1.png", 1)
     (tmp_path / "b").mkdir()
-    refuses("b: 0 image files; allowed: 2 and more")
+    refuses("b: 0 image files; allowed: 2 and more, to train and to test on; it is empty: remove it if it is no class$")
+    (tmp_path / "b" / "scan.DCM").write_bytes(b"")
+    refuses(r"; it holds other files \(\.dcm\): image files end in \.bmp, \.gif, ")
+    (tmp_path / "b" / "scan.DCM").unlink()
+    for number in range(4):
+        (tmp_path / "b" / f"patient{number}").mkdir()
+    refuses(r"; it holds folders \(patient0, patient1, patient2, \.\.\.\): image files have to lie in it, not below$")
+    for number in range(4):
+        (tmp_path / "b" / f"patient{number}").rmdir()
     paint(tmp_path / "b" / "0.png", 1)
-    refuses("b: 1 image files; allowed: 2 and more")
+    refuses("b: 1 image file; allowed: 2 and more, to train and to test on$")
     (tmp_path / "b" / "1.png").write_bytes(b"no image")
-    refuses(r"1\.png: this image cannot be read")
+    formats = "allowed: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP$"
+    refuses(
+        rf"b/1\.png: this image cannot be read \(its content is that of no image, or of another format\); {formats}"
+    )
+    (tmp_path / "b" / "1.png").write_bytes(b"")
+    refuses(rf"b/1\.png: this image cannot be read \(it is empty\); {formats}")
+    (tmp_path / "b" / "1.png").write_bytes(bytes(128) + b"DICM" + bytes(40))
+    refuses(r"b/1\.png: this image cannot be read \(it is a DICOM file: save its pixels as PNG or TIFF, ")
     whole = (tmp_path / "b" / "0.png").read_bytes()
     (tmp_path / "b" / "1.png").write_bytes(whole[:45])
     refuses(r"1\.png: this image cannot be read, or it is damaged")
@@ -234,6 +249,10 @@ def test_errors_of_ready_made_splits(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
     for name in ("a", "c"):
         paint(tmp_path / "test" / name / "0.png", 1)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(FedveilError, match="train/empty: 0 image files; allowed: at least one; it is empty: remove it"):
+        load_data(f"folder:{tmp_path}")
+    (tmp_path / "train" / "empty").rmdir()
     with pytest.raises(FedveilError, match="c: train has no such class; allowed: a, b"):
         load_data(f"folder:{tmp_path}")
 

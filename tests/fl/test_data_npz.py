@@ -138,6 +138,33 @@ def test_floats_with_channels_first_are_converted_and_said(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.filterwarnings("ignore::fedveil.fl.errors.FedveilWarning")
+@pytest.mark.parametrize(
+    ("labels", "done"),
+    [
+        (np.array([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], np.float32), "were float32, and were taken for whole numbers"),
+        (np.array([[0.0], [1.0], [2.0], [0.0], [1.0], [2.0]]), "were float64, and were taken for whole numbers"),
+        (np.eye(3)[[0, 1, 2, 0, 1, 2]], "were one-hot rows"),
+        (np.eye(3, dtype=bool)[[0, 1, 2, 0, 1, 2]], "were one-hot rows"),
+    ],
+)
+def test_labels_that_are_no_integers_are_converted_and_said(tmp_path: Path, labels: Any, done: str) -> None:
+    data = load_data(saved(tmp_path, train_labels=labels))
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.notes == (f"{tmp_path / 'mine.npz'}: train_labels {done}",)
+    both = load_data(saved(tmp_path, train_labels=labels, val_labels=labels, val_images=good()["train_images"]))
+    assert both.val.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert both.notes == (f"{tmp_path / 'mine.npz'}: train_labels, val_labels {done}",)
+
+
+@pytest.mark.filterwarnings("ignore::fedveil.fl.errors.FedveilWarning")
+def test_truth_values_are_two_classes(tmp_path: Path) -> None:
+    both = {f"{split}_labels": np.arange(count) % 2 == 1 for split, count in (("train", 6), ("test", 4))}
+    data = load_data(saved(tmp_path, **both))
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.notes[0].endswith(": train_labels, test_labels were bool, and were taken for whole numbers")
+
+
 def test_found_by_name_in_a_search_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path)
     monkeypatch.setenv("FEDVEIL_DATA", str(tmp_path))
@@ -322,8 +349,26 @@ def test_a_pickle_as_member_is_not_unpickled(tmp_path: Path) -> None:
         ({"train_images": np.zeros((6, 7, 4, 5), np.uint8)}, r"train_images: the shape is \(6, 7, 4, 5\)"),
         ({"train_images": np.zeros((6, 0, 5), np.uint8)}, r"train_images: the shape is \(6, 0, 5\)"),
         ({"test_images": np.zeros((4, 5, 5), np.uint8)}, r"of test is \(1, 5, 5\), of train \(1, 4, 5\)"),
-        ({"train_labels": np.zeros(6)}, "train_labels: the dtype is float64; allowed: integers"),
-        ({"train_labels": np.zeros((6, 2), np.uint8)}, r"train_labels: the shape is \(6, 2\)"),
+        (
+            {"train_labels": np.array([0, 1, 2, 0, 1.5, 2])},
+            r"train_labels: 1\.5 is no whole number; allowed: whole numbers from 0, \(n,\) or \(n, 1\), or one-hot rows",
+        ),
+        ({"test_labels": np.array([0, 1, np.nan, 2])}, "test_labels: nan is no whole number; allowed: "),
+        ({"test_labels": np.array([0, 1j, 1, 2])}, "test_labels: the dtype is complex128; allowed: whole numbers"),
+        (
+            {"train_labels": np.array(["cat", "dog", "elk"] * 2)},
+            r"train_labels: the labels are text; number them \(names, numbers = np\.unique\(labels, return_inverse=True\)\)",
+        ),
+        (
+            {"train_labels": np.array([[1, 0, 0], [0, 1, 2]] * 3)},
+            r"train_labels: the shape is \(6, 3\), and row 1 is not one-hot; allowed: ",
+        ),
+        ({"train_labels": np.zeros((6, 2), np.uint8)}, "train_labels: row 0 names 0 classes; one class for each image"),
+        (
+            {"train_labels": np.array([[1, 0, 0], [0, 1, 1]] * 3, np.uint8)},
+            "train_labels: row 1 names 2 classes; .* choose one finding, or make a class of each combination$",
+        ),
+        ({"train_labels": np.zeros((6, 2, 2), np.uint8)}, r"train_labels: the shape is \(6, 2, 2\); allowed: \(n,\)"),
         ({"train_labels": np.array([0, 1, 2])}, "train has 6 images but 3 labels"),
         ({"train_labels": np.array([0, 1, 2, 0, 1, -1])}, "train_labels: the label -1 is out of range"),
         (

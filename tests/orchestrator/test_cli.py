@@ -217,6 +217,7 @@ def test_data_list(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert {"mni152", "pneumoniamnist", "cifar10", "mnist", "fashionmnist"} <= lines.keys()
     assert "28 to 64" in lines["mni152"]
     assert "28, 64, 128, 224" in lines["pneumoniamnist"]
+    assert lines["pneumoniamnist"].rstrip().endswith("MedMNIST v2 (Zenodo)")
 
 
 def test_no_name_is_cut_in_a_narrow_window(
@@ -231,6 +232,39 @@ def test_no_name_is_cut_in_a_narrow_window(
     (own,) = [line for line in lines if "npz:a_data_set_of_our_own.npz" in line]
     assert own.split()[1] == "yes"
     assert not any("…" in line for line in lines)
+    # No word of a source is broken: there is no room for them, and the last line says where they stand.
+    assert not any("Zenodo" in line for line in lines)
+    assert lines[-1] == "fedveil list data NAME says where one comes from"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_name_longer_than_the_window_runs_on(
+    columns: int, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FEDVEIL_DATA", str(folder))
+    name = f"{'long_' * 30}.npz"
+    (folder / "two.npz").rename(folder / name)
+    assert main(["data", "list"]) == 0
+    assert any(line.split()[:2] == [f"npz:{name}", "yes"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_log_leaves_no_column_out_and_a_window_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ["utility/accuracy", "utility/clean_accuracy", "privacy/mse", "privacy/trained_mse", "privacy/baseline_mse"]
+    keys += ["privacy/psnr", "privacy/ssim", "privacy/identification_rate", "cost/train_seconds", "cost/attack_seconds"]
+    row = TrialRow("t", "FINISHED", {"defense.name": "latent", "seed": 0}, dict.fromkeys(keys, 0.5))
+    monkeypatch.setattr("fedveil.orchestrator.report.recorded.rows_from_mlflow", lambda *_: [row])
+    monkeypatch.setattr("fedveil.orchestrator.report.recorded.records_from_mlflow", lambda *_: {})
+    said = {}
+    for columns in (None, "60"):
+        monkeypatch.delenv("COLUMNS", raising=False) if columns is None else monkeypatch.setenv("COLUMNS", columns)
+        assert main(["report", "x"]) == 0
+        said[columns] = capsys.readouterr().out
+    assert "SSIM" in said[None]
+    assert "Left out" not in said[None]
+    assert "Left out where the window is narrow: " in " ".join(said["60"].split())
 
 
 def test_data_get_prints_the_place(
@@ -248,9 +282,22 @@ def _connected(*arguments: object, **options: object) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize(("status", "code"), [("FINISHED", 0), ("FAILED", 1), ("KILLED", 0)])
+@pytest.mark.parametrize(
+    ("status", "code", "uri", "option"),
+    [
+        ("FINISHED", 0, "sqlite:///mlflow.db", ""),
+        ("FAILED", 1, "http://ann:secret@mlflow:5000", " --uri http://mlflow:5000"),
+        ("KILLED", 0, "sqlite:////somewhere/else.db", " --uri sqlite:////somewhere/else.db"),
+    ],
+)
 def test_a_run_writes_its_results_and_says_whether_it_failed(
-    status: str, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: str,
+    code: int,
+    uri: str,
+    option: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run_single(experiment: Experiment, setup: Setup, console: Console, *, resume: bool) -> RunResult:
         assert experiment.fl.rounds == 3
@@ -262,15 +309,16 @@ def test_a_run_writes_its_results_and_says_whether_it_failed(
         own.folder.mkdir(parents=True)
         save_records((), own.records)
         own.grid.touch()
-        return RunResult("tiny", (row,), folder)
+        return RunResult("tiny", (row,), folder, uri)
 
     monkeypatch.setattr(CONNECT, _connected)
     monkeypatch.setattr("fedveil.orchestrator.run.single.run_single", run_single)
     assert main(["run", "tiny.yaml", "--set", "fl.rounds=3", "--json", "r.json"]) == code
     ended = capsys.readouterr().out.splitlines()[-4:]
     assert ended[:2] == ["pictures    trials/t/reconstruction.png", "per trial   trials"]
-    assert "fedveil ui" in ended[2]
-    assert "fedveil report tiny --html tiny.html" in ended[3]
+    # The shell in which they are typed may not have the job's variables.
+    assert ended[2].endswith(f"fedveil ui{option}")
+    assert ended[3].endswith(f"fedveil report tiny{option} --html tiny.html")
     written = json.loads(
         (folder / "r.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
     )

@@ -80,6 +80,12 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _shown_actors(url: str) -> set[str]:
+    """What Ray's dashboard shows of actors, those that are over among them."""
+    with urlopen(f"{url}/api/v0/actors?detail=true&limit=100", timeout=30) as answer:
+        return {actor["repr_name"] for actor in json.load(answer)["data"]["result"]["result"]}
+
+
 @pytest.mark.slow
 def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     head: str, ray_folder: Path, mlflow_server: MlflowServer, tmp_path: Path, modules: Path
@@ -102,6 +108,7 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     for override in [*CUT_DOWN, "experiment=by-job"]:
         entry += ["--set", override]
     command = [RAY, "job", "submit", "--address", head, "--working-dir", "."]
+    command += ["--submission-id", "by-job-1", "--metadata-json", json.dumps({"job_name": "by-job"})]
     command += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", *entry]
     client_environment = {**environment, "RAY_AUTH_MODE": "disabled"}
     for _ in range(30):
@@ -113,6 +120,14 @@ def test_ray_job_submit_runs_a_sweep_with_a_plugin_into_an_mlflow_server(
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     (job,) = [job for job in JobSubmissionClient(head).list_jobs() if job.submission_id]
+    assert (job.submission_id, (job.metadata or {})["job_name"]) == ("by-job-1", "by-job")
+    assert {"by-job: trials", "by-job: worker 0", "by-job: messages"} <= _shown_actors(head)
+    # One line for what holds of all trials, and all columns: a log is not a window.
+    lines = said.splitlines()
+    notes = [line.partition("note: ")[2] for line in lines if "note: " in line]
+    assert len(notes) == len(set(notes))
+    assert not any("Left out where the window is narrow" in line for line in lines)
+    assert f"A page to hand on:  fedveil report by-job --uri {mlflow_server.uri} --html by-job.html" in lines
     package = Path(urlsplit((job.runtime_env or {})["working_dir"]).netloc).stem
     (unpacked,) = ray_folder.glob(f"session_2*/runtime_resources/working_dir_files/{package}")
     uploaded = [file for file in unpacked.rglob("*") if file.is_file()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedveil.attacks.diagnosis.wording import PYTHON
 from fedveil.orchestrator.cli import main
+from fedveil.orchestrator.update_doctor import OPTIONS
 
 Tell = Callable[..., tuple[int, str, str]]
 
@@ -45,8 +48,11 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 def gradient(net: nn.Module) -> dict[str, Tensor]:
     x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
-    loss = nn.functional.cross_entropy(net(x), torch.tensor([2]))
-    return {n: g for (n, _), g in zip(net.named_parameters(), torch.autograd.grad(loss, net.parameters()), strict=True)}
+    return dict(zip(dict(net.named_parameters()), grads(net, x, torch.tensor([2])), strict=True))
+
+
+def grads(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
 
 
 @pytest.fixture
@@ -71,7 +77,10 @@ def test_a_gradient_in_a_file(tell: Tell) -> None:
     assert any(line.startswith("helps    labels: 2, by the sign of 3.weight and 3.bias (idlg); ") for line in lines)
     # 16 * 8 + 8 numbers, and 8 * 3 + 3.
     assert [line.split()[:2] for line in lines if line.split()[:1] in (["1"], ["3"])] == [["1", "136"], ["3", "27"]]
-    assert not [line for line in lines if "weights: as" in line]
+    assert not [line for line in lines if "neutral  model: " in line]
+    assert any(
+        line.startswith("neutral  weights: the gradient of 3.weight is what one image leaves at") for line in lines
+    )
 
 
 @pytest.mark.usefixtures("model")
@@ -79,7 +88,53 @@ def test_a_gradient_in_a_file(tell: Tell) -> None:
 def test_without_weights_it_says_what_rests_on_them(tell: Tell, name: str) -> None:
     code, out, _ = tell("--update", "gradient.pt", "--model", name, "--image-shape", "1x4x4")
     assert code == 0
-    assert out.startswith(f"neutral  weights: as {name} makes them; ")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"neutral  model: its weights are as {name} makes them; ")
+    assert lines[0].endswith(" -> --weights FILE")
+    # They are not, and it tells.
+    assert any(line.startswith("hinders  weights: ") for line in lines)
+
+
+@pytest.mark.usefixtures("model")
+def test_a_model_that_makes_the_very_weights_needs_no_file(tell: Tell) -> None:
+    Path("same_net.py").write_text(NET + "\nimport torch\nmade.load_state_dict(torch.load('sent.pt'))\n")
+    _, out, _ = tell("--update", "gradient.pt", "--model", "./same_net.py:made", "--image-shape", "1x4x4")
+    assert "neutral  model: " not in out
+    assert "neutral  weights: the gradient of 3.weight is what one image leaves at the weights given, to " in out
+
+
+def test_every_word_of_python_has_an_option() -> None:
+    python, options = asdict(PYTHON), asdict(OPTIONS)
+    assert {name for name, said in options.items() if not said.startswith("--") or said == python[name]} == set()
+    assert {name for name, said in options.items() if ("{" in said) != ("{" in python[name])} == set()
+
+
+def test_it_names_options_where_python_has_keywords(model: nn.Module, tell: Tell) -> None:
+    x, y = torch.rand((4, 1, 4, 4), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2])
+    batch = dict(zip(dict(model.named_parameters()), grads(model, x, y), strict=True))
+    torch.save(batch, "batch.pt")
+    torch.save({name: -0.01 * g for name, g in gradient(model).items()}, "change.pt")
+    torch.save({name: 1.1 * p.detach() for name, p in model.named_parameters()}, "after.pt")
+    given = ("--model", "doctor_net:Net", "--weights", "sent.pt")
+    said = {
+        name: "".join(tell("--update", f"{name}.pt", *options, *given)[1:])
+        for name, options in {
+            "batch": ("--batch-size", "2"),
+            "change": ("--kind", "delta"),
+            "gradient": ("--kind", "delta"),
+            "after": (),
+        }.items()
+    }
+    assert "at least 4 are behind it, not 2 -> say --batch-size 4 or more" in said["batch"]
+    assert "look at that too (--batch-size 1)" in said["batch"]
+    assert " -> say --kind delta (or weights) --learning-rate RATE --local-steps N" in said["change"]
+    assert " -> say --kind gradient" in said["gradient"]
+    assert "say --kind delta (or weights, for those after training)" in said["after"]
+    # What has no option is named as what it is of.
+    for text in said.values():
+        assert not [
+            word for word in text.split() if "fv." in word and "fv.audit(" not in word and "fv.Surro" not in word
+        ]
 
 
 def test_weights_after_training_and_their_change(model: nn.Module, tell: Tell) -> None:

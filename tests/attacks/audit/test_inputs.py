@@ -195,7 +195,7 @@ def spoilt(name: str, value: Any) -> Any:
         ),
         (
             lambda model: {name: after(model)[name] for name in NAMES},
-            "update: these look like a client's weights, not like a gradient: subtract the weights",
+            "update: these look like a client's weights, not like a gradient, and those that the server sent",
         ),
         (
             lambda model: list(model.state_dict().values()),

@@ -103,5 +103,5 @@ def test_a_usual_shape_that_fits_is_taken(look: Look, model: nn.Module, shape: s
 
 def test_no_usual_shape_fits() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(50, 2))
-    with pytest.raises(FedveilError, match=r"^image_shape: the model takes none of the usual images; say \(C, H, W\)$"):
+    with pytest.raises(FedveilError, match=r"^the model takes none of the usual images: say image_shape=\(C, H, W\)$"):
         diagnose(model, fv.Update.gradient({"1.weight": torch.ones(2, 50)}))

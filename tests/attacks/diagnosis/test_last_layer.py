@@ -80,11 +80,11 @@ def test_a_weight_change_that_was_passed_for_a_gradient(look: Look) -> None:
     model = network()
     change = {name: -0.1 * tensor for name, tensor in gradient(model, [3]).items()}
     found = look(model, change, image_shape=SHAPE)["kind"]
-    assert (found.outlook, found.advice) == (Outlook.STOPS, "pass fv.Update.delta(...)")
+    assert (found.outlook, found.advice) == (Outlook.STOPS, "say fv.Update.delta(...)")
     said = fv.Update.delta(change, learning_rate=0.1)
     assert look(model, said, image_shape=SHAPE)["labels"].found.startswith("3, ")
     wrong = look(model, fv.Update.delta(gradient(model, [3])), image_shape=SHAPE)["kind"]
-    assert wrong.advice == "pass fv.Update.gradient(...)"
+    assert wrong.advice == "say fv.Update.gradient(...)"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9])

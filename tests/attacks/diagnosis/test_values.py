@@ -90,47 +90,6 @@ def test_a_missing_layer_hinders_unless_the_model_has_it_frozen(look: Look) -> N
     assert "parameters" not in look(model, fv.Update.gradient(noise(model)), image_shape=SHAPE)
 
 
-def test_a_dead_layer_and_sleeping_units(look: Look) -> None:
-    update = noise(network())
-    update["1.weight"][:16] = 0
-    update["3.weight"] = torch.zeros(4, 64)
-    found = look(network(), fv.Update.gradient(update), image_shape=SHAPE)
-    assert found["zero layers"].found == "1 of 4 tensors are 0 altogether (3.weight)"
-    assert found["zero layers"].outlook is Outlook.HINDERS
-    assert found["units"].found == "16 of 64 units of 1.weight have no gradient"
-    assert found["units"].outlook is Outlook.NEUTRAL
-    update["1.weight"][:60] = 0
-    assert look(network(), fv.Update.gradient(update), image_shape=SHAPE)["units"].outlook is Outlook.HINDERS
-
-
-def test_entries_cut_by_size_are_told_from_a_mask(look: Look) -> None:
-    model, whole = network(), noise(network())
-    cut = {name: t * (t.abs() > 1.0) for name, t in whole.items()}
-    found = look(model, fv.Update.gradient(cut), image_shape=SHAPE)["pruning"]
-    share = 1 - torch.cat([cut[name].flatten() for name in ("1.weight", "3.weight")]).count_nonzero() / (68 * 64)
-    # A standard normal is within 1 with a probability of 68 %.
-    assert float(share) == pytest.approx(0.683, abs=0.02)
-    assert found.found == f"{share:.0%} of the entries that could be something are 0, and none of the others is small"
-    stream = torch_stream(0, "mask")
-    masked = {name: t * (torch.rand(t.shape, generator=stream) < 0.5) for name, t in whole.items()}
-    assert "a mask" in look(model, fv.Update.gradient(masked), image_shape=SHAPE)["pruning"].meaning
-    # Sleeping units of a batch may look the same.
-    loose = look(model, fv.Update.gradient(masked), image_shape=SHAPE, batch_size=2)["pruning"]
-    assert loose.outlook is Outlook.NEUTRAL
-
-
-def test_dark_pixels_and_sleeping_units_of_one_image_are_no_pruning(look: Look) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-    x = images(1)
-    x[..., :4, :] = 0
-    update = gradient(model, x, torch.tensor([1]))
-    # Half of the columns and some of the rows are 0.
-    assert int(update["1.weight"].count_nonzero()) < 0.4 * update["1.weight"].numel()
-    assert "pruning" not in look(model, update, image_shape=SHAPE)
-
-
 @pytest.mark.parametrize(
     ("levels", "text", "outlook"),
     [

@@ -16,6 +16,7 @@ from ray import cloudpickle, tune
 from torch import nn
 
 from fedveil.defense import DEFENSES
+from fedveil.fl import progress
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, SerialExecutor, Slot
 from fedveil.orchestrator.cluster.connection import check_fit, placement_group
@@ -72,6 +73,18 @@ def test_what_tasks_log_of_long_work_is_told(pool: RayExecutor, tmp_path: Path) 
     pool.say = None
     pool.map(log, [5])
     assert sorted((tmp_path / "said").read_text().splitlines()) == [f"item {at}" for at in range(5)]
+
+
+def test_many_quick_items_say_how_many_are_done(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    pool.say = said.append
+    pool.map(double, range(4))
+    assert said == []
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    pool.map(double, range(4))
+    pool.say = None
+    # The last one needs no line.
+    assert [line.partition(",")[0] for line in said] == [f"double: {done} of 4" for done in (1, 2, 3)]
 
 
 def test_results_keep_the_items_order(pool: RayExecutor) -> None:

@@ -90,6 +90,21 @@ def test_the_mailbox_is_emptied_by_looking() -> None:
     assert board.take() == []
 
 
+def test_what_holds_of_all_trials_is_noted_once() -> None:
+    board = progress._Board()
+    for who, text in (
+        ("a", "note: dark"),
+        ("b", "note: dark"),
+        ("b", "round 1"),
+        ("a", "round 1"),
+        ("b", "note: bright"),
+    ):
+        board.post(who, text)
+    assert board.take() == [("a", "note: dark"), ("b", "round 1"), ("a", "round 1"), ("b", "note: bright")]
+    board.post("a", "note: dark")
+    assert board.take() == [("a", "note: dark")]
+
+
 def test_after_each_trial_but_the_last_it_is_said_how_long_the_others_take() -> None:
     now = [50.0]
     board = progress._Board("small", 3, 1, lambda: now[0])

@@ -4,7 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedveil.attacks import ATTACKS, Adaptive, DeepLeakage
@@ -15,6 +15,7 @@ from fedveil.fl.models import MODELS
 from fedveil.fl.optimizers import OPTIMIZERS
 from fedveil.fl.strategies import STRATEGIES
 from fedveil.orchestrator.config import ConfigError, Experiment, check, load_experiment
+from fedveil.orchestrator.config.combinations import conflicts
 from fedveil.orchestrator.config.options import build, options_of
 from fedveil.orchestrator.config.yaml import dump, parse
 from fedveil.orchestrator.tracking import ImagePolicy
@@ -95,6 +96,8 @@ SEEDS = st.fixed_dictionaries({"seed": SEED}) | st.fixed_dictionaries(
 @given(EXPERIMENTS, st.just({}) | SEEDS)
 @settings(max_examples=60)
 def test_an_experiment_written_down_is_the_same_experiment(raw: dict[str, Any], seeds: dict[str, Any]) -> None:
+    # Some defences ask for one way to sample, or can't have a bound on norms: each part is in order, the pair is refused.
+    assume(not conflicts(Experiment.model_validate(raw | seeds)))
     experiment = check(raw | seeds)
     written = experiment.model_dump(mode="json")
     assert check(written) == experiment

@@ -16,7 +16,7 @@ def row(name: str, accuracy: float, mse: float, status: str = "FINISHED", **extr
 
 def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
     rows = [row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.7, 0.015), TrialRow("d", "FAILED", error="boom")]
-    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path))
+    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path), "sqlite:///x.db")
     assert [r.name for r in outcome.front] == ["a", "b"]  # b beats c in both
     assert outcome.metrics == {
         "sweep/trials": 4.0,
@@ -32,11 +32,11 @@ def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
 def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:
     rows = [row("a", 0.9, 0.01), row("b", 0.95, 0.02, **{"defense/collapsed": 1.0})]
     rows.append(row("c", 0.95, 0.02, **{"privacy/complete": 0.0}))
-    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path))
+    outcome = summarise_sweep("x", rows, ExperimentPaths(tmp_path), "sqlite:///x.db")
     assert [r.name for r in outcome.front] == ["a"]
 
 
 def test_a_sweep_of_failures_draws_nothing(tmp_path: Path) -> None:
-    outcome = summarise_sweep("x", [TrialRow("d", "FAILED", error="boom")], ExperimentPaths(tmp_path))
+    outcome = summarise_sweep("x", [TrialRow("d", "FAILED", error="boom")], ExperimentPaths(tmp_path), "sqlite:///x.db")
     assert (outcome.front, outcome.files, list(tmp_path.iterdir())) == ((), (), [])
     assert outcome.records == {}
