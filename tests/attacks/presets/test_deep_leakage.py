@@ -9,12 +9,14 @@ import torch
 from targets import own_target, shared_target
 from torch import Tensor
 
-from fedveil.attacks import DeepLeakage, InvertingGradients, Knowledge, Observation
+from fedveil.attacks import IDLG, DeepLeakage, InvertingGradients, Knowledge, Observation
 from fedveil.attacks.engine.distances import squared_distance
 from fedveil.attacks.engine.objective import Problem, oracle
 from fedveil.attacks.matching.attack import Place
 from fedveil.attacks.optimizers import LBFGS, Objective
 from fedveil.attacks.priors import TotalVariation
+from fedveil.attacks.scoring.matching import in_order
+from fedveil.fl.data import load_data
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ThreatModel
@@ -28,8 +30,8 @@ Blobs = Callable[..., Images]
 Observe = Callable[..., Observation]
 
 
-def known(*, labels: bool = True, own: bool = False) -> Knowledge:
-    target = (own_target if own else shared_target)(SPEC)
+def known(spec: ModelSpec = SPEC, *, labels: bool = True, own: bool = False) -> Knowledge:
+    target = (own_target if own else shared_target)(spec)
     return Knowledge(ThreatModel(labels=labels), target, torch.device("cpu"), 3)
 
 
@@ -47,6 +49,20 @@ def test_lenet_tells_nearly_everything(blobs: Blobs, observe: Observe) -> None:
     assert float(errors.max()) < 3e-4
     assert bool((errors < others / 3).all())
     assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
+
+
+@pytest.mark.parametrize(("steps", "ratio"), [(1, 1.2), (5, 5)])
+def test_a_batch_is_found_among_natural_images(steps: int, ratio: float, observe: Observe) -> None:
+    """Many images explain its update; without the spectrum's prior the one that is found is mostly noise."""
+    images = load_data("mni152").train
+    victims, spec = images.take(torch.arange(0, len(images), len(images) // 2)[:2]), ModelSpec("lenet", images.shape, 3)
+    observation, knowledge = observe(victims, spec, steps=steps, learning_rate=0.1), known(spec)
+    natural, noisy = (
+        in_order(attack([observation], knowledge)[0], victims.floats(), attack=attack.name).images
+        for attack in (DeepLeakage(steps=200), IDLG(steps=200))
+    )
+    natural_error, noisy_error = (float((one - victims.floats()).square().mean()) for one in (natural, noisy))
+    assert natural_error < noisy_error / ratio
 
 
 def test_the_loss_is_the_squared_distance_of_the_returned_images(blobs: Blobs, observe: Observe) -> None:
