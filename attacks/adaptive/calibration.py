@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedveil.attacks.matching.spectrum import cosines
 from fedveil.fl.data.images import Images
 
 BANDS = 6
@@ -116,19 +117,12 @@ def known_class(labels: Tensor, means: Tensor) -> Tensor:
 
 def _spectrum(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    return _cosines(height) @ images @ _cosines(width).T
+    return cosines(height).to(images) @ images @ cosines(width).to(images).T
 
 
 def _image(spectrum: Tensor) -> Tensor:
     height, width = spectrum.shape[-2:]
-    return _cosines(height).T @ spectrum @ _cosines(width)
-
-
-def _cosines(side: int) -> Tensor:
-    """The orthonormal discrete cosine transform (type II), (side, side)."""
-    frequency, place = torch.arange(side)[:, None], torch.arange(side)[None]
-    rows = torch.cos(math.pi * (place + 0.5) * frequency / side) * math.sqrt(2 / side)
-    return torch.cat([rows[:1] / math.sqrt(2), rows[1:]])
+    return cosines(height).to(spectrum).T @ spectrum @ cosines(width).to(spectrum)
 
 
 def _bands(height: int, width: int) -> Tensor:

@@ -56,7 +56,7 @@ class NaturalSpectrum:
         if channels == len(_COLOURS):
             colours = torch.tensor(_COLOURS, dtype=torch.float64)
             colours = torch.tensor(_SHARES, dtype=torch.float64)[:, None] * colours / colours.norm(dim=1, keepdim=True)
-        parts = (_cosines(height), _cosines(width), scale, colours)
+        parts = (cosines(height), cosines(width), scale, colours)
         return cls(*(part.to(images.device, images.dtype) for part in parts))
 
     def images(self, variables: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ class InSpectrum:
         return InSpectrum(self.objective.take(at), self.spectrum, self.weight)
 
 
-def _counted(size: int) -> Tensor:
-    return torch.arange(size, dtype=torch.float64)[:, None]
-
-
-def _cosines(size: int) -> Tensor:
-    """The orthonormal cosine transform DCT-II (N, N)."""
+def cosines(size: int) -> Tensor:
+    """Return the orthonormal discrete cosine transform (type II), (N, N), in double precision."""
     waves = torch.cos(math.pi / (2 * size) * _counted(size) * (2 * _counted(size).T + 1)) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
     return waves
+
+
+def _counted(size: int) -> Tensor:
+    return torch.arange(size, dtype=torch.float64)[:, None]

@@ -102,6 +102,6 @@ class DeepLeakage(GradientMatching):
 
 
 _SEVERAL = 100
-"""So much heavier weighs the spectrum where several steps were taken on several images: such searches end far from a match."""
+"""So much heavier weighs the spectrum where several images took several steps: such searches end far from a match."""
 _SHARPER = 0.01
 """So much of the total variation is left at last for one image, whose gradient tells each pixel."""
