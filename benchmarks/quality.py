@@ -136,12 +136,19 @@ def score_peer(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-_SETTING = ("data", "network", "weights", "batch", "local_steps", "evaluations", "attack")
+_SETTING = ("data", "network", "weights", "batch", "local_steps", "evaluations")
 
 
 def merged(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return all records, of a setting the newer: reconstructions are large, and kept no longer than they are wanted."""
-    kept = {tuple(one[name] for name in _SETTING): one for one in (*old, *new)}
+    """Return all records, of a setting and an attack the newer: reconstructions are large, and kept no longer than wanted.
+
+    One of fewer victims, as of an attack that is still at it, replaces none. An attack is the same whatever its settings.
+    """
+    kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for one in (*old, *new):
+        key = (*(one[name] for name in _SETTING), one["attack"].split("(")[0])
+        if key not in kept or kept[key]["victims"] <= one["victims"]:
+            kept[key] = one
     return list(kept.values())
 
 

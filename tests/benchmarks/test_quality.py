@@ -88,6 +88,9 @@ def test_records_whose_reconstructions_are_gone_are_kept_and_newer_ones_replace_
     old = [row(cell, 200, "mine", [30.0], 1.0), row(cell, 1000, "mine", [31.0], 1.0)]
     new = [row(cell, 1000, "mine", [35.0], 1.0), row(cell, 1000, "other", [20.0], 1.0)]
     assert merged(old, new) == [old[0], *new]
+    # With other settings it is the same attack; one that is still at it replaces none.
+    changed, at_it = row(cell, 200, "mine(tv=2)", [29.0], 1.0), row(cell, 1000, "mine", [35.0], 1.0) | {"victims": 0}
+    assert merged([*old, new[1]], [changed, at_it]) == [changed, old[1], new[1]]
 
 
 def test_the_guess_on_record_is_that_of_the_victims_class_means():
