@@ -104,11 +104,20 @@ def examine(files: UpdateFiles, *, image_shape: str | None, batch_size: int | No
     return replace(found, findings=(made, *found.findings))
 
 
+_MOST_VALUES = 3 * 4096 * 4096
+"""Values in an image; a network is tried on it, which takes many times that memory."""
+
+
 def _shape(given: str) -> tuple[int, int, int]:
     sizes = re.fullmatch(r"(\d+)[x,](\d+)[x,](\d+)", given)
     if sizes is None or "0" in sizes.groups():
         raise FedveilError(f"--image-shape {brief(given)}: expected channels, height and width, 3x32x32 for example")
     channels, height, width = map(int, sizes.groups())
+    values = channels * height * width
+    if values > _MOST_VALUES:
+        raise FedveilError(
+            f"--image-shape {brief(given)}: {values:,} values in an image; allowed: up to {_MOST_VALUES:,}"
+        )
     return channels, height, width
 
 

@@ -21,6 +21,8 @@ from fedveil.attacks.target.model import Mode, target_model
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 
+MOST_IMAGES = 4096
+"""In a batch; labels are counted one by one."""
 EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     values.missing,
     values.norms,
@@ -96,6 +98,10 @@ def examine(
     """Do what `diagnose` does for a caller who says things in other ``words`` than Python's."""
     model = _module(model)
     size = batch_size_of([], None, None, batch_size)
+    if size > MOST_IMAGES:
+        raise FedveilError(
+            f"{words.batch_size.format(size)}: more images than any attack finds; allowed: up to {MOST_IMAGES}"
+        )
     shape = likely_shape(model, mode, words) if image_shape is None else image_shape
     target = target_model(model, image_shape=shape, classes=0, mode=mode, normalize=normalize)
     target.module.float().cpu()

@@ -141,6 +141,17 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
             " or the reverse",
         )
         return
+    if lawful and evidence.update.local_steps == 1 and _more_images(evidence, gradient):
+        rank = rank_of(gradient.weight) if gradient.weight is not None else None
+        yield Finding(
+            "batch size",
+            Outlook.HINDERS,
+            f"the gradient of {layer.weight} has rank {rank}; one image leaves 1 at most, so at least so many are"
+            f" behind it, not {size}",
+            "attacks that look for fewer images find none of them",
+            f"say {evidence.words.batch_size.format(rank)} or more",
+        )
+        return
     yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
 
 

@@ -47,7 +47,7 @@ def open_plain(path: Path) -> BinaryIO:
         if stat.S_ISREG(os.fstat(handle).st_mode):
             return os.fdopen(handle, "rb")
         os.close(handle)
-        reason = "this is none"
+        reason = "it is a folder, a pipe or a device"
     except OSError as error:
         reason = error.strerror or str(error)
     raise FedveilError(f"{path}: cannot be read ({reason}); allowed: plain files")

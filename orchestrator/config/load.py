@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fedveil.attacks import ATTACKS, MODEL_INVERSIONS
 from fedveil.defense import DEFENSES
 from fedveil.fl.augmentation import AUGMENTATIONS
+from fedveil.fl.data.files import read_plain
 from fedveil.fl.errors import FedveilError, SettingError, brief
 from fedveil.fl.models import MODELS
 from fedveil.fl.optimizers import OPTIMIZERS
@@ -143,9 +144,9 @@ def _recording(experiment: Experiment) -> list[str]:
 
 def _read(path: Path) -> Raw:
     try:
-        raw = parse(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from None
+        raw = parse(read_plain(path).decode("utf-8-sig"))
+    except FedveilError as error:
+        raise ConfigError([str(error)]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: is not UTF-8 text"]) from None
     except YAMLError as error:

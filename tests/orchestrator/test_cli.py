@@ -69,6 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "line"),
     [
         (["run", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
+        (["run", "/dev/zero"], "/dev/zero: cannot be read (it is a folder, a pipe or a device); allowed: plain files"),
         (["run", "tiny.yaml", "--set", "fl.rounds=0"], "fl.rounds: given 0; allowed: 1 or more"),
         (
             ["run", "tiny.yaml", "--set", "data={name: mni152, size: 20}"],

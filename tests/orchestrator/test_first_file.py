@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_too_few_images_are_refused_before_anything_is_written(
     assert main(["init", "--data", "npz:no.npz"]) == 2
     assert main(["init", "--data", "nothing"]) == 2
     assert "unknown data set 'nothing'" in capsys.readouterr().err
+
+
+def test_the_command_that_is_named_can_be_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "o u't.yaml"]) == 0
+    quoted = shlex.quote("o u't.yaml")
+    assert capsys.readouterr().out == f"o u't.yaml is written. Run it with:  fedveil sweep {quoted}\n"
+    assert f"#   fedveil sweep {quoted}\n" in (folder / "o u't.yaml").read_text(encoding="utf-8")
 
 
 def test_the_command_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

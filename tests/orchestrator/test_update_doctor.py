@@ -181,6 +181,14 @@ def test_what_cannot_be_inverted_exits_with_1(model: nn.Module, tell: Tell) -> N
             "--image-shape 28: expected channels, height and width, 3x32x32 for example",
         ),
         (
+            ["--update", "gradient.pt", "--model", "doctor_net:Net", "--image-shape", "1x99999x99999"],
+            "--image-shape 1x99999x99999: 9,999,800,001 values in an image; allowed: up to 50,331,648",
+        ),
+        (
+            ["--update", "gradient.pt", "--model", "doctor_net:Net", "--batch-size", "1000000"],
+            "--batch-size 1000000: more images than any attack finds; allowed: up to 4096",
+        ),
+        (
             ["--update", "gradient.pt", "--model", "doctor_net:Net", "--local-steps", "2"],
             "--learning-rate and --local-steps are of a weight change: say --kind delta, or weights",
         ),

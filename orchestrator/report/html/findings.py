@@ -63,11 +63,15 @@ def finding(row: TrialGroup, undefended: TrialGroup | None, gallery: int | None)
         gallery: images in the line-up in which victims had to be found; None where that differs or is not known.
     """
     unknown = _unknown(row)
-    if unknown:
-        return Finding(row, Level.UNKNOWN, (unknown, *_proved(row), *_utility(row, undefended)))
+    # Weak attacks, or such as do not know the protection, may still have found much: that is the least that can be found.
+    told = "privacy/mse" in row.metrics and not row.collapsed
+    level = _level(row, gallery) if told else Level.UNKNOWN
+    rest = (*_proved(row), *_utility(row, undefended))
+    if unknown and level not in (Level.LEAKS, Level.PARTLY):
+        return Finding(row, Level.UNKNOWN, (unknown, *rest))
     lines = [_image(row), *_identity(row, gallery), *_membership(row), *_class(row)]
-    lines += [*_proved(row), *_utility(row, undefended)]
-    return Finding(row, _level(row, gallery), tuple(lines))
+    least = [f"{unknown} What follows was found all the same, and is the least that can be."] if unknown else []
+    return Finding(row, level, (*least, *lines, *rest))
 
 
 def recovered(row: TrialGroup) -> float | None:

@@ -26,7 +26,7 @@ _ANSWERS: Mapping[Level, str] = {
     Level.PARTLY: "More came back than a guess tells, though not whole images, with {names}.",
     Level.NOTHING: "The attacks that were tried found hardly more than a guess tells with {names}. That is no proof that"
     " there is nothing to find.",
-    Level.UNKNOWN: "Nothing can be said yet of {names}.",
+    Level.UNKNOWN: "What comes back with {names} is not known yet.",
 }
 _CLASSES = {Level.LEAKS: "leaks", Level.PARTLY: "partly", Level.NOTHING: "nothing", Level.UNKNOWN: "unknown"}
 

@@ -76,6 +76,19 @@ def test_a_batch_that_is_larger_than_was_said(look: Look) -> None:
     assert "batch size" not in look(model, update, image_shape=SHAPE, batch_size=3)
 
 
+def test_a_rank_that_one_image_cannot_leave(look: Look) -> None:
+    """Three images of one class push no more classes up than one does."""
+    model = network()
+    update = gradient(model, [2, 2, 2])
+    assert int((update["3.bias"] < 0).sum()) == 1
+    said = look(model, update, image_shape=SHAPE)["batch size"]
+    assert said.outlook is Outlook.HINDERS
+    assert said.found.startswith("the gradient of 3.weight has rank 3; one image leaves 1 at most")
+    assert said.advice == "say batch_size=3 or more"
+    only = gradient(model, [4])
+    assert "batch size" not in look(model, only, image_shape=SHAPE)
+
+
 def test_a_weight_change_that_was_passed_for_a_gradient(look: Look) -> None:
     model = network()
     change = {name: -0.1 * tensor for name, tensor in gradient(model, [3]).items()}

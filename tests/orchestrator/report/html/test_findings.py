@@ -86,7 +86,7 @@ def test_membership_above_chance_is_something() -> None:
     ("metrics", "words"),
     [
         ({}, "No attack on an update was scored"),
-        ({"privacy__mse": 0.001, "privacy__complete": 0.0}, "No attack that knows the protection was tried"),
+        ({"privacy__mse": 0.05, "privacy__complete": 0.0}, "No attack that knows the protection was tried"),
         ({"privacy__mse": 0.05, "defense__collapsed": 1.0}, "own training failed"),
         ({"privacy__mse": 0.05, "attack__strongest__misfit": 0.5}, "No attack worked"),
     ],
@@ -95,6 +95,30 @@ def test_what_supports_no_statement_is_not_known(metrics: dict[str, float], word
     found = finding(setting(**metrics), None, None)
     assert found.level is Level.UNKNOWN
     assert words in found.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "level", "words"),
+    [
+        (
+            {"privacy__mse": 0.001, "privacy__complete": 0.0},
+            Level.LEAKS,
+            "No attack that knows the protection was tried",
+        ),
+        (
+            {"privacy__mse": 0.05, "attack__strongest__misfit": 0.5, "privacy__identification_rate": 1.0},
+            Level.LEAKS,
+            "No attack worked",
+        ),
+        ({"privacy__mse": 0.03, "attack__strongest__misfit": 0.5}, Level.PARTLY, "No attack worked"),
+    ],
+)
+def test_what_weak_attacks_found_is_the_least_that_can_be(metrics: dict[str, float], level: Level, words: str) -> None:
+    found = finding(setting(**metrics), None, 60)
+    assert found.level is level
+    assert words in found.lines[0]
+    assert found.lines[0].endswith("What follows was found all the same, and is the least that can be.")
+    assert found.lines[1].startswith("Image: ")
 
 
 def test_without_a_guess_to_compare_with_nothing_is_said_of_the_image() -> None:
