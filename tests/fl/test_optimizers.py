@@ -70,17 +70,17 @@ RULES: dict[str, tuple[LocalOptimizer, Callable[..., torch.optim.Optimizer]]] = 
 def test_a_rule_walks_as_pytorchs_does(name: str, seed: int, rate: float, steps: int) -> None:
     rule, theirs = RULES[name]
     stream = torch.Generator().manual_seed(seed)
-    mine: list[Tensor] = [torch.randn(shape, generator=stream) for shape in ((3, 2), (3,))]
+    mine: list[Tensor] = [torch.randn(shape, generator=stream, dtype=torch.float64) for shape in ((3, 2), (3,))]
     parameters = [nn.Parameter(weight.clone()) for weight in mine]
     optimizer, turn = theirs(parameters, lr=rate), rule.begin()
     for _ in range(steps):
-        gradients = [torch.randn(weight.shape, generator=stream) for weight in mine]
+        gradients = [torch.randn(weight.shape, generator=stream, dtype=weight.dtype) for weight in mine]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()
         mine = [w - rate * d for w, d in zip(mine, turn(gradients, mine), strict=True)]
     for own, parameter in zip(mine, parameters, strict=True):
-        torch.testing.assert_close(own, parameter.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(own, parameter.detach(), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("rule", [SGD(momentum=0.9, weight_decay=0.1), Adam(weight_decay=0.1)], ids=repr)
