@@ -83,9 +83,7 @@ class DeepLeakage(GradientMatching):
             return found
         left = self.steps - turning
         if not alone:
-            # Replayed steps of a batch stay far from a match, where squared distance tells lengths rather than images.
-            distance = cosine_distance if replayed else squared_distance
-            return self._searched_in_spectrum(match, distance, found.images, left)
+            return self._searched_in_spectrum(match, squared_distance, found.images, left)
         last = 0 if replayed else left // 4
         for steps, tv in ((left - last, self.tv), (last, _SHARPER * self.tv)):
             if steps:
