@@ -57,11 +57,10 @@ def init(arguments: argparse.Namespace, console: Console) -> int:
     if os.path.lexists(file):
         raise FedveilError(f"{file}: is there already; name another file, or move it away")
     _writable(file, "init")
-    made = first_file(arguments.data, shlex.quote(str(file)))
+    quoted = shlex.quote(str(file))
+    made = first_file(arguments.data, quoted)
     file.write_text(made.text, encoding="utf-8")
-    console.print(
-        f"{file} is written. Run it with:  [bold]fedveil sweep {escape(shlex.quote(str(file)))}[/bold]", soft_wrap=True
-    )
+    console.print(f"{file} is written. Run it with:  [bold]fedveil sweep {escape(quoted)}[/bold]", soft_wrap=True)
     return 0
 
 

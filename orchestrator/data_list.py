@@ -12,8 +12,6 @@ from fedveil.fl.data.source import DataEntry
 
 READABLE = 20
 """Columns below which nobody reads a line of words."""
-
-
 TITLES = ("name", "here", "sizes", "channels", "classes")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedveil.attacks.audit.inputs import Updates
 from fedveil.attacks.audit.observed import batch_size_of, sent_weights
-from fedveil.attacks.diagnosis import counting, last_layer, network, values, weights, zeros
+from fedveil.attacks.diagnosis import counting, last_layer, network, values, weights
 from fedveil.attacks.diagnosis.batch_norm import batch_norm
 from fedveil.attacks.diagnosis.evidence import Evidence, read_sent
 from fedveil.attacks.diagnosis.finding import Diagnosis, Finding, Outlook
@@ -26,8 +26,8 @@ MOST_IMAGES = 4096
 EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     values.missing,
     values.norms,
-    zeros.zero,
-    zeros.pruned,
+    values.zero,
+    values.pruned,
     values.coarse,
     weights.same_weights,
     last_layer.law,

@@ -11,6 +11,7 @@ from fedveil.attacks.analytic.attack import LARGEST
 from fedveil.attacks.analytic.first_layer import FirstLayer, find_first_layer
 from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
+from fedveil.attacks.diagnosis.last_layer import too_few
 from fedveil.fl.errors import FedveilError
 
 
@@ -70,7 +71,10 @@ def first_layer(evidence: Evidence) -> Iterator[Finding]:
             "images can't be solved for, they have to be searched for",
         )
         return
-    yield _solved(evidence, layer)
+    found = _solved(evidence, layer)
+    # More images than were named are said once.
+    if found.what != "batch size" or too_few(evidence) is None:
+        yield found
 
 
 def _any(tensor: Tensor | None) -> bool:

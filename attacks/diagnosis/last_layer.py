@@ -123,36 +123,51 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
         return
     layer, gradient = evidence.head
     size = evidence.batch_size
-    least = float(gradient.rows.abs().max()) * SIGN
-    up, down = int((gradient.rows < -least).sum()), int((gradient.rows > least).sum())
+    up, down = _pushed(gradient)
     # A batch of many labels pushes many classes up, too; the more lopsided it is, the less likely.
     if up > max(size, LOPSIDED * down) and not _more_images(evidence, gradient):
         yield from _flipped(evidence)
         return
-    lawful = evidence.lawful and gradient.bias is not None
-    where = layer.bias if gradient.bias is not None else layer.weight
-    if up > size and lawful:
-        yield Finding(
+    more = too_few(evidence)
+    if more is not None:
+        yield more
+        return
+    yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
+
+
+def too_few(evidence: Evidence) -> Finding | None:
+    """Say so where the last layer proves more images than were named: by signs, or for one step by its rank."""
+    if isinstance(evidence.head, FedveilError) or evidence.head[1].bias is None or not evidence.lawful:
+        return None
+    layer, gradient = evidence.head
+    up, size = _pushed(gradient)[0], evidence.batch_size
+    meaning = "attacks that look for fewer images find none of them"
+    if up > size:
+        return Finding(
             "batch size",
             Outlook.HINDERS,
-            f"{where} pushes {up} classes up, so at least so many images are behind it, not {size}",
-            "attacks that look for fewer images find none of them",
+            f"{layer.bias} pushes {up} classes up, so at least so many images are behind it, not {size}",
+            meaning,
             f"say {evidence.words.batch_size.format(up)} or more; if it is {size}, a gradient was taken for a weight change"
             " or the reverse",
         )
-        return
-    if lawful and evidence.update.local_steps == 1 and _more_images(evidence, gradient):
-        rank = rank_of(gradient.weight) if gradient.weight is not None else None
-        yield Finding(
-            "batch size",
-            Outlook.HINDERS,
-            f"the gradient of {layer.weight} has rank {rank}; one image leaves 1 at most, so at least so many are"
-            f" behind it, not {size}",
-            "attacks that look for fewer images find none of them",
-            f"say {evidence.words.batch_size.format(rank)} or more",
-        )
-        return
-    yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
+    if evidence.update.local_steps > 1 or not _more_images(evidence, gradient):
+        return None
+    rank = rank_of(gradient.weight) if gradient.weight is not None else None
+    return Finding(
+        "batch size",
+        Outlook.HINDERS,
+        f"the gradient of {layer.weight} has rank {rank}; one image leaves 1 at most, so at least so many are behind it,"
+        f" not {size}",
+        meaning,
+        f"say {evidence.words.batch_size.format(rank)} or more",
+    )
+
+
+def _pushed(gradient: LastGradient) -> tuple[int, int]:
+    """How many classes are pushed up, and how many down."""
+    least = float(gradient.rows.abs().max()) * SIGN
+    return int((gradient.rows < -least).sum()), int((gradient.rows > least).sum())
 
 
 def _more_images(evidence: Evidence, gradient: LastGradient) -> bool:

@@ -1,4 +1,4 @@
-"""What the numbers of an update show by themselves: broken, missing, coarse; and how large they are."""
+"""What the numbers of an update show by themselves: broken, missing, 0, left out, coarse; and how large they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from fedveil.attacks.diagnosis.coarseness import coarseness, large_tensors
 from fedveil.attacks.diagnosis.evidence import Evidence
 from fedveil.attacks.diagnosis.finding import Finding, LayerSize, Outlook, some
+from fedveil.attacks.diagnosis.zeros import Pattern
 
 VERY_COARSE = 16
 """Those that 4 bits tell apart: fewer leave hardly more than signs."""
@@ -55,6 +56,65 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
     else:
         why = "what is left tells as much" if trained else "the model has them frozen, so clients send none"
         yield Finding("parameters", Outlook.NEUTRAL, found, why)
+
+
+def zero(evidence: Evidence) -> Iterator[Finding]:
+    """Tensors that are 0 altogether, and units that are."""
+    dead = [name for name, tensor in evidence.gradient.items() if not bool(tensor.any())]
+    if dead:
+        heavy = any(evidence.gradient[name].ndim > 1 for name in dead)
+        yield Finding(
+            "zero layers",
+            Outlook.HINDERS if heavy else Outlook.NEUTRAL,
+            f"{len(dead)} of {len(evidence.gradient)} tensors are 0 altogether ({some(dead)})",
+            "no gradient came so far: frozen, dead (no unit awake) or dropped by a defence",
+            "look whether the client trains them" if heavy else "",
+        )
+    asleep = {
+        name: (len(rows), int((~rows).sum()))
+        for name, tensor in evidence.gradient.items()
+        if name not in dead and tensor.ndim > 1 and bool((~(rows := tensor.flatten(1).any(dim=1))).any())
+    }
+    if asleep:
+        name = max(asleep, key=lambda one: asleep[one][1] / asleep[one][0])
+        units, silent = asleep[name]
+        mostly = silent >= 0.9 * units
+        yield Finding(
+            "units",
+            Outlook.HINDERS if mostly else Outlook.NEUTRAL,
+            f"{silent} of {units} units of {name} have no gradient",
+            "asleep for all images of the batch, or pruned: the others tell what there is to tell",
+        )
+
+
+def pruned(evidence: Evidence) -> Iterator[Finding]:
+    """Zeros that no sleeping unit and no dark pixel accounts for. Of few values 0 is one: these are another finding."""
+    zeros = evidence.zeros
+    if zeros.pattern is Pattern.NONE or coarseness(evidence.update) is not None:
+        return
+    found = f"{zeros.share:.0%} of the entries are 0"
+    if round(100 * zeros.live) < round(100 * zeros.share):
+        found += f" ({zeros.live:.0%} outside of units and inputs that are 0 altogether)"
+    found += f", {zeros.pattern.value}"
+    if zeros.left_out:
+        how = {Pattern.CUT: "entries were cut by size", Pattern.STREWN: "a random mask was laid over the update"}
+        yield Finding(
+            "pruning",
+            Outlook.HINDERS,
+            found,
+            f"{how.get(zeros.pattern, 'entries were left out')}: what was left out is lost, the others may be as they were",
+            "tell the audit the client's defence (fv.audit(..., defense=)): adaptive attacks match what is visible alone",
+        )
+    elif evidence.batch_size == 1:
+        yield Finding(
+            "pruning",
+            Outlook.HINDERS,
+            found,
+            "entries may have been left out; sparse maps behind ReLU and dark borders leave some, too",
+            "if the client has a defence, tell the audit (fv.audit(..., defense=))",
+        )
+    else:
+        yield Finding("pruning", Outlook.NEUTRAL, found, "nothing says that any were left out")
 
 
 def coarse(evidence: Evidence) -> Iterator[Finding]:

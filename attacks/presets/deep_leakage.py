@@ -25,14 +25,14 @@ from fedveil.defense.base import at_least, whole
 class DeepLeakage(GradientMatching):
     """Match the observed gradient entry by entry: squared distance, L-BFGS (after Zhu et al. 2019 and Zhao et al. 2020).
 
-    It departs from the papers in five details. The first half of the steps matches the direction alone (`cosine_distance`):
-    where the gradient is far too long or too short at first, squared distance gets stuck. They search in a basis in which
-    natural images are white (`NaturalSpectrum`), which holds unlikely images against themselves; where an update is of
-    several images, and so tells less than there are pixels, so do all steps. What several local steps sent is matched in
-    direction first, and then by replaying the steps (see `Place`). The distance is relative to the observed gradient's
-    size. L-BFGS searches along each of its steps. Of one image the last half of the steps are by pixels, which it keeps in
-    [0, 1], with a trace of total variation for those that the gradient leaves open. Labels are the granted ones, or iDLG's;
-    the first paper optimises them too.
+    It departs from the papers in six details. The first half of the steps matches the direction alone (`cosine_distance`):
+    where the gradient is far too long or too short at first, squared distance gets stuck. That half searches in a basis in
+    which natural images are white (`NaturalSpectrum`), so that of all images that explain the update a likely one is found;
+    for batches, whose updates tell less than there are pixels, the other half does, too. Of one image it is by pixels,
+    which are kept in [0, 1], with a trace of total variation for those that the gradient leaves open. What several local
+    steps sent is matched in direction first, and then by replaying the steps (see `Place`). The distance is relative to the
+    observed gradient's size. L-BFGS searches along each of its steps. Labels are the granted ones, or iDLG's; the first
+    paper optimises them too.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])

@@ -65,6 +65,9 @@ def test_the_rank_counts_the_images(look: Look) -> None:
     fewer = look(model, update, image_shape=(1, 8, 8), batch_size=3)
     assert fewer["batch size"].advice == "say batch_size=4 or more"
     assert "first layer" not in fewer
+    # Six classes leave the last layer no rank above five; the first one proves more.
+    eight = look(model, gradient(model, (1, 8, 8), [0, 1, 2, 3, 4, 5, 0, 1]), image_shape=(1, 8, 8), batch_size=7)
+    assert eight["batch size"].advice == "say batch_size=8 or more"
 
 
 @pytest.mark.parametrize("lacking", ["1.weight", "1.bias"])
