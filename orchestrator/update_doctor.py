@@ -90,7 +90,7 @@ def examine(files: UpdateFiles, *, image_shape: str | None, batch_size: int | No
             words=OPTIONS,
         )
     except KindUnclear as error:
-        raise FedveilError(f"{error.reason}: say {OPTIONS.gradient}, or {OPTIONS.delta}") from error
+        raise FedveilError(f"{error.reason}: say {OPTIONS.delta}, or {OPTIONS.gradient}") from error
     told = any(one.what == "weights" and one.outlook is Outlook.NEUTRAL for one in found.findings)
     if files.weights is not None or told:
         return found
