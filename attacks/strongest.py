@@ -31,7 +31,7 @@ class Strongest(Attack):
 
     Searches that do not suit the network stand back: where no derivative jumps, matching by curvature (`deep_leakage`) is
     ahead of all signed steps, and far behind in deep networks of ReLUs. There `modern` is ahead for one image; for several
-    it was behind `inverting_gradients` at first weights and ahead of it at trained ones, so they compete.
+    it was behind `inverting_gradients` at some first weights and ahead of it at trained ones, so they compete.
 
     After successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim
     those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of
