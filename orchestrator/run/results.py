@@ -25,13 +25,13 @@ class RunResult:
         experiment: its name.
         rows: the trials' parameters and final metrics.
         root: the experiment's folder.
-        uri: of MLflow, where they are recorded.
+        uri: of MLflow, where they are recorded; it may hold a password, and is not shown.
     """
 
     experiment: str
     rows: tuple[TrialRow, ...]
     root: Path
-    uri: str
+    uri: str = field(repr=False)
 
     @property
     def folders(self) -> dict[str, Path]:

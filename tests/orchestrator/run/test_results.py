@@ -36,6 +36,13 @@ def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:
     assert [r.name for r in outcome.front] == ["a"]
 
 
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    uri = "http://ann:secret@mlflow:5000"
+    outcome = summarise_sweep("x", [TrialRow("d", "FAILED", error="boom")], ExperimentPaths(tmp_path), uri)
+    assert outcome.uri == uri
+    assert "secret" not in repr(outcome)
+
+
 def test_a_sweep_of_failures_draws_nothing(tmp_path: Path) -> None:
     outcome = summarise_sweep("x", [TrialRow("d", "FAILED", error="boom")], ExperimentPaths(tmp_path), "sqlite:///x.db")
     assert (outcome.front, outcome.files, list(tmp_path.iterdir())) == ((), (), [])
