@@ -54,7 +54,7 @@ def test_a_file_that_is_no_mapping(text: str, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
-    for name, said in (("none.yaml", "No such file"), (".", "Is a directory"), ("b.yaml", "is not UTF-8 text")):
+    for name, said in (("none.yaml", "No such file"), (".", "it is a folder"), ("b.yaml", "is not UTF-8 text")):
         with pytest.raises(ConfigError, match=said) as refusal:
             load_experiment(tmp_path / name)
         assert len(refusal.value.lines) == 1
