@@ -36,7 +36,8 @@ OPTIONS = Wording(
     mode="--mode {}",
     image_shape="--image-shape CxHxW",
     gradient="--kind gradient",
-    delta="--kind delta (or weights, for those after training)",
+    delta="--kind delta",
+    weights="--kind weights",
     rate="--kind delta (or weights) --learning-rate RATE --local-steps N",
     steps="--kind delta (or weights) --local-steps {} --learning-rate RATE",
 )
@@ -76,6 +77,8 @@ def examine(files: UpdateFiles, *, image_shape: str | None, batch_size: int | No
         FedveilError: a file can't be read, does not fit the model, or the model can't be made.
     """
     shape = None if image_shape is None else _shape(image_shape)
+    if batch_size is not None and batch_size < 1:
+        raise FedveilError(f"--batch-size {batch_size}: allowed: from 1")
     model = _model(files.model)
     if files.weights is not None:
         _load(model, files.weights)
@@ -90,7 +93,7 @@ def examine(files: UpdateFiles, *, image_shape: str | None, batch_size: int | No
             words=OPTIONS,
         )
     except KindUnclear as error:
-        raise FedveilError(f"{error.reason}: say {OPTIONS.delta}, or {OPTIONS.gradient}") from error
+        raise FedveilError(f"{error.reason}: say {OPTIONS.change}, or {OPTIONS.gradient}") from error
     told = any(one.what == "weights" and one.outlook is Outlook.NEUTRAL for one in found.findings)
     if files.weights is not None or told:
         return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from fedveil.attacks.audit.inputs import Updates
 from fedveil.attacks.audit.observed import batch_size_of, sent_weights
-from fedveil.attacks.diagnosis import counting, last_layer, network, values, weights
+from fedveil.attacks.diagnosis import counting, last_layer, network, premises, values, weights
 from fedveil.attacks.diagnosis.batch_norm import batch_norm
 from fedveil.attacks.diagnosis.evidence import Evidence, read_sent
 from fedveil.attacks.diagnosis.finding import Diagnosis, Finding, Outlook
@@ -23,7 +24,10 @@ from fedveil.fl.messages import UpdateKind
 
 MOST_IMAGES = 4096
 """In a batch; labels are counted one by one."""
-EXAMINATIONS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+Examination: TypeAlias = Callable[[Evidence], Iterator[Finding]]
+OF_NUMBERS: tuple[Examination, ...] = (values.missing, values.norms, values.zero, values.coarse)
+"""Those that need neither the weights nor the right kind."""
+EXAMINATIONS: tuple[Examination, ...] = (
     values.missing,
     values.norms,
     values.zero,
@@ -114,8 +118,11 @@ def examine(
         )
         return Diagnosis((*broken, nothing), ())
     evidence = Evidence(model, target, sent_weights(model), sent, sent.update, size, image_shape is None, words)
+    looks = EXAMINATIONS
+    if failed := premises.failed(evidence):
+        looks = OF_NUMBERS
     with torch.enable_grad():
-        found = tuple(finding for look in EXAMINATIONS for finding in look(evidence))
+        found = (*failed, *(finding for look in looks for finding in look(evidence)))
     return Diagnosis((_kind(evidence), *broken, *found), values.sizes(evidence))
 
 
@@ -133,7 +140,7 @@ def _kind(evidence: Evidence) -> Finding:
         Outlook.NEUTRAL,
         found + (", by its looks" if guessed else ""),
         f"{sum(t.numel() for t in update.tensors.values())} numbers in {len(update.tensors)} tensors",
-        f"{evidence.words.gradient} and {evidence.words.delta} say it" if guessed else "",
+        f"{evidence.words.gradient} and {evidence.words.change} say it" if guessed else "",
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedveil.attacks.diagnosis.evidence import LAWFUL, Evidence, rank_of
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
+from fedveil.attacks.diagnosis.weights import points_back
 from fedveil.attacks.labels import label_rule, likeliest_rate, recover_labels
 from fedveil.attacks.labels.last_layer import LastGradient, LastLayer
 from fedveil.fl.errors import FedveilError
@@ -124,9 +125,12 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
     layer, gradient = evidence.head
     size = evidence.batch_size
     up, down = _pushed(gradient)
+    if points_back(evidence):
+        yield _flipped(evidence, f"the gradient of {layer.weight} is the negative of what one image leaves")
+        return
     # A batch of many labels pushes many classes up, too; the more lopsided it is, the less likely.
     if up > max(size, LOPSIDED * down) and not _more_images(evidence, gradient):
-        yield from _flipped(evidence)
+        yield _flipped(evidence, "it pushes nearly all classes up")
         return
     more = too_few(evidence)
     if more is not None:
@@ -175,14 +179,14 @@ def _more_images(evidence: Evidence, gradient: LastGradient) -> bool:
     return gradient.weight is not None and (rank_of(gradient.weight) or 0) > evidence.batch_size
 
 
-def _flipped(evidence: Evidence) -> Iterator[Finding]:
+def _flipped(evidence: Evidence, found: str) -> Finding:
     gradient = evidence.update.kind is UpdateKind.GRADIENT
     words = evidence.words
-    taken, other = ("a gradient", words.delta) if gradient else ("a weight change", words.gradient)
-    yield Finding(
+    taken, other = ("a gradient", words.change) if gradient else ("a weight change", words.gradient)
+    return Finding(
         "kind",
         Outlook.STOPS,
-        f"taken for {taken}, it pushes nearly all classes up",
+        f"taken for {taken}, {found}",
         "it points the wrong way: attacks would look for the opposite",
         f"say {other}",
     )

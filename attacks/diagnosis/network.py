@@ -123,7 +123,7 @@ def _differs_from_itself(evidence: Evidence) -> bool:
 def brightness(evidence: Evidence) -> Iterator[Finding]:
     """Whether a darker image leaves the same gradient: a normalisation may hide how bright images are."""
     x = torch.rand((1, *evidence.target.image_shape), generator=torch_stream(0, "brightness"))
-    bright, dim = _gradient(evidence, x), _gradient(evidence, DIMMED * x)
+    bright, dim = gradient_of(evidence, x), gradient_of(evidence, DIMMED * x)
     if float((bright - dim).norm()) > SAME * float(bright.norm()):
         return
     yield Finding(
@@ -135,7 +135,8 @@ def brightness(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def _gradient(evidence: Evidence, x: Tensor) -> Tensor:
+def gradient_of(evidence: Evidence, x: Tensor) -> Tensor:
+    """Return the gradient that one (1, C, H, W) image of class 0 leaves at the weights given, as one vector."""
     weights = {n: w.clone().requires_grad_() for n, w in evidence.target.known(evidence.weights).items()}
     names = [name for name, _ in evidence.target.module.named_parameters()]
     loss = F.cross_entropy(evidence.target.logits(weights, x), torch.zeros(1, dtype=torch.int64))

@@ -146,16 +146,7 @@ def same_weights(evidence: Evidence) -> Iterator[Finding]:
             "attacks take each label for one class, and leave the rest unexplained",
             "a loss that is no cross-entropy of one class is attacked by fv.Surrogate(loss=...)",
         )
-    elif replace(fit, seen=-fit.seen).same:
-        words = evidence.words
-        yield Finding(
-            "weights",
-            Outlook.STOPS,
-            f"the gradient of {layer} is the negative of what one image leaves at the weights given",
-            "it points the wrong way: attacks would look for the opposite",
-            f"say {words.delta if evidence.update.kind is UpdateKind.GRADIENT else words.gradient}",
-        )
-    else:
+    elif not points_back(evidence):
         others = [*_OTHERS[two]]
         if evidence.update.kind is UpdateKind.DELTA:
             others.insert(0, "several local steps")
@@ -168,6 +159,15 @@ def same_weights(evidence: Evidence) -> Iterator[Finding]:
             f"it was computed at other ones, or there is another cause ({'; '.join(others)}): attacks find nothing there",
             "give the weights that the server sent for this very update, not those before or after it",
         )
+
+
+def points_back(evidence: Evidence) -> bool:
+    """Whether one image's gradient points the wrong way, as far as `same_weights` can tell: its kind is another one."""
+    found = _read(evidence)
+    if found is None or found[1].same or found[1].directed:
+        return False
+    negative = replace(found[1], seen=-found[1].seen)
+    return negative.same or negative.directed
 
 
 def _read(evidence: Evidence) -> tuple[str, Fit] | None:

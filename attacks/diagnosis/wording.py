@@ -18,6 +18,7 @@ class Wording:
         image_shape: of one image.
         gradient: that the update is one.
         delta: that it is a weight change.
+        weights: that these are the weights after training.
         rate: the client's learning rate and number of local steps.
         steps: the same, where that number is known.
     """
@@ -27,8 +28,14 @@ class Wording:
     image_shape: str = "image_shape=(C, H, W)"
     gradient: str = "fv.Update.gradient(...)"
     delta: str = "fv.Update.delta(...)"
+    weights: str = "fv.update_between(model, weights)"
     rate: str = "fv.Update.delta(..., learning_rate=, local_steps=)"
     steps: str = "fv.Update.delta(..., local_steps={}, learning_rate=)"
+
+    @property
+    def change(self) -> str:
+        """What says that it is a weight change, of either form."""
+        return f"{self.delta} (or {self.weights}, for those after training)"
 
 
 PYTHON = Wording()

@@ -129,7 +129,7 @@ def test_it_names_options_where_python_has_keywords(model: nn.Module, tell: Tell
     assert "look at that too (--batch-size 1)" in said["batch"]
     assert " -> say --kind delta (or weights) --learning-rate RATE --local-steps N" in said["change"]
     assert " -> say --kind gradient" in said["gradient"]
-    assert "say --kind delta (or weights, for those after training)" in said["after"]
+    assert "say --kind delta (or --kind weights, for those after training)" in said["after"]
     # What has no option is named as what it is of.
     for text in said.values():
         assert not [
@@ -187,6 +187,10 @@ def test_what_cannot_be_inverted_exits_with_1(model: nn.Module, tell: Tell) -> N
         (
             ["--update", "gradient.pt", "--model", "doctor_net:Net", "--batch-size", "1000000"],
             "--batch-size 1000000: more images than any attack finds; allowed: up to 4096",
+        ),
+        (
+            ["--update", "gradient.pt", "--model", "doctor_net:Net", "--batch-size", "0"],
+            "--batch-size 0: allowed: from 1",
         ),
         (
             ["--update", "gradient.pt", "--model", "doctor_net:Net", "--local-steps", "2"],

@@ -93,7 +93,10 @@ def test_a_weight_change_that_was_passed_for_a_gradient(look: Look) -> None:
     model = network()
     change = {name: -0.1 * tensor for name, tensor in gradient(model, [3]).items()}
     found = look(model, change, image_shape=SHAPE)["kind"]
-    assert (found.outlook, found.advice) == (Outlook.STOPS, "say fv.Update.delta(...)")
+    assert (found.outlook, found.advice) == (
+        Outlook.STOPS,
+        "say fv.Update.delta(...) (or fv.update_between(model, weights), for those after training)",
+    )
     said = fv.Update.delta(change, learning_rate=0.1)
     assert look(model, said, image_shape=SHAPE)["labels"].found.startswith("3, ")
     wrong = look(model, fv.Update.delta(gradient(model, [3])), image_shape=SHAPE)["kind"]

@@ -78,8 +78,9 @@ def test_a_scaled_update_is_told_from_other_weights(look: Look) -> None:
 def test_the_wrong_kind_is_told_from_other_weights(look: Look, rate: float | None) -> None:
     # Taken for a weight change a gradient changes its sign; of three classes one image pushes up two then, as a batch might.
     taken = fv.Update.delta(left([1 / 3, 1 / 3, -2 / 3]), learning_rate=rate)
-    found = look(linear([0.0, 0.0, 0.0]), taken, image_shape=SHAPE)["weights"]
-    assert (found.outlook, found.advice) == (Outlook.STOPS, "say fv.Update.gradient(...)")
+    found = look(linear([0.0, 0.0, 0.0]), taken, image_shape=SHAPE)
+    assert "weights" not in found
+    assert (found["kind"].outlook, found["kind"].advice) == (Outlook.STOPS, "say fv.Update.gradient(...)")
 
 
 def test_smoothed_labels_are_told_from_other_weights(look: Look) -> None:
