@@ -21,6 +21,7 @@ from rich.text import Text
 
 from fedveil.attacks import ATTACKS, MODEL_INVERSIONS, Attack
 from fedveil.defense import DEFENSES
+from fedveil.fl.data.fitting import DEFAULT
 from fedveil.fl.data.source import Source, named, prefixed
 from fedveil.fl.errors import FedveilError, unknown_name
 from fedveil.fl.models import MODELS
@@ -115,7 +116,7 @@ def _data_entry(name: str, source: Source) -> Entry:
     about = source.entry()
     sizes = Setting("size", about.size_text(), _yaml(about.default_size), "pixels a side")
     facts = f"Channels: {about.channels or 'as in the file'}; classes: {about.classes or 'as in the file'}"
-    place = "it is here" if about.present else "it is not here yet, see fedveil data get"
+    place = f"it is here: {about.found[0]}" if about.present else "it is not here yet, see fedveil data get"
     cls = type(source)
     text = f"{about.origin}.\n\n{_prose(cls)}\n\n{facts}; {place}."
     return Entry(name, text, _papers(cls, about.origin), (sizes,))
@@ -139,11 +140,27 @@ class Kind:
         """Return all, by name."""
         return [self.entry(name, self.registry[name]) for name in self.registry]
 
+    def find(self, name: str) -> Entry:
+        """Return the one of a name.
+
+        Raises:
+            FedveilError: there is none.
+        """
+        entries = {entry.name: entry for entry in self.entries()}
+        if name not in entries:
+            raise unknown_name(self.registry.what, name, entries)
+        return entries[name]
+
 
 class _DataKind(Kind):
     def entries(self) -> list[Entry]:
         ways = {f"{prefix}:PATH": prefixed[prefix] for prefix in prefixed}
         return super().entries() + [Entry(name, _prose(source), _papers(source), ()) for name, source in ways.items()]
+
+    def find(self, name: str) -> Entry:
+        prefix, colon, path = name.partition(":")
+        own = colon and prefix in prefixed and path not in ("", "PATH")
+        return _data_entry(name, prefixed[prefix](path, DEFAULT)) if own else super().find(name)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -175,10 +192,7 @@ def show_one(kind: Kind, name: str, console: Console) -> None:
     Raises:
         FedveilError: there is none of that name.
     """
-    entries = {entry.name: entry for entry in kind.entries()}
-    if name not in entries:
-        raise unknown_name(kind.registry.what, name, entries)
-    entry = entries[name]
+    entry = kind.find(name)
     console.print(Text(entry.name, style="bold"), Text(f"   {kind.where.replace('NAME', name)}", style="dim"), sep="")
     for paragraph in entry.text.split("\n\n"):
         console.print()

@@ -18,7 +18,7 @@ from fedveil.fl.data.search import search_folders
 from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
 from fedveil.fl.data.splits import TrainSplit, pooled, split_train
 from fedveil.fl.data.subsets import limited
-from fedveil.fl.errors import SettingError, unknown_name
+from fedveil.fl.errors import FedveilError, SettingError, unknown_name
 
 __all__ = [
     "DataEntry",
@@ -122,9 +122,18 @@ def fetch(name: str, *, size: int | None = None) -> Path:
 
     Raises:
         FedveilError: the name or the size is not allowed, the download failed, or there is nothing to
-            download from.
+            download from. It says what is here in the official files' place.
     """
-    return _source(name).fetch(size=size)
+    source = _source(name)
+    found = source.entry().found
+    try:
+        return source.fetch(size=size)
+    except SettingError:
+        raise
+    except FedveilError as error:
+        if not found:
+            raise
+        raise FedveilError(f"{error}; experiments take what is here: {found[0]}") from error
 
 
 def _source(name: str, fit: Fit | None = None) -> Source:

@@ -92,10 +92,16 @@ class Source(ABC):
     def fetch(self, *, size: int | None) -> Path:
         """Return where the official files are in the search folders, downloading into the cache what is nowhere.
 
+        Where no one publishes such files, what was found counts.
+
         Raises:
-            FedveilError: the size is not allowed, the download failed, or there is nothing to download from.
+            FedveilError: the size is not allowed, the download failed, or nothing was found and there is nothing to
+                download from.
         """
-        raise FedveilError(f"{self.name}: there is nothing to download")
+        found = self.entry().found
+        if not found:
+            raise FedveilError(f"{self.name}: there is nothing to download")
+        return found[0]
 
 
 named: Registry[Source] = Registry("data set")

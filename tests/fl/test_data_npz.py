@@ -179,9 +179,11 @@ def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("npz:/nowhere/absent.npz")
 
 
-def test_own_files_are_not_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(FedveilError, match="nothing to download"):
-        fetch(saved(tmp_path))
+def test_own_files_are_where_they_are(tmp_path: Path) -> None:
+    name = saved(tmp_path)
+    assert f"npz:{fetch(name)}" == name
+    with pytest.raises(FedveilError, match=r"^npz:/nowhere/absent\.npz: there is no '/nowhere/absent\.npz'$"):
+        fetch("npz:/nowhere/absent.npz")
 
 
 @pytest.mark.parametrize("keep", [10, 0.5, 0.99])

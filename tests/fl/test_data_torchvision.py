@@ -13,7 +13,7 @@ from fedveil.fl.data import fetch, load_data
 from fedveil.fl.data.download import file_md5
 from fedveil.fl.data.source import named
 from fedveil.fl.data.torchvision import IdxSource, read_idx
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, SettingError
 
 TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
 IDX = {
@@ -227,6 +227,19 @@ def test_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.fl.data.download.retrieve", unreachable)
     with pytest.raises(FedveilError, match=f"{name}: .* could not be downloaded .*no route.* by hand to "):
         load_data(name)
+
+
+def test_what_stands_in_for_a_download_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("fedveil.fl.data.download.retrieve", unreachable)
+    own = folder / "cifar10_subset.npz"
+    own.write_bytes(b"")
+    with pytest.raises(FedveilError, match=f"by hand to .*; experiments take what is here: {own}$"):
+        fetch("cifar10")
+    with pytest.raises(SettingError, match=r"allowed: 32$"):
+        fetch("cifar10", size=28)
 
 
 def test_a_good_copy_in_a_search_folder_is_not_downloaded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

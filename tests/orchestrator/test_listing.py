@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -167,3 +168,15 @@ def test_what_attacks_models_and_data_have_beside_settings() -> None:
     assert found("models", "lenet").papers == (("Zhu et al. 2019", "arXiv 1906.08935"),)
     assert found("data", "mni152").settings == (Setting("size", "28 to 64", "32", "pixels a side"),)
     assert found("data", "npz:PATH").settings == ()
+
+
+def test_own_files_are_shown_by_the_name_that_the_list_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVEIL_DATA", str(tmp_path))
+    (tmp_path / "own.npz").write_bytes(b"")
+    lines = shown(KINDS["data"], "npz:own.npz")
+    assert lines[0] == "npz:own.npz   data: {name: npz:own.npz}"
+    assert str(tmp_path / "own.npz") in "".join(lines)
+    with pytest.raises(FedveilError, match=r"npz:other\.npz: there is no 'other\.npz' in "):
+        shown(KINDS["data"], "npz:other.npz")
+    with pytest.raises(FedveilError, match=r"unknown data set 'npz:'; allowed: .* npz:PATH"):
+        shown(KINDS["data"], "npz:")
