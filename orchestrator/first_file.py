@@ -7,15 +7,18 @@ few for a result. What the data do not decide is what `tune_configs/demo.yaml` h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 
 from fedveil.fl.data import entry_of, load_data
 from fedveil.fl.data.images import ImageData
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.models.convnet import ConvNet
 from fedveil.orchestrator.config import load_experiment
 from fedveil.orchestrator.config.yaml import parse
 from fedveil.orchestrator.run.setup import check_setups
@@ -25,6 +28,8 @@ FEW_IMAGES = 1200
 """Training images at most, unless two clients need more: a quarter of them, the attacker's, still teach it something."""
 SIDE = 32
 """Pixels a side where the source lets choose: attacks cost as many times more as there are more pixels."""
+LEAST = ConvNet.smallest_side
+"""Smaller images are scaled to so many pixels: the network takes no smaller ones."""
 _SMALLEST = 28
 _CLIENTS, _PER_CLIENT, _PER_CLASS = 4, 50, 10
 """At most so many clients, as far as each has so many images, and of a class on average; no fewer than two."""
@@ -146,9 +151,11 @@ def first_file(name: str, file: str) -> FirstFile:
 
 
 def _small(name: str) -> tuple[ImageData, int | None]:
-    """Return the images, made small where the source lets choose, and the side that was asked for; None for its own."""
+    """Return the images, of a side that suits, and the side that was asked for; None for the source's own."""
     size = _size(name)
     data = load_data(name, size=size)
+    if size is None and min(data.train.shape[1:]) < LEAST:
+        return load_data(name, size=LEAST), LEAST
     if size is None and max(data.train.shape[1:]) > SIDE:
         with suppress(FedveilError):  # of a source that has no other sizes
             return load_data(name, size=SIDE), SIDE
@@ -169,7 +176,11 @@ def _size(name: str) -> int | None:
 def _experiment_name(name: str) -> str:
     """Return ``first-`` and what the data are called, as far as a folder's name may have it."""
     stem = re.split(r"[/\\]", name.partition(":")[2].rstrip("/\\") or name)[-1].removesuffix(".npz")
-    return f"first-{re.sub(r'[^A-Za-z0-9_.-]+', '-', stem)}"[:100].rstrip("-.")
+    letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", letters).strip("-.")[:80].rstrip("-.")
+    # Two names in other letters have to be told apart.
+    lost = not plain or any(one.isalnum() and not one.isascii() for one in letters)
+    return "-".join(filter(None, ("first", plain, hashlib.sha256(stem.encode()).hexdigest()[:6] if lost else "")))
 
 
 def _classes(data: ImageData) -> str:

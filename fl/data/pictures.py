@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,8 @@ DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "F"})
 KEPT = 2**26
 """Bytes of files from which on what was made of them is kept on disk for the next process: that takes seconds to make."""
 _THREADS = 8
+_NAMED = 5
+"""Pictures that are named where many can't be read."""
 _FINER = 2
 """A JPEG is decoded at no less than so many times the size that is wanted, where it is that large."""
 
@@ -90,7 +92,7 @@ def _read_all(files: tuple[FileState, ...], size: int, fit: Fit, name: str) -> S
     with quiet_pictures(), ThreadPoolExecutor(max_workers=min(_THREADS, _cores())) as threads:
 
         def each(work: Callable[[Path], Answer]) -> Iterable[Answer]:
-            return threads.map(work, paths)
+            return _all_read(name, threads.map(partial(_tried, work), paths))
 
         looks = list(each(_look))
         deep = _deep(paths, looks)
@@ -109,6 +111,29 @@ def _read_all(files: tuple[FileState, ...], size: int, fit: Fit, name: str) -> S
         "odd": torch.tensor(odd),
         "range": torch.tensor(ends, dtype=torch.float64),
     }
+
+
+def _tried(work: Callable[[Path], Answer], path: Path) -> Answer | FedveilError:
+    try:
+        return work(path)
+    except FedveilError as error:
+        return error
+
+
+def _all_read(name: str, answers: Iterable[Answer | FedveilError]) -> Iterator[Answer]:
+    """Yield answers, as far as all are some: of files that can't be read one wants to know all at once."""
+    errors = []
+    for answer in answers:
+        if isinstance(answer, FedveilError):
+            errors.append(answer)
+        elif not errors:
+            yield answer
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
+        shown = "; ".join(map(str, errors[:_NAMED]))
+        raise FedveilError(f"{name}: {len(errors)} pictures can't be read: {shown}{more}")
 
 
 def _cores() -> int:

@@ -171,8 +171,8 @@ def _chosen_units(
             take(min(fitting, key=lambda unit: contents[unit].total()))
         elif not have[label]:
             raise FedveilError(
-                f"{key}: class {label} has {left[label]} groups (or distinct pictures), too few to put one into this part"
-                f" and leave one to {others} more; allowed: at least {others + 1}"
+                f"{key}: class {label} has {left[label]} groups (or distinct pictures) among {classes[label]} images,"
+                f" too few to put one into this part and leave one to {others} more; allowed: at least {others + 1}"
             )
     return chosen
 

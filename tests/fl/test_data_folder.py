@@ -1,3 +1,4 @@
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,29 @@ def test_errors_of_ready_made_splits(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
     (tmp_path / "train" / "empty").rmdir()
     with pytest.raises(FedveilError, match="c: train has no such class; allowed: a, b"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_pictures_that_cannot_be_read_are_named_all_at_once(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(12):
+            Image.new("L", (12, 12), number).save(tmp_path / label / f"{number:02}.png")
+    for number in range(6):
+        (tmp_path / "a" / f"{number:02}.png").write_bytes(b"none" * (number % 2))
+    name = re.escape(f"folder:{tmp_path}")
+    with pytest.raises(FedveilError, match=rf"^{name}: 6 pictures can't be read: ") as refusal:
+        load_data(f"folder:{tmp_path}")
+    said = str(refusal.value)
+    assert [number for number in range(12) if f"a/{number:02}.png: this image" in said] == [0, 1, 2, 3, 4]
+    assert said.endswith("; and 1 more")
+    assert said.count("\n") == 0
+    whole = (tmp_path / "b" / "07.png").read_bytes()
+    for number in range(6):
+        (tmp_path / "a" / f"{number:02}.png").write_bytes(whole)
+    (tmp_path / "b" / "08.png").write_bytes(whole[:-30])  # its header is whole: it fails where pixels are read
+    (tmp_path / "b" / "09.png").write_bytes(whole[:-30])
+    with pytest.raises(FedveilError, match=rf"^{name}: 2 pictures can't be read: .*08\.png.*; .*09\.png: this image"):
         load_data(f"folder:{tmp_path}")
 
 

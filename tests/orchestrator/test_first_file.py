@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from PIL import Image
 from tiny import share_cache, write_bars
 
 import fedveil as fv
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, FedveilWarning
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.config import load_experiment
 from fedveil.orchestrator.config.yaml import parse
-from fedveil.orchestrator.first_file import FEW_IMAGES, first_file
+from fedveil.orchestrator.first_file import FEW_IMAGES, _experiment_name, first_file
 from fedveil.orchestrator.json_schema import experiment_schema
 
 
@@ -83,6 +84,31 @@ def test_names_of_users_stay_text(folder: Path) -> None:
     assert experiment.experiment == "first-a-b-"[:-1]
     assert experiment.fl.rounds == 8
     assert experiment.seed == 0
+
+
+def test_images_that_the_network_is_too_deep_for_are_scaled(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 5, 5), dtype=np.uint8)
+    labels = {f"{split}_labels": np.arange(200) % 2 for split in ("train", "test")}
+    np.savez(folder / "tiny.npz", train_images=pixels, test_images=pixels, **labels)
+    with pytest.warns(FedveilWarning, match="images of 5x5 px were scaled to 8x8"):
+        made = first_file("npz:tiny.npz", "f")
+    assert load_experiment(parse(made.text))[0].data.size == 8
+    assert "of 8 x 8 px" in made.text
+
+
+def test_experiments_on_files_of_different_names_are_told_apart(folder: Path) -> None:
+    names = ["scans", "röntgen", "扫描", "图像", "扫描-2", "..", "...", "s" * 300]
+    experiments = [_experiment_name(f"npz:{name}.npz") for name in names]
+    assert experiments[:2] == ["first-scans", "first-rontgen"]
+    assert len(set(experiments)) == len(names)
+    assert all(re.fullmatch(r"first-[A-Za-z0-9_.-]{1,94}", name) for name in experiments)
+
+
+def test_images_that_are_all_alike_are_named_as_such(folder: Path) -> None:
+    pixels, labels = np.zeros((400, 12, 12), np.uint8), np.arange(400) % 2
+    np.savez(folder / "black.npz", train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    with pytest.raises(FedveilError, match=r"class 0 has 1 groups \(or distinct pictures\) among 200 images"):
+        first_file("npz:black.npz", "f")
 
 
 def test_too_few_images_are_refused_before_anything_is_written(
