@@ -54,7 +54,7 @@ class Pace:
             _log.info("%s", line)
             return
         left = (now - self._began) * (1 - share) / share
-        _log.info("%s, %s %s left", line, "at most" if most else "about", duration(left))
+        _log.info("%s, about %s left%s", line, duration(left), " if it goes to its end" if most else "")
 
 
 def paced(steps: int, what: str) -> Iterator[int]:

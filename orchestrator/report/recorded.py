@@ -10,9 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedveil.fl.errors import FedveilError
+from fedveil.fl.errors import FedveilError, brief
 from fedveil.fl.messages import PrivacyRecord
-from fedveil.orchestrator.cluster.connection import first_line
 from fedveil.orchestrator.config.explain import shown
 from fedveil.orchestrator.config.uri import SQLITE, uri_fault
 from fedveil.orchestrator.report import TrialRow, group_seeds
@@ -20,6 +19,7 @@ from fedveil.orchestrator.report.rows import FINISHED
 from fedveil.orchestrator.run.checkpoint import load_records
 from fedveil.orchestrator.tracking import view_path, without_passwords
 from fedveil.orchestrator.tracking.names import KIND_TAG, RECORDS
+from fedveil.orchestrator.tracking.trouble import reason
 
 INTERVALS = ("utility/accuracy", "privacy/mse")
 
@@ -192,5 +192,4 @@ def mlflow_client(uri: str) -> Iterator[Any]:
     except FedveilError:
         raise
     except Exception as error:  # MLflow raises what its transport raises
-        reason = without_passwords(first_line(error))
-        raise FedveilError(f"MLflow at {without_passwords(uri)} does not answer: {reason}") from error
+        raise FedveilError(f"MLflow at {without_passwords(uri)} does not answer ({brief(reason(error))})") from error

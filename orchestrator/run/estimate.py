@@ -163,9 +163,9 @@ def estimate(experiment: Experiment, setup: Setup, watch: Stopwatch, *, first: b
         {
             "the defence": learnt * watch.training(CENTRAL),
             "training": fl.rounds * fl.cohort_size / len(sizes) * sum(per_round) * watch.training(fl.batch_size),
-            "what attackers learn, at most": prepared + (JUDGE * watch.judge() if first else 0.0),
+            "what attackers learn (less if flat early)": prepared + (JUDGE * watch.judge() if first else 0.0),
             "attacks": audits * sum(_evaluations(experiment)) * evaluation,
-            "without the federation, at most": references,
+            "without the federation (less if flat early)": references,
         },
         tuple(uncounted),
     )

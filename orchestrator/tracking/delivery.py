@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from fedveil.orchestrator.interrupts import uninterrupted
 from fedveil.orchestrator.tracking.names import INCOMPLETE_TAG, cut
 from fedveil.orchestrator.tracking.operations import Artifact, DamagedLineError, Open, Operation
-from fedveil.orchestrator.tracking.settings import without_passwords
 from fedveil.orchestrator.tracking.spool import Journal, Spool
+from fedveil.orchestrator.tracking.trouble import no_answer, reason
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.tracking.remote import RemoteRun
@@ -136,7 +136,7 @@ class Sender:
         """Say in the run what it lacks, and keep it."""
         from fedveil.orchestrator.tracking.remote import refused_for_good
 
-        what = f"{type(operation).__name__} was not recorded: {_one_line(error)}"
+        what = f"{type(operation).__name__} was not recorded: {cut(reason(error), _REASON)}"
         try:
             run.set_tags({INCOMPLETE_TAG: what})
         except Exception as trouble:
@@ -153,9 +153,13 @@ class Sender:
 
     def _back_off(self, error: Exception) -> None:
         if self.journal.folder not in _waiting:
-            _log.warning("MLflow does not take the record; it is kept in %s. %s", self.journal.folder, _one_line(error))
+            _log.warning(
+                "MLflow does not take the record (%s); it is kept in %s",
+                cut(reason(error), _REASON),
+                self.journal.folder,
+            )
         _waiting.add(self.journal.folder)
-        self.unanswered = _no_answer(error)
+        self.unanswered = no_answer(error)
         self._not_before = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, _LONGEST_WAIT * self._retry_seconds)
 
@@ -166,23 +170,6 @@ class Sender:
         self.unanswered = False
         self._wait = self._retry_seconds
         self._not_before = 0.0
-
-
-def _one_line(error: Exception) -> str:
-    return cut(without_passwords(" ".join(f"{type(error).__name__}: {error}".split())), _REASON)
-
-
-def _no_answer(error: BaseException | None) -> bool:
-    """Whether the store itself is away: any other failure is one journal's own, and holds up no other."""
-    import requests
-
-    while error is not None:
-        if isinstance(error, ConnectionError | TimeoutError | requests.ConnectionError | requests.Timeout):
-            return True
-        if str(getattr(error, "error_code", "")) == "TEMPORARILY_UNAVAILABLE":  # MLflow's word for a locked database
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 @dataclass(frozen=True)

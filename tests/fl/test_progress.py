@@ -50,7 +50,7 @@ def test_what_may_end_earlier_says_so(clock: Clock, caplog: pytest.LogCaptureFix
     pace = Pace()
     clock.now += 20
     pace.say(0.1, "step 1 of at most 10", most=True)
-    assert caplog.messages == ["step 1 of at most 10, at most 3 min left"]
+    assert caplog.messages == ["step 1 of at most 10, about 3 min left if it goes to its end"]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ RULE = "allowed: sqlite:///FILE, http://HOST:PORT, https://HOST, "
         ("sqlite:///absent.db", "sqlite:///absent.db: there is no record here yet; run an experiment first"),
         ("sqlite:///.", "sqlite:///.: cannot be read (Is a directory)"),
         (f"sqlite:///{'x' * 300}", f"sqlite:///{'x' * 300}: cannot be read (File name too long)"),
-        ("mysql+nosuchdriver://me:secret@h/d", "MLflow at mysql+nosuchdriver://h/d does not answer: "),
+        ("mysql+nosuchdriver://me:secret@h/d", "MLflow at mysql+nosuchdriver://h/d does not answer ("),
         ("postgres://me:secret@h/d", f"MLflow's tracking URI: given 'postgres://h/d'; {RULE}"),
     ],
 )
