@@ -4,7 +4,6 @@ import copy
 
 import torch
 from opacus import PrivacyEngine
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fedveil as fv
@@ -12,21 +11,14 @@ import fedveil as fv
 RATE = 0.01
 
 
-def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, noise: float) -> dict[str, torch.Tensor]:
+def train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, noise: float) -> dict[str, torch.Tensor]:
     """Return the weights after one step of DP-SGD, as a client of any federation sends them."""
-    client = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(client.parameters(), lr=RATE)
-    private, optimizer, batches = PrivacyEngine().make_private(
-        module=client,
-        optimizer=optimizer,
-        data_loader=DataLoader(TensorDataset(x, y), batch_size=len(x)),
-        noise_multiplier=noise,
-        max_grad_norm=1.0,
-        poisson_sampling=False,
-        noise_generator=torch.Generator().manual_seed(0),
-    )
+    client, seeded = copy.deepcopy(model).train(), torch.Generator().manual_seed(0)
+    sgd, loader = torch.optim.SGD(client.parameters(), lr=RATE), DataLoader(TensorDataset(x, y), batch_size=len(x))
+    dp = {"noise_multiplier": noise, "max_grad_norm": 1.0, "poisson_sampling": False, "noise_generator": seeded}
+    private, optimizer, batches = PrivacyEngine().make_private(module=client, optimizer=sgd, data_loader=loader, **dp)
     for images, labels in batches:
-        nn.functional.cross_entropy(private(images), labels).backward()
+        torch.nn.functional.cross_entropy(private(images), labels).backward()
         optimizer.step()
     return client.state_dict()
 

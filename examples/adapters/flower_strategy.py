@@ -1,16 +1,8 @@
 """Audits live what a Flower server receives: a wrapped strategy attacks each update before it averages them."""
 
-from flower_mod import RATE, images, model, take_a_step
-from flwr.app import ArrayRecord
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-from flwr.simulation import run_simulation
+from flower_federation import RATE, images, model, run
 
 import fedveil as fv
-
-client, server = ClientApp(), ServerApp()
-client.train()(take_a_step)
 
 
 def audited(strategy):
@@ -38,14 +30,5 @@ def audited(strategy):
     return strategy
 
 
-@server.main()
-def main(grid, context):
-    """Average two rounds."""
-    strategy = audited(FedAvg(fraction_evaluate=0.0))
-    result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-    for number, metrics in result.train_metrics_clientapp.items():
-        print(f"round {number}: mean squared error {metrics['leak-mse']:.4f}")
-
-
 if __name__ == "__main__":
-    run_simulation(server, client, num_supernodes=2)
+    run(wrap=audited)  # your own: audited(FedAvg(...)).start(...)

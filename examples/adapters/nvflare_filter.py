@@ -4,22 +4,9 @@ import torch
 from nvflare.apis.dxo import DataKind, MetaKey
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.filter import FilterChainType, FilterContextKey
+from nvflare_federation import RATE, Net, own_images
 
 import fedveil as fv
-
-RATE = 0.01
-
-
-class Net(torch.nn.Sequential):
-    """The federation's model: any nn.Module."""
-
-    def __init__(self):
-        super().__init__(torch.nn.Conv2d(1, 16, 5), torch.nn.Sigmoid(), torch.nn.Flatten(), torch.nn.Linear(12544, 3))
-
-
-def own_images(fl_ctx):
-    """Return the images that the site trains on: one each for site-1 and site-2."""
-    return fv.load_data("mni152", size=32).train.take([300 * int(fl_ctx.get_identity_name()[-1])])
 
 
 class LeakFilter(DXOFilter):
