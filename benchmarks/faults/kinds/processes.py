@@ -74,6 +74,16 @@ def run_killed(stage: Stage) -> None:
     _begun_anew(stage)
 
 
+@fault("run-resumed", "a run killed, resumed", "run")
+def run_resumed(stage: Stage) -> None:
+    """It goes on from its last checkpoint, in the same records."""
+    stage.kill_anywhen(stage.start("run"))
+    if (stage.runs / NAME / "run.json").exists():
+        stage.finish(stage.start("run", "--resume"))
+    else:
+        _begun_anew(stage)
+
+
 @fault("run-ctrl-c", "Ctrl-C on a run, begun anew", "run")
 def run_interrupted(stage: Stage) -> None:
     """It is closed as killed."""
