@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from fedveil.attacks.diagnosis import Diagnosis as Diagnosis
     from fedveil.attacks.diagnosis import diagnose as diagnose
     from fedveil.attacks.learned.learning_to_invert import LearningToInvert as LearningToInvert
+    from fedveil.attacks.model_inversion.base import InversionKnowledge as InversionKnowledge
+    from fedveil.attacks.model_inversion.base import Inverted as Inverted
+    from fedveil.attacks.model_inversion.base import ModelInversion as ModelInversion
+    from fedveil.attacks.model_inversion.released import Access as Access
     from fedveil.attacks.presets.deep_leakage import DeepLeakage as DeepLeakage
     from fedveil.attacks.presets.denoised import Denoised as Denoised
     from fedveil.attacks.presets.dlg import DLG as DLG
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DLG",
     "IDLG",
+    "Access",
     "Adaptive",
     "AdaptiveModules",
     "Analytic",
@@ -79,10 +84,13 @@ __all__ = [
     "GradInversion",
     "Images",
     "InverseTraining",
+    "InversionKnowledge",
+    "Inverted",
     "InvertingGradients",
     "Knowledge",
     "LatentSearch",
     "LearningToInvert",
+    "ModelInversion",
     "Modern",
     "Observation",
     "PreparedDefense",
@@ -106,6 +114,7 @@ __all__ = [
     "register_data",
     "register_defense",
     "register_model",
+    "register_model_inversion",
     "register_strategy",
     "run",
     "sweep",
@@ -113,6 +122,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Access": "attacks.model_inversion.released",
+    "InversionKnowledge": "attacks.model_inversion.base",
+    "Inverted": "attacks.model_inversion.base",
+    "ModelInversion": "attacks.model_inversion.base",
     "Knowledge": "attacks.base",
     "Observation": "attacks.base",
     "Images": "fl.data.images",
@@ -213,6 +226,31 @@ def register_attack(name: str) -> Callable[[Registered], Registered]:
     from fedveil.attacks import ATTACKS
 
     return ATTACKS.register(name)
+
+
+def register_model_inversion(name: str) -> Callable[[Registered], Registered]:
+    """Return a decorator that enters a `ModelInversion` under ``name``, for ``audit.model_inversion``, with its fields.
+
+    >>> import dataclasses, torch, fedveil as fv
+    >>> @fv.register_model_inversion("typical")
+    ... @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Typical(fv.ModelInversion):
+    ...     access = fv.Access.LABELS
+    ...     copies: int = 1
+    ...     def run(self, target, knowledge):
+    ...         own = knowledge.images.floats()
+    ...         said = target.labels(own)
+    ...         classes = said.unique().repeat(self.copies)
+    ...         return fv.Inverted(torch.stack([own[said == one].mean(0) for one in classes]), classes)
+    >>> Typical(copies=3)
+    Typical(copies=3)
+
+    Raises:
+        FedveilError: the name is taken.
+    """
+    from fedveil.attacks import MODEL_INVERSIONS
+
+    return MODEL_INVERSIONS.register(name)
 
 
 def register_model(name: str) -> Callable[[Registered], Registered]:

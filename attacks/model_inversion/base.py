@@ -35,6 +35,11 @@ _VIEWS: Mapping[Access, type[LabelTarget]] = {
 class InversionKnowledge:
     """What the attacker holds beside its view of the classifier.
 
+    >>> import torch, fedveil as fv
+    >>> own = fv.load_data("mni152", size=28).val
+    >>> fv.InversionKnowledge(own, torch.device("cpu"), seed=0).observed is None
+    True
+
     Attributes:
         images: its own. The classifier never saw them, and the judge of its results did not either.
         device: where to compute.
@@ -65,6 +70,11 @@ class InversionKnowledge:
 class Inverted:
     """What an attack returns. It holds no score against the truth: the attacker has none.
 
+    >>> import torch, fedveil as fv
+    >>> painted = fv.Inverted(torch.full((2, 1, 28, 28), 0.5), torch.tensor([0, 1]), {"steps": 1.0})
+    >>> painted.classes.tolist()
+    [0, 1]
+
     Attributes:
         images: (m, C, H, W) in [0, 1], on the CPU.
         classes: (m,) int64, the class that each image is to show; None where the images are those behind the observed
@@ -79,7 +89,19 @@ class Inverted:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInversion(ABC):
-    """An attack on a released classifier, with its hyperparameters; `repr` shows exactly these."""
+    """An attack on a released classifier, with its hyperparameters; `repr` shows exactly these.
+
+    >>> from dataclasses import dataclass
+    >>> import torch, fedveil as fv
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Grey(fv.ModelInversion):
+    ...     name, access = "grey", fv.Access.LABELS
+    ...     level: float = 0.5
+    ...     def run(self, target, knowledge):
+    ...         return fv.Inverted(torch.full((1, *target.shape), self.level), torch.tensor([0]))
+    >>> Grey(level=0.25)
+    Grey(level=0.25)
+    """
 
     name: ClassVar[str]
     access: ClassVar[Access]

@@ -19,7 +19,12 @@ Answer = Callable[[Tensor], Tensor]
 
 
 class Access(IntEnum):
-    """What is granted of a released classifier; each grant includes those before it."""
+    """What is granted of a released classifier; each grant includes those before it.
+
+    >>> import fedveil as fv
+    >>> [grant.name for grant in fv.Access if grant <= fv.Access.CONFIDENCES]
+    ['LABELS', 'CONFIDENCES']
+    """
 
     LABELS = 0
     """It answers a query with a class, and nothing else."""

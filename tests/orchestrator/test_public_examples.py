@@ -10,7 +10,7 @@ import pytest
 from tiny import share_cache
 
 import fedveil as fv
-from fedveil.attacks import ATTACKS
+from fedveil.attacks import ATTACKS, MODEL_INVERSIONS
 from fedveil.defense import DEFENSES
 from fedveil.fl.data.source import named
 from fedveil.fl.models.base import MODELS
@@ -27,7 +27,7 @@ def test_every_public_name_has_an_example_that_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Other tests may have brought plug-ins with the names that examples register.
-    for registry in (ATTACKS, DEFENSES, MODELS, STRATEGIES, named):
+    for registry in (ATTACKS, DEFENSES, MODEL_INVERSIONS, MODELS, STRATEGIES, named):
         monkeypatch.setattr(registry, "_entries", {n: e for n, e in registry._entries.items() if _ships(e)})
     monkeypatch.chdir(tmp_path)
     own, other = share_cache(tmp_path / "own", modules), tempfile.mkdtemp

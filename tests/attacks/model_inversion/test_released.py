@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from bands import CLASSES, SHAPE, Templates, bands, patterns
 from torch import Tensor
 
+import fedveil as fv
 from fedveil.attacks import MODEL_INVERSIONS, BrepMi, Gmi, TrainingBased
 from fedveil.attacks.model_inversion.base import InversionKnowledge, Inverted, ModelInversion
 from fedveil.attacks.model_inversion.released import Access, ConfidenceTarget, LabelTarget, ReleasedModel, WeightsTarget
 from fedveil.fl.errors import FedveilError, SettingError
+from fedveil.orchestrator.config.load import check
 
 
 def flipped(logits: Tensor) -> Tensor:
@@ -72,6 +75,33 @@ def test_an_attack_that_returns_something_else_is_said(told: ReleasedModel) -> N
         FedveilError, match=r"'wrong': expected \(2, 1, 12, 12\) images with classes, got \(2, 1, 3, 3\)"
     ):
         Wrong()(told.granted(Access.LABELS), InversionKnowledge(bands(6), torch.device("cpu"), 0))
+
+
+def test_one_of_the_users_own_is_named_in_an_experiment(told: ReleasedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODEL_INVERSIONS, "_entries", dict(MODEL_INVERSIONS._entries))
+
+    @fv.register_model_inversion("mean")
+    @dataclass(frozen=True, kw_only=True)
+    class Mean(fv.ModelInversion):
+        access = fv.Access.LABELS
+        queries: int = 6
+
+        def run(self, target: Any, knowledge: fv.InversionKnowledge) -> fv.Inverted:
+            own = knowledge.images.floats()[: self.queries]
+            said = target.labels(own)
+            return fv.Inverted(torch.stack([own[said == one].mean(0) for one in said.unique()]), said.unique())
+
+    experiment = check(
+        {"experiment": "x", "data": {"name": "mni152"}, "audit": {"model_inversion": [{"name": "mean", "queries": 4}]}}
+    )
+    (attack,) = experiment.audit.build_model_inversions()
+    assert attack == Mean(queries=4)
+    target = told.granted(Access.LABELS)
+    found = attack(target, InversionKnowledge(bands(6), torch.device("cpu"), 0))
+    assert found.images.shape[1:] == (1, 12, 12)
+    assert target.queries == 4
+    with pytest.raises(FedveilError, match="'mean' is registered twice"):
+        fv.register_model_inversion("mean")(type("Other", (Mean,), {}))
 
 
 @pytest.mark.parametrize(
