@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedveil.attacks.analytic.attack import LARGEST
 from fedveil.attacks.analytic.first_layer import FirstLayer, find_first_layer
-from fedveil.attacks.diagnosis.evidence import Evidence, rank_of
+from fedveil.attacks.diagnosis.evidence import Evidence
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.diagnosis.last_layer import too_few
 from fedveil.fl.errors import FedveilError
@@ -83,7 +83,7 @@ def _any(tensor: Tensor | None) -> bool:
 
 def _solved(evidence: Evidence, layer: FirstLayer) -> Finding:
     size = evidence.batch_size
-    rank = rank_of(evidence.gradient[layer.weight]) if evidence.lawful else None
+    rank = evidence.rank(evidence.gradient[layer.weight]) if evidence.lawful else None
     found = f"{layer.weight} and {layer.bias} are linear in all pixels"
     if rank is not None:
         found += f", with a gradient of rank {rank}"

@@ -22,6 +22,8 @@ from fedveil.fl.training import Weights
 
 RANK = 1e-6
 """Singular values below this part of the largest are rounding, for float32."""
+HALF = 4e-3
+"""Relative rounding of a client that computes in half precision, by bfloat16, whose numbers have 8 bits."""
 MOST = 4096
 """Rows or columns of which a rank is computed."""
 LAWFUL = 1e-6
@@ -164,16 +166,30 @@ class Evidence:
         """Where entries are 0, and whether they were left out."""
         return read_zeros(self.gradient, self.head_holes)
 
+    def halved(self, gradient: Tensor) -> bool:
+        """Whether the numbers behind a part of `gradient` went through half precision."""
+        sent = gradient / self.update.gradient_scale
+        return any(bool((sent.to(kind).to(sent) == sent).all()) for kind in (torch.bfloat16, torch.float16))
+
+    def rank(self, gradient: Tensor) -> int | None:
+        """The numerical rank of an (m, d) part of `gradient`, see `rank_of`; None where it would take too long."""
+        return rank_of(gradient, HALF if self.halved(gradient) else RANK)
+
     @property
     def lawful(self) -> bool:
         """The last layer's gradient is that of a softmax cross-entropy as far as sums and zeros tell: nothing hides it."""
         return self.remainder is not None and self.remainder <= LAWFUL and not (self.head_holes or self.zeros.left_out)
 
 
-def rank_of(weight: Tensor) -> int | None:
-    """The numerical rank of an (m, d) gradient, from the smaller of its two products with itself."""
+def rank_of(weight: Tensor, rounding: float) -> int | None:
+    """The numerical rank of an (m, d) gradient, from the smaller of its two products with itself.
+
+    Args:
+        weight: of the layer.
+        rounding: part of the largest singular value below which another is rounding.
+    """
     if min(weight.shape) > MOST:
         return None
     square = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
     sizes = torch.linalg.eigvalsh(square).clamp_min(0).sqrt()
-    return int((sizes > RANK * sizes.max()).sum())
+    return int((sizes > rounding * sizes.max()).sum())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedveil.attacks.diagnosis.evidence import LAWFUL, Evidence, rank_of
+from fedveil.attacks.diagnosis.evidence import LAWFUL, Evidence
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.diagnosis.weights import points_back
 from fedveil.attacks.labels import label_rule, likeliest_rate, recover_labels
@@ -88,7 +88,8 @@ def scale(evidence: Evidence) -> Iterator[Finding]:
             "loss scale", Outlook.NEUTRAL, f"{layer.bias} lacks entries that were left out", "its scale can't be told"
         )
         return
-    mass = float(gradient.bias.clamp(min=0).sum())
+    # The two are equal in a gradient of this loss, and the larger one tells of the size of anything else.
+    mass = max(float(gradient.bias.clamp(min=0).sum()), float(-gradient.bias.clamp(max=0).sum()))
     found = f"{layer.bias} says a mean error of {mass:.3g} per image"
     if mass > LARGEST:
         yield Finding(
@@ -136,6 +137,7 @@ def labels(evidence: Evidence) -> Iterator[Finding]:
     if more is not None:
         yield more
         return
+    yield from _too_many(evidence, layer, gradient)
     yield _reading(evidence, layer, gradient, unsure=up > size or up == 0)
 
 
@@ -157,7 +159,7 @@ def too_few(evidence: Evidence) -> Finding | None:
         )
     if evidence.update.local_steps > 1 or not _more_images(evidence, gradient):
         return None
-    rank = rank_of(gradient.weight) if gradient.weight is not None else None
+    rank = evidence.rank(gradient.weight) if gradient.weight is not None else None
     return Finding(
         "batch size",
         Outlook.HINDERS,
@@ -168,6 +170,22 @@ def too_few(evidence: Evidence) -> Finding | None:
     )
 
 
+def _too_many(evidence: Evidence, layer: LastLayer, gradient: LastGradient) -> Iterator[Finding]:
+    """Whether one step on so many images would leave a higher rank, unless they are alike."""
+    size, weight = evidence.batch_size, gradient.weight
+    if size == 1 or evidence.update.local_steps > 1 or not evidence.lawful or weight is None:
+        return
+    rank = evidence.rank(weight)
+    if rank is not None and rank < min(size, len(weight) - 1, weight.shape[1]):
+        yield Finding(
+            "batch size",
+            Outlook.NEUTRAL,
+            f"the gradient of {layer.weight} has rank {rank}",
+            f"{size} images leave more, unless some are alike: there may be {rank}",
+            f"try {evidence.words.batch_size.format(rank)}",
+        )
+
+
 def _pushed(gradient: LastGradient) -> tuple[int, int]:
     """How many classes are pushed up, and how many down."""
     least = float(gradient.rows.abs().max()) * SIGN
@@ -176,7 +194,7 @@ def _pushed(gradient: LastGradient) -> tuple[int, int]:
 
 def _more_images(evidence: Evidence, gradient: LastGradient) -> bool:
     """Whether the rank of the last layer's gradient proves more images than were named: they push many classes up, too."""
-    return gradient.weight is not None and (rank_of(gradient.weight) or 0) > evidence.batch_size
+    return gradient.weight is not None and (evidence.rank(gradient.weight) or 0) > evidence.batch_size
 
 
 def _flipped(evidence: Evidence, found: str) -> Finding:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fedveil.attacks.diagnosis.evidence import Evidence
+from fedveil.attacks.diagnosis.evidence import LAWFUL, Evidence
 from fedveil.attacks.diagnosis.finding import Finding, Outlook, some
 from fedveil.attacks.diagnosis.network import gradient_of
+from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.seeding import torch_stream
 
@@ -21,6 +23,9 @@ GONE = 0.5
 does not forget half of where it began."""
 ALONG = 0.2
 """Cosine of such a change and the weights, from which on it is no long step that happens to cross them."""
+BROKEN = 1e-3
+"""Share of the last layer's energy in its sum over classes, from which on it is no rounding."""
+LAWLESS = "its last layer does not sum to 0 over classes, as softmax cross-entropy has it"
 SERVER = "give those that the server sent for this very update"
 
 
@@ -59,32 +64,53 @@ def _two_images(evidence: Evidence) -> Iterable[Tensor]:
 
 
 def _kind(evidence: Evidence) -> Iterator[Finding]:
-    """The update is measured against the weights, of which neither a gradient nor a change knows much."""
-    update, words = evidence.update, evidence.words
-    if evidence.sent.guessed:
+    """Its size against the weights' tells, and the last layer, whose gradient sums to 0 over classes."""
+    update, words, sent = evidence.update, evidence.words, evidence.weights
+    given, base = (_flat(of, update.tensors) for of in (update.tensors, sent))
+    size, length = float(given.norm()), float(base.norm())
+    if not length:
         return
-    given, sent = (_flat(of, update.tensors) for of in (update.tensors, evidence.weights))
-    size, base = float(given.norm()), float(sent.norm())
-    if not base or not size:
-        return
-    distance, away = float((given - sent).norm()), -float(given @ sent)
-    taken = "a gradient" if update.kind is UpdateKind.GRADIENT else "a weight change"
-    if distance <= NEAR * size:
+    taken = "taken for a gradient, " if update.kind is UpdateKind.GRADIENT else "taken for a weight change, "
+    distance, away = float((given - base).norm()), -float(given @ base)
+    near = not evidence.sent.guessed and distance <= NEAR * size
+    if near or _obeys(evidence, {name: tensor - sent[name] for name, tensor in update.tensors.items()}):
         yield Finding(
             "kind",
             Outlook.STOPS,
-            f"taken for {taken}, it is {distance / size:.1g} of its size away from the weights that the server sent",
+            taken
+            + (
+                f"it is {distance / size:.1g} of its size away from the weights that the server sent"
+                if near
+                else f"{LAWLESS}; its difference from the weights that the server sent does"
+            ),
             "these look like weights after training: what was learnt is the difference",
             f"say {words.weights}",
         )
-    elif update.kind is UpdateKind.DELTA and away >= max(GONE * base * base, ALONG * size * base):
+        return
+    gone = away >= max(GONE * length**2, ALONG * size * length)
+    whole = {name: tensor + sent[name] for name, tensor in update.tensors.items()}
+    if update.kind is UpdateKind.DELTA and (gone or _obeys(evidence, whole)):
         yield Finding(
             "kind",
             Outlook.STOPS,
-            f"taken for {taken}, it takes {away / base**2:.0%} of the weights that the server sent away",
+            taken
+            + (
+                f"it takes {away / length**2:.0%} of the weights that the server sent away"
+                if gone
+                else f"{LAWLESS}; its sum with the weights that the server sent does"
+            ),
             "they were subtracted from something that never held them: a gradient, or a change already",
             f"say {words.gradient}, or {words.delta}",
         )
+
+
+def _obeys(evidence: Evidence, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the last layer obeys the law of `Evidence.remainder` with these in the update's place, and not as it is."""
+    rest = evidence.remainder
+    if rest is None or rest <= BROKEN or isinstance(evidence.head, FedveilError):
+        return False
+    other = replace(evidence, update=replace(evidence.update, tensors=dict(tensors))).remainder
+    return other is not None and other <= LAWFUL
 
 
 def _flat(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:

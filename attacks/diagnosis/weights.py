@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedveil.attacks.diagnosis.coarseness import coarseness
-from fedveil.attacks.diagnosis.evidence import Evidence
+from fedveil.attacks.diagnosis.evidence import HALF, Evidence
 from fedveil.attacks.diagnosis.finding import Finding, Outlook
 from fedveil.attacks.labels.last_layer import last_layer_outputs
 from fedveil.fl.errors import FedveilError
@@ -19,8 +19,6 @@ from fedveil.fl.messages import UpdateKind
 
 SINGLE = 3e-4
 """Relative rounding of a client that computes in float32, or in TF32, whose numbers have 11 bits."""
-HALF = 4e-3
-"""Of one that computes in half precision, by bfloat16, whose numbers have 8 bits."""
 SLACK = 5.0
 """So many times what rounding is expected to make of a difference tells of something else."""
 BLURRED = 0.1
@@ -206,10 +204,8 @@ def _read(evidence: Evidence) -> tuple[str, Fit] | None:
 def _rounding(evidence: Evidence, weight: Tensor) -> float:
     """Relative rounding error of the numbers, by the last layer's sum over classes and by the bits of its gradient."""
     sums = math.sqrt(evidence.remainder or 0.0)
-    sent = weight / evidence.update.gradient_scale
     # A sum shows no rounding where there are two classes: both round alike.
-    half = any(bool((sent.to(kind).to(sent) == sent).all()) for kind in (torch.bfloat16, torch.float16))
-    return max(sums, HALF if half else SINGLE)
+    return max(sums, HALF if evidence.halved(weight) else SINGLE)
 
 
 def _gives_the_logits(evidence: Evidence, weight: Tensor, bias: Tensor) -> bool:

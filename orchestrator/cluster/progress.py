@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -66,9 +66,9 @@ class _Board:
         self._over = False
         self._trials = trials
         self._at_once = at_once
-        self._ended = 0
         self._clock = clock
-        self._began = clock()
+        self._began: dict[str, float] = {}
+        self._took: list[float] = []
 
     def __repr__(self) -> str:
         """What Ray's dashboard shows."""
@@ -88,14 +88,28 @@ class _Board:
         if not text.startswith(NOTE) or self._noted.setdefault(text, who) == who:
             self._lines.append((who, text))
 
-    def end(self) -> None:
-        """A trial is over. Where others are to come, say how long that will take if they are like those before."""
-        self._ended += 1
-        if self._ended < self._trials:
-            # Those that began together end one after the other: what counts is how many times some began.
-            before, after = (math.ceil(count / self._at_once) for count in (self._ended, self._trials - self._ended))
-            left = (self._clock() - self._began) * after / before
-            self.post("sweep", f"{self._ended} of {self._trials} trials are over, about {duration(left)} left")
+    def begin(self, who: str) -> None:
+        """A trial begins."""
+        self._began[who] = self._clock()
+
+    def end(self, who: str) -> None:
+        """A trial is over. Where others are not, say how long that will take if they are like those before."""
+        self._took.append(self._clock() - self._began.pop(who))
+        over = len(self._took)
+        if over < self._trials:
+            self._lines.append(
+                ("sweep", f"{over} of {self._trials} trials are over, about {duration(self._left())} left")
+            )
+
+    def _left(self) -> float:
+        """Return the seconds until the last trial ends, if each takes what those before took and begins where one ends."""
+        usual = fmean(self._took)
+        # One that takes longer than usual may take longer still: nobody knows.
+        running = [max(0.0, usual - (self._clock() - began)) for began in self._began.values()]
+        ends = sorted([*running, *[0.0] * (self._at_once - len(running))])
+        for _ in range(self._trials - len(self._took) - len(running)):
+            ends = sorted([ends[0] + usual, *ends[1:]])
+        return ends[-1]
 
     def take(self) -> list[tuple[str, str]]:
         lines, self._lines = self._lines, []
@@ -120,10 +134,16 @@ class Speaker:
             self._board.post.remote(self._who, text)
 
 
-def ended(board: Any) -> None:
-    """Tell the board that a trial is over."""
+@contextmanager
+def under_way(board: Any, who: str) -> Iterator[None]:
+    """Tell the board when a trial begins, and when it is over."""
     if board is not None:
-        board.end.remote()
+        board.begin.remote(who)
+    try:
+        yield
+    finally:
+        if board is not None:
+            board.end.remote(who)
 
 
 def enlist(board: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedveil.fl.rounds import RoundReport
 from fedveil.orchestrator.cluster.executor import RayExecutor
-from fedveil.orchestrator.cluster.progress import Say, Speaker, ended
+from fedveil.orchestrator.cluster.progress import Say, Speaker, under_way
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.callbacks import Costs, Speech, TrialCallback
@@ -66,11 +66,9 @@ class Setting:
             FedveilError: a seed's trial failed, with the sentence that says why.
         """
         for number in range(len(saved.finished), len(self.seeds)):
-            try:
-                with logged(self.paths.trial(self.trials[number]).folder):
-                    metrics = self._run_seed(number, saved)
-            finally:
-                ended(self.board)
+            name = self.trials[number]
+            with under_way(self.board, name), logged(self.paths.trial(name).folder):
+                metrics = self._run_seed(number, saved)
             saved = Saved(finished=(*saved.finished, metrics))
             self.keep(saved, None)
         return saved

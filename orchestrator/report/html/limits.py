@@ -57,7 +57,7 @@ def _about_sample(groups: Sequence[TrialGroup], records: Iterable[PrivacyRecord]
     if victims and len(victims) < FEW_VICTIMS:
         were = "was" if len(victims) == 1 else "were"
         parts.append(f"{counted(len(victims), 'image')} of {counted(len(clients), 'client')} {were} attacked")
-    if len(seeds) < FEW_SEEDS:
+    if 0 < len(seeds) < FEW_SEEDS:
         parts.append(f"each training was run {'once' if len(seeds) == 1 else 'twice'}")
     if not parts:
         return ""

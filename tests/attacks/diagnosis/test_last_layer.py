@@ -89,6 +89,30 @@ def test_a_rank_that_one_image_cannot_leave(look: Look) -> None:
     assert "batch size" not in look(model, only, image_shape=SHAPE)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision_makes_no_images(look: Look, kind: torch.dtype) -> None:
+    model = network()
+    halved = {name: tensor.to(kind).float() for name, tensor in gradient(model, [3]).items()}
+    assert "batch size" not in look(model, halved, image_shape=SHAPE)
+
+
+def test_fewer_images_than_were_named(look: Look) -> None:
+    model = network()
+    said = look(model, gradient(model, [3]), image_shape=SHAPE, batch_size=4)["batch size"]
+    assert (said.outlook, said.advice) == (Outlook.NEUTRAL, "try batch_size=1")
+    assert "batch size" not in look(model, gradient(model, [0, 1, 2, 3]), image_shape=SHAPE, batch_size=4)
+
+
+def test_numbers_that_are_no_gradient_are_not_taken_for_a_sure_network(look: Look) -> None:
+    model = network()
+    stream = torch_stream(0, "numbers")
+    numbers = {name: torch.randn(tensor.shape, generator=stream) for name, tensor in gradient(model, [3]).items()}
+    bias = [name for name in numbers if name.endswith("bias")][-1]
+    numbers[bias] = -numbers[bias].abs()
+    found = look(model, fv.Update.gradient(numbers), image_shape=SHAPE)["loss scale"]
+    assert "a mean cross-entropy leaves 1 at most" in found.meaning
+
+
 def test_a_weight_change_that_was_passed_for_a_gradient(look: Look) -> None:
     model = network()
     change = {name: -0.1 * tensor for name, tensor in gradient(model, [3]).items()}

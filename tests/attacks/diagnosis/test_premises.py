@@ -132,3 +132,28 @@ def test_an_update_of_the_kind_it_was_taken_for_is_never_accused(
 def test_an_update_that_says_no_kind_is_understood_by_its_looks(look: Look) -> None:
     model = network()
     assert "kind" not in look(model, gradient(model), image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_moved_far_are_told_by_the_law_of_the_last_layer(look: Look, steps: int) -> None:
+    model = network()
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    for _ in range(steps):  # of a rate at which the weights are soon others altogether
+        learnt = gradient(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter -= learnt[name]
+    after = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    model.load_state_dict(before)
+    for taken in (after, fv.Update.gradient(after), fv.Update.delta(after)):  # by its looks, and as it was said
+        found = look(model, taken, image_shape=SHAPE)["kind"]
+        assert (found.outlook, found.advice) == (Outlook.STOPS, "say fv.update_between(model, weights)")
+        assert "does not sum to 0 over classes" in found.found
+
+
+def test_a_large_gradient_from_which_weights_were_taken_is_told_by_the_law(look: Look) -> None:
+    model = network()
+    learnt = {name: 2 * tensor for name, tensor in gradient(model).items()}
+    found = look(model, fv.update_between(model, learnt), image_shape=SHAPE)["kind"]
+    assert found.outlook is Outlook.STOPS
+    assert "its sum with the weights that the server sent does" in found.found

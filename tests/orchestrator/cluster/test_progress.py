@@ -105,38 +105,56 @@ def test_what_holds_of_all_trials_is_noted_once() -> None:
     assert board.take() == [("a", "note: dark")]
 
 
+def timed(trials: int, at_once: int, events: list[tuple[float, str, str]]) -> list[str]:
+    """What the board says of the time that is left, where trials begin and end at these seconds."""
+    now = [0.0]
+    board = progress._Board("small", trials, at_once, lambda: now[0])
+    for seconds, what, who in events:
+        now[0] = seconds
+        if what == "begins":
+            board.begin(who)
+        else:
+            board.end(who)
+    return [line for who, line in board.take() if who == "sweep"]
+
+
 def test_after_each_trial_but_the_last_it_is_said_how_long_the_others_take() -> None:
-    now = [50.0]
-    board = progress._Board("small", 3, 1, lambda: now[0])
-    for seconds in (20, 40, 10):
-        now[0] += seconds
-        board.end()
-    # 20 s for one of three; then 60 s for two.
-    assert board.take() == [
-        ("sweep", "1 of 3 trials are over, about 40 s left"),
-        ("sweep", "2 of 3 trials are over, about 30 s left"),
+    one_after_the_other = [
+        (50.0, "begins", "a"),
+        (70.0, "ends", "a"),
+        (71.0, "begins", "b"),
+        (111.0, "ends", "b"),
+        (112.0, "begins", "c"),
+        (120.0, "ends", "c"),
+    ]
+    # 20 s for one of three; then 30 s on average.
+    assert timed(3, 1, one_after_the_other) == [
+        "1 of 3 trials are over, about 40 s left",
+        "2 of 3 trials are over, about 30 s left",
     ]
 
 
-def test_trials_that_began_together_are_one_step_of_the_way() -> None:
-    now = [0.0]
-    board = progress._Board("small", 5, 2, lambda: now[0])
-    for seconds in (60, 2, 58, 5):
-        now[0] += seconds
-        board.end()
-    # One of the first two after 60 s: two pairs are to come, and the last one alone when three or four are over.
-    assert [line.partition("about ")[2] for _, line in board.take()] == [
-        "2 min left",
-        "2 min left",
-        "60 s left",
-        "62 s left",
+def test_trials_that_run_have_part_of_their_time_behind_them() -> None:
+    side_by_side = [
+        (0.0, "begins", "a"),
+        (0.0, "begins", "b"),
+        (60.0, "ends", "a"),
+        (60.0, "begins", "c"),
+        (80.0, "ends", "b"),
+        (100.0, "begins", "d"),
+        (110.0, "ends", "d"),
+    ]
+    # b has had its 60 s, so that two begin at once and one after them; c has 50 s before it, and beside it two of 70 s begin
+    # one after the other; c has none of the usual 50 s left, and one begins at once.
+    assert timed(5, 2, side_by_side) == [
+        "1 of 5 trials are over, about 2 min left",
+        "2 of 5 trials are over, about 2 min left",
+        "3 of 5 trials are over, about 50 s left",
     ]
 
 
 def test_of_an_unknown_number_of_trials_none_are_counted() -> None:
-    board = progress._Board("small")
-    board.end()
-    assert board.take() == []
+    assert timed(0, 1, [(0.0, "begins", "a"), (9.0, "ends", "a")]) == []
 
 
 def test_a_window_has_lines_broken_between_words_and_a_log_has_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
