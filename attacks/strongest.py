@@ -18,10 +18,11 @@ from fedveil.defense.base import MOST_STEPS, at_least, whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 
-HEATS = (0.25, 0.25)
-"""Parts of the budget that the heats take; the rest is the winner's."""
-BEHIND = 10.0
-"""A search is dropped after a heat if it leaves so many times as much unexplained as the best: some begin slowly."""
+HEAT = 1 / 16
+"""Part of the budget that each search has to show what it can; the rest is the winner's. On auxiliary images longer heats,
+and a second one, took more from the winner than they told."""
+HEATS = 0.5
+"""Part of the budget that all of them may take together."""
 
 
 @ATTACKS.register("strongest")
@@ -33,13 +34,13 @@ class Strongest(Attack):
     ahead of all signed steps, and far behind in deep networks of ReLUs. There `modern` is ahead for one image; for several
     it was behind `inverting_gradients` at some first weights and ahead of it at trained ones, so they compete.
 
-    After successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all contenders run a heat; for each victim
-    those far behind are dropped, the others run a second one from where they are, and the best goes on with the rest of
-    the budget. The yardstick is the same for all (`fedveil.attacks.matching.yardstick.misfit`): the client's steps are
-    replayed on the reconstruction, and the cosine distance of what it would send to what it sent decides, never the truth.
-    That distance is the loss of the result: where it is large, no attack worked. A contender that searches for nothing, as
-    `analytic`, runs once beside the others. At last images get the brightness that images usually have, where
-    normalisation hides theirs (`fedveil.attacks.matching.exposure`): their misfit may grow by half for it.
+    All contenders run a short heat, and for each victim the best goes on from there with the rest of the budget: one step of
+    successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). The yardstick is the same for all
+    (`fedveil.attacks.matching.yardstick.misfit`): the client's steps are replayed on the reconstruction, and the cosine
+    distance of what it would send to what it sent decides, never the truth. That distance is the loss of the result: where
+    it is large, no attack worked. A contender that searches for nothing, as `analytic`, runs once beside the others. At
+    last images get the brightness that images usually have, where normalisation hides theirs
+    (`fedveil.attacks.matching.exposure`): their misfit may grow by half for it.
 
     >>> import torch, fedveil as fv
     >>> x, y = torch.linspace(0, 1, 256).view(1, 1, 16, 16), torch.tensor([1])
@@ -128,33 +129,26 @@ class _Contest:
 
     def run(self, searches: Sequence[GradientMatching], steps: int) -> None:
         """Let the searches compete for each victim, with so many evaluations in all."""
-        left = [tuple(searches)] * len(self._observations)
-        budgets = [steps] * len(left)
-        for part in HEATS if len(searches) > 1 else ():
-            shares = [int(part * steps / len(own)) if len(own) > 1 else 0 for own in left]
-            self._heat(left, shares)
-            budgets = [rest - share * len(own) for rest, share, own in zip(budgets, shares, left, strict=True)]
-            left = [self._in_sight(victim, own) for victim, own in enumerate(left)]
-        self._heat([self._ranked(victim, own)[:1] for victim, own in enumerate(left)], budgets)
+        victims = range(len(self._observations))
+        heat = int(min(HEAT, HEATS / len(searches)) * steps) if len(searches) > 1 else 0
+        for attack in searches if heat else ():
+            self._go_on(attack, heat, victims)
+        ahead = [self._ahead(victim, searches) for victim in victims]
+        for attack in searches:
+            self._go_on(attack, steps - heat * len(searches), [at for at in victims if ahead[at] is attack])
 
-    def _heat(self, left: Sequence[Sequence[GradientMatching]], shares: Sequence[int]) -> None:
-        """Let each victim's searches go on for so many evaluations each."""
-        for attack, steps in {(one, n): None for own, n in zip(left, shares, strict=True) for one in own if n > 0}:
-            victims = [at for at, own in enumerate(left) if attack in own and shares[at] == steps]
+    def _go_on(self, attack: GradientMatching, steps: int, victims: Sequence[int]) -> None:
+        """Let a search go on from where it is, for so many evaluations."""
+        if victims:
             before = [self._found[at].get(attack.name) for at in victims]
             warm = [one for one in before if one is not None]
             seen = [self._observations[at] for at in victims]
             on = replace(attack, steps=steps)
             self.enter(on, on.invert(seen, self._knowledge, self._visible, warm=warm or None), victims)
 
-    def _ranked(self, victim: int, searches: Sequence[GradientMatching]) -> tuple[GradientMatching, ...]:
+    def _ahead(self, victim: int, searches: Sequence[GradientMatching]) -> GradientMatching:
         own = self._found[victim]
-        return tuple(sorted(searches, key=lambda attack: own[attack.name].loss if attack.name in own else 0.0))
-
-    def _in_sight(self, victim: int, searches: Sequence[GradientMatching]) -> tuple[GradientMatching, ...]:
-        best, *others = self._ranked(victim, searches)
-        own = self._found[victim]
-        return best, *(one for one in others if own[one.name].loss < BEHIND * own[best.name].loss)
+        return min(searches, key=lambda attack: own[attack.name].loss if attack.name in own else 0.0)
 
     def enter(self, attack: Attack, found: Sequence[Reconstruction], victims: Sequence[int] | None = None) -> None:
         """Measure what an attack has found of these victims, all by default; what it had before stays if that was better."""

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,10 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def _torch(content: bytes) -> Tensors:
-    held: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        held: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError("it holds other objects than tensors, which are not loaded: they might run code") from error
     if isinstance(held, Mapping):
         return {str(name): value for name, value in held.items()}
     if isinstance(held, Sequence) and not isinstance(held, str):

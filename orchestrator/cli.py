@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=commands.report)
 
     listing = verbs.add_parser("list", help="show what has a name in experiment files, with its settings")
-    listing.add_argument("kind", choices=LISTED, metavar="KIND", help=", ".join(LISTED))
+    listing.add_argument("kind", choices=LISTED, nargs="?", metavar="KIND", help=", ".join(LISTED))
     listing.add_argument(
         "name", nargs="?", metavar="NAME", help="one of them, with each setting, its default and paper"
     )

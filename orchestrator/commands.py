@@ -188,7 +188,9 @@ def list_names(arguments: argparse.Namespace, console: Console) -> int:
     from fedveil.orchestrator.listing import KINDS, show_all, show_one
 
     _import_plugins(arguments.plugin)
-    if arguments.name is None:
+    if arguments.kind is None:
+        console.print("\n".join(f"fedveil list {kind}" for kind in KINDS))
+    elif arguments.name is None:
         show_all(KINDS[arguments.kind], console)
     else:
         show_one(KINDS[arguments.kind], arguments.name, console)

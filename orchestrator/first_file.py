@@ -117,7 +117,12 @@ def first_file(name: str, file: str) -> FirstFile:
     per_client = max(_PER_CLIENT, _PER_CLASS * len(data.classes))
     least = math.ceil(2 * per_client / own)
     if count < least:
-        raise FedveilError(f"{name}: has {count} training images; a first experiment needs {least} or more")
+        raise FedveilError(
+            f"{name}: has {count} training images; a first experiment needs {least} or more: two clients with"
+            f" {per_client} each, and {_PUBLIC + _AUXILIARY:.0%} for the server and the attacker. With fewer, copy"
+            " tune_configs/demo.yaml, name the data there and lower data.public_fraction, data.auxiliary_fraction and"
+            " fl.clients"
+        )
     kept = min(count, max(FEW_IMAGES, least))
     clients = min(_CLIENTS, int(kept * own) // per_client)
     experiment = _experiment_name(name)

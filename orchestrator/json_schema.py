@@ -27,7 +27,7 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.options import described_by, schema_of
 from fedveil.orchestrator.config.schema import Objective
 from fedveil.orchestrator.config.space import KINDS as RANGES
-from fedveil.orchestrator.config.values import RoundName
+from fedveil.orchestrator.config.values import EXPERIMENT, RoundName
 from fedveil.orchestrator.listing import KINDS, said_of, summary_of
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
@@ -168,6 +168,7 @@ def _say_what_pydantic_cannot(own: Mapping[type[BaseModel], Schema]) -> None:
     defense, attack = {"$ref": "#/$defs/defenses"}, {"$ref": "#/$defs/attacks"}
     several = {"type": "array", "items": defense, "minItems": 1}
     _fill(root, "defense", {"if": {"type": "array"}, "then": several, "else": defense})
+    _fill(root, "experiment", {"type": "string", "pattern": f"^{EXPERIMENT}$"})
     _fill(data, "partition", {"$ref": "#/$defs/partitions"})
     prefixes = "|".join(prefixed)
     _fill(

@@ -37,6 +37,7 @@ def serve(uri: str, port: int, views: Mapping[str, str], console: Console, *, br
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     server = subprocess.Popen([*command, "--port", str(port), "--workers", "1"], env=environment)
     address = f"http://127.0.0.1:{port}"
+    console.print(f"MLflow starts at {address}, which may take a minute ...", markup=False)
     try:
         _wait_for(server, address)
         for name, path in views.items():

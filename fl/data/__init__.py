@@ -14,7 +14,7 @@ from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
 from fedveil.fl.data.files import state_of
 from fedveil.fl.data.fitting import DEFAULT, Fit
 from fedveil.fl.data.images import ImageData, Images
-from fedveil.fl.data.search import search_folders
+from fedveil.fl.data.search import find_first, search_folders
 from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
 from fedveil.fl.data.splits import TrainSplit, pooled, split_train
 from fedveil.fl.data.subsets import limited
@@ -141,6 +141,8 @@ def _source(name: str, fit: Fit | None = None) -> Source:
     if colon and path and prefix in prefixed:
         return prefixed[prefix](path, DEFAULT if fit is None else fit)
     if name not in named:
+        if find_first([f"{name}.npz"]) is not None:
+            raise FedveilError(f"unknown data set {name!r}; there is a file of that name: npz:{name}.npz")
         raise unknown_name("data set", name, [*named, *(f"{kind}:PATH" for kind in prefixed)])
     if fit is not None:
         raise SettingError(name, "fit", fit, f"it is for {' and '.join(f'{kind}:' for kind in prefixed)} alone")

@@ -47,7 +47,8 @@ def checked_images(arrays: SplitArrays, *, where: str, split: str) -> Images:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape[1:]:
         raise FedveilError(
-            f"{images_key}: the shape is {arrays.pixels.shape}; allowed: (n, H, W), (n, H, W, 1) and (n, H, W, 3)"
+            f"{images_key}: the shape is {arrays.pixels.shape}; allowed: (n, H, W), (n, H, W, C) and (n, C, H, W), of 1 or 3"
+            " channels"
         )
     if labels.dtype.kind not in "iu":
         raise FedveilError(f"{labels_key}: the dtype is {labels.dtype}; allowed: integers")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,7 @@ class FolderSource(Source):
             test=part(splits.test, "test"),
             classes=classes,
             published=False,
-            notes=tuple(map(caution, pictures.notes)),
+            notes=tuple(map(caution, (*pictures.notes, *_left_out(root, self.name)))),
         )
 
 
@@ -126,6 +127,29 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
 def _files(folder: Path, label: int) -> list[LabelledFile]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.name[0] != ".")
     return [LabelledFile(path, label) for path in paths]
+
+
+def _left_out(root: Path, name: str) -> Iterator[str]:
+    """Say which files nobody reads, where one may have wanted them to be."""
+    parts = [
+        root / split for split in ("train", "val", "test") if (root / "train").is_dir() and (root / split).is_dir()
+    ]
+    places = parts or [root]
+    beside = [path.name for place in {root, *places} for path in place.iterdir() if path.suffix.lower() in _ENDINGS]
+    if beside:
+        yield f"{name}: left out what lies beside the class folders: {_some(sorted(beside))} ({len(beside)} in all)"
+    others = Counter(
+        path.suffix.lower() or path.name
+        for place in places
+        for folder in place.iterdir()
+        if folder.is_dir() and folder.name[0] != "."
+        for path in folder.iterdir()
+        if path.name[0] != "." and path.suffix.lower() not in _ENDINGS
+    )
+    if others:
+        endings = ", ".join(sorted(_ENDINGS))
+        what = f"{others.total()} files in class folders ({_some(sorted(others))})"
+        yield f"{name}: left out {what}: pictures end in {endings}"
 
 
 def _count(files: Sequence[LabelledFile]) -> str:

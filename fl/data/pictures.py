@@ -27,6 +27,7 @@ from fedveil.fl.memory import check_room
 Answer = TypeVar("Answer")
 
 GREY = frozenset({"1", "L", "LA"})
+ALPHA = frozenset({"LA", "RGBA"})
 COLOUR = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "F"})
 """Pillow's modes of grey pictures of more than 8 bits, which it would clip to a byte without a word."""
@@ -57,7 +58,12 @@ class _Look:
     """What a picture is before its pixels are looked at."""
 
     mode: str
-    square: bool
+    width: int
+    height: int
+
+    @property
+    def transparent(self) -> bool:
+        return self.mode in ALPHA
 
 
 @lru_cache(maxsize=1)  # another seed splits the same images otherwise
@@ -77,8 +83,14 @@ def read_pictures(files: tuple[FileState, ...], size: int, fit: Fit, name: str) 
             and others are not.
     """
     folder = cache_folder() if sum(length for _, _, length in files) >= KEPT else None
-    state = cached(folder, ("pictures", files, size, fit), lambda: _read_all(files, size, fit, name))
+    state = cached(folder, ("squares", files, size, fit), lambda: _read_all(files, size, fit, name))
     notes = []
+    least, most = state["sides"].tolist()
+    if not least == most == size:
+        sides = f"{least} px" if least == most else f"{least} to {most} px"
+        notes.append(f"{name}: pictures of {sides} a side were scaled to {size}x{size} (data.size)")
+    if transparent := int(state["transparent"]):
+        notes.append(f"{name}: {transparent} of {len(files)} pictures are transparent in parts, which was left out")
     if odd := int(state["odd"]):
         notes.append(fit_note(name, odd, len(files), fit))
     if state["range"].numel():
@@ -105,10 +117,12 @@ def _read_all(files: tuple[FileState, ...], size: int, fit: Fit, name: str) -> S
         for row, made in enumerate(each(lambda path: _read(path, size, fit, grey, used))):
             pixels[row] = made
     ends = [] if used is None else [used.low, used.high]
-    odd = sum(not look.square for look in looks)
+    sides = [(min if fit == "crop" else max)(look.width, look.height) for look in looks]
     return {
         "pixels": torch.from_numpy(pixels),
-        "odd": torch.tensor(odd),
+        "odd": torch.tensor(sum(look.width != look.height for look in looks)),
+        "sides": torch.tensor([min(sides), max(sides)]),
+        "transparent": torch.tensor(sum(look.transparent for look in looks)),
         "range": torch.tensor(ends, dtype=torch.float64),
     }
 
@@ -142,7 +156,7 @@ def _cores() -> int:
 
 def _look(path: Path) -> _Look:
     with open_picture(path) as image:
-        look = _Look(image.mode, image.width == image.height)
+        look = _Look(image.mode, image.width, image.height)
     if look.mode not in GREY | COLOUR | DEEP:
         raise FedveilError(f"{path}: the pixels are of Pillow's mode {look.mode}; allowed: grey or colour")
     return look

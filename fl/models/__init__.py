@@ -51,7 +51,8 @@ def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
     smallest = getattr(model, "smallest_side", 1)
     if channels < 1 or min(height, side) < smallest:
         raise FedveilError(
-            f"{what}: image shape {spec.image_shape} is not allowed; at least 1 channel and {smallest}x{smallest} pixels"
+            f"{what}: image shape {spec.image_shape} is not allowed; at least 1 channel and {smallest}x{smallest} pixels (in"
+            " an experiment, data.size scales images)"
         )
     norm = norms[0] if norms and spec.norm is None else spec.norm
     keywords: dict[str, object] = {"image_shape": spec.image_shape, "classes": spec.classes}

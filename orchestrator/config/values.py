@@ -63,8 +63,12 @@ def _gpu_share(share: float) -> float:
     return share
 
 
+EXPERIMENT = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+"""What an experiment may be called: it is a folder, too."""
+
+
 def _experiment_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+    if not re.fullmatch(EXPERIMENT, name):
         raise ValueError("allowed: up to 100 letters, digits, '_', '-' and '.', a letter or digit first")
     if name == "cache":
         raise ValueError("this name is taken by the folder runs/cache")

@@ -96,7 +96,8 @@ def test_a_wide_picture_becomes_a_square(tmp_path: Path, fit: Any, square: list[
     # Scaling blurs an edge over the pixels beside it.
     assert ((wide_ones - torch.tensor(square)).abs().float().mean(dim=(1, 2)) < 30).all()
     assert len(wide_ones) == 4
-    (note,) = data.notes
+    scaled, note = data.notes
+    assert scaled.endswith(" px a side were scaled to 4x4 (data.size)")
     assert note.startswith(f"folder:{tmp_path}: 4 of 5 pictures are no squares and ")
     assert f"(data.fit: {fit}; " in note
 
@@ -256,6 +257,28 @@ def test_errors_of_ready_made_splits(tmp_path: Path) -> None:
     (tmp_path / "train" / "empty").rmdir()
     with pytest.raises(FedveilError, match="c: train has no such class; allowed: a, b"):
         load_data(f"folder:{tmp_path}")
+
+
+def test_what_is_left_out_or_scaled_is_said(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            Image.new("LA" if number < 2 else "L", (12, 12), 7).save(tmp_path / label / f"{number}.png")
+    (tmp_path / "a" / "scan.dcm").write_bytes(b"")
+    (tmp_path / "b" / "about").write_bytes(b"")
+    (tmp_path / "b" / ".DS_Store").write_bytes(b"")
+    Image.new("L", (12, 12), 7).save(tmp_path / "loose.png")
+    name = f"folder:{tmp_path}"
+    with pytest.warns(FedveilWarning):
+        notes = load_data(name).notes
+    assert [note.removeprefix(f"{name}: ") for note in notes[:-1]] == [
+        "pictures of 12 px a side were scaled to 64x64 (data.size)",
+        "4 of 12 pictures are transparent in parts, which was left out",
+        "left out what lies beside the class folders: loose.png (1 in all)",
+    ]
+    assert notes[-1].startswith(f"{name}: left out 2 files in class folders (.dcm, about): pictures end in .bmp, ")
+    with pytest.warns(FedveilWarning):
+        assert not any("scaled" in note for note in load_data(name, size=12).notes)
 
 
 def test_pictures_that_cannot_be_read_are_named_all_at_once(tmp_path: Path) -> None:

@@ -189,8 +189,13 @@ def test_help(arguments: list[str], words: list[str], capsys: pytest.CaptureFixt
     assert [word for word in words if word not in text] == []
 
 
+def test_what_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"fedveil list {kind}" for kind in KINDS]
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["walk"], ["run"], ["data"], ["list"], ["list", "a"], ["run", "a", "b"], ["ui", "--port", "x"]]
+    "arguments", [[], ["walk"], ["run"], ["data"], ["list", "a"], ["run", "a", "b"], ["ui", "--port", "x"]]
 )
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
