@@ -20,6 +20,8 @@ Say = Callable[[str], None]
 """Is told a line."""
 NOTE = "note: "
 """Begins what trials say of how their numbers are to be read: mostly the same of all trials of a sweep."""
+_PATIENCE = 30.0
+"""Seconds after which it is said again that processes start: on a busy machine that takes a minute."""
 _LAST_CALL = 1.0
 """Seconds for actors to end in, once they are not wanted any more."""
 
@@ -223,13 +225,13 @@ def progress_on(console: Console, *, name: str, trials: int = 0, at_once: int = 
         return bool(lines)
 
     def watch() -> None:
-        silent = True
+        patience: float | None = EVERY  # until the first line comes
         while not over.wait(every):
-            if silent and time.monotonic() - began > EVERY:
+            if patience is not None and time.monotonic() - began > patience:
                 line(name, "processes start, and each loads PyTorch")
-                silent = False
+                patience += _PATIENCE
             try:
-                silent = not show() and silent
+                patience = None if show() else patience
             except ray.exceptions.GetTimeoutError:
                 continue  # a busy machine; the next look may succeed
             except ray.exceptions.RayError:

@@ -63,7 +63,8 @@ class Estimate:
         total = sum(self.seconds.values()) / cores
         parts = ", ".join(f"{name} {duration(own / cores)}" for name, own in self.seconds.items() if own / cores >= 1)
         rest = f"; not counted: {', '.join(self.uncounted)}" if self.uncounted else ""
-        return f"about {duration(total)} on free cores, by a few steps timed here{f': {parts}' if parts else ''}{rest}"
+        what = f": {parts}" if parts else ""
+        return f"about {duration(total)} on free cores once all has started, by a few steps timed here{what}{rest}"
 
 
 class Stopwatch:

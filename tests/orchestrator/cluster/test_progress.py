@@ -177,10 +177,12 @@ def test_a_window_has_lines_broken_between_words_and_a_log_has_them_whole(monkey
     assert rest[-1].strip() == "/a/very/long/path/that/nobody/must/break/in/two"
 
 
-def test_a_slow_start_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("patience", "times"), [(30.0, 1), (0.0, 4)])
+def test_a_slow_start_is_explained_now_and_then(monkeypatch: pytest.MonkeyPatch, patience: float, times: int) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE", patience)
     text = shown_by(Board([], [], [], [("t", "begins")], []), monkeypatch)
-    assert text.count("small  processes start, and each") == 1
+    assert text.count("small  processes start, and each") == times
     assert text.index("processes start") < text.index("begins")
 
 

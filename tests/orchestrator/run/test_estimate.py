@@ -92,7 +92,7 @@ def test_trials_add_up_and_share_cores() -> None:
     assert both.seconds == {"training": 200.0, "attacks": 0.5, "the defence": 40.0}
     said = both.line(2)
     assert said.startswith(
-        "about 2 min on free cores, by a few steps timed here: training 2 min, the defence 20 s; not"
+        "about 2 min on free cores once all has started, by a few steps timed here: training 2 min, the defence 20 s; not"
     )
     assert said.endswith("; not counted: membership, dlg")
 
