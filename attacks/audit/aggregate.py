@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedveil.attacks.base import Observation
 from fedveil.attacks.scoring.victims import VictimBatch
@@ -52,6 +54,27 @@ def aggregated(seen: Sequence[tuple[Observation, VictimBatch]]) -> tuple[Observa
         images,
         None if None in galleries else tuple(at for gallery in galleries if gallery for at in gallery),
         tuple(torch.cat(draws) for draws in zip(*(batch.draws for batch in batches), strict=True)),
+    )
+
+
+def sum_note(model: nn.Module, clients: int, local_steps: int) -> str | None:
+    """Return what the reader of an attack on sums has to know: where a sum is not what one batch of all clients would send.
+
+    It is for one step of plain SGD, in which images do not depend on each other.
+
+    Args:
+        model: the classifier.
+        clients: in a sum; 1 where there is none.
+        local_steps: of each of them.
+    """
+    norms = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm)]
+    reasons = [f"clients take {local_steps} steps each"] if local_steps > 1 else []
+    reasons += [f"{norms[0]} is BatchNorm, whose statistics are each client's own"] if norms else []
+    if clients == 1 or not reasons:
+        return None
+    return (
+        f"the sum of {clients} clients is attacked as if it were one batch's, which is not exact ({'; '.join(reasons)}): an"
+        " attacker who models each client may find more"
     )
 
 

@@ -21,7 +21,7 @@ from fedveil.attacks.adaptive.preparation import (
     preparation_key,
     prepare_attacker,
 )
-from fedveil.attacks.audit.aggregate import aggregated, in_sums
+from fedveil.attacks.audit.aggregate import aggregated, in_sums, sum_note
 from fedveil.attacks.audit.capture import capture, together, trains_on
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.attacks.audit.updates import Attacker, audit_updates
@@ -86,6 +86,8 @@ class Auditor:
         self._chunks = list(zip(names, parts, strict=True))
         self._shared = [executor.broadcast(value) for value in (federation, attacker, scorer)]
         self._local_steps = experiment.audit.local_steps
+        note = sum_note(build_model(federation.model), summed, self._local_steps)
+        self._notes = () if note is None else (note,)
         self._observations = experiment.audit.observations
         self._executor = executor
         self._pictures = pictures
@@ -105,7 +107,8 @@ class Auditor:
         """
         rounds = observed_rounds((state, *past), self._observations)
         shared = (*self._shared, rounds, self._local_steps, self._pictures)
-        return AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
+        report = AuditReport.merged(self._executor.map(_audit_batches, self._chunks, shared=shared))
+        return replace(report, notes=(*self._notes, *report.notes))
 
     def summary(self, records: Sequence[PrivacyRecord]) -> dict[str, float]:
         """Return the privacy scalars of all audits so far; none before the first."""

@@ -39,6 +39,16 @@ class Kept(TrialCallback):
         self.progress.append(progress)
 
 
+class Notes(TrialCallback):
+    """Keeps what audits say of their numbers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def on_audit(self, report: AuditReport) -> None:
+        self.said += report.notes
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the attackers of each audited round were shown, and the truth behind it."""
@@ -143,6 +153,25 @@ def test_under_secure_aggregation_sums_are_attacked(bars: Path, seen: Seen) -> N
             for name, tensor in together.update.tensors.items():
                 mean = (first.series[at].update.tensors[name] + second.series[at].update.tensors[name]) / 2
                 torch.testing.assert_close(tensor, mean)
+
+
+@pytest.mark.parametrize(
+    ("steps", "norm", "reasons"),
+    [(1, "group", None), (3, "group", "clients take 3 steps each"), (1, "batch", "is BatchNorm, whose statistics are")],
+)
+def test_where_a_sum_is_no_batchs_the_reader_is_told(bars: Path, steps: int, norm: str, reasons: str | None) -> None:
+    raw = tiny_experiment(
+        bars,
+        fl={"rounds": 1},
+        model={"name": "resnet20", "norm": norm, "width": 4},
+        defense={"name": "secure_aggregation", "clients": 2},
+        audit={"rounds": [0], "attacks": ["baseline"], "chunks": 1, "local_steps": steps},
+    )
+    experiment, notes = check(raw), Notes()
+    Trial(experiment, make_setup(experiment), SerialExecutor(), cache=cache_of(bars), callbacks=[notes]).run()
+    told = [note for note in notes.said if note.startswith("the sum of 2 clients is attacked as if")]
+    assert len(told) == (1 if reasons else 0)
+    assert all(str(reasons) in note for note in told)
 
 
 def test_images_are_counted_that_make_no_whole_sum(bars: Path, seen: Seen) -> None:
