@@ -46,21 +46,25 @@ def _weights(evidence: Evidence) -> Iterator[Finding]:
             "no client trains from these, and no attack can compute with them",
             SERVER,
         )
-    elif torch.equal(*(gradient_of(evidence, image) for image in _two_images(evidence))):
+    elif _blind(evidence):
         zero = not any(bool(parameter.any()) for parameter in evidence.model.parameters())
         yield Finding(
             "weights",
             Outlook.STOPS,
-            "two images leave the same gradient at the weights given"
+            "all images that were tried leave the same gradient at the weights given"
             + (", which are 0" if zero else ": no unit that sees them is awake"),
             "what an image is has no influence there, so that there is nothing to find",
             f"if the client trained from other weights, {SERVER}",
         )
 
 
-def _two_images(evidence: Evidence) -> Iterable[Tensor]:
-    stream = torch_stream(0, "premises")
-    return (torch.rand((1, *evidence.target.image_shape), generator=stream) for _ in range(2))
+def _blind(evidence: Evidence) -> bool:
+    """Whether noise, black, white and a white half leave the same gradient to the last bit."""
+    noise = torch.rand((1, *evidence.target.image_shape), generator=torch_stream(0, "premises"))
+    half = torch.zeros_like(noise)
+    half[..., : half.shape[-1] // 2] = 1
+    first, *others = (gradient_of(evidence, x) for x in (noise, torch.zeros_like(noise), torch.ones_like(noise), half))
+    return all(torch.equal(first, other) for other in others)
 
 
 def _kind(evidence: Evidence) -> Iterator[Finding]:
