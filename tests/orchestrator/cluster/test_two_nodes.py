@@ -30,7 +30,8 @@ def test_a_node_that_is_killed_costs_no_bit_and_its_worker_is_not_waited_for(
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["same bits"] == seen["same bits afterwards"] == [True] * 4
     assert len(seen["lost"]) == 1
-    assert seen["said"]  # once more where the machine is slow
-    for line in seen["said"]:
+    told = [line for line in seen["said"] if not line.endswith(" left")]  # a slow machine says how far it is, too
+    assert told  # once more where the machine is slow
+    for line in told:
         assert "did not start within 3 s" in line
         assert line.endswith("going on with 1")
