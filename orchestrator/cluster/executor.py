@@ -208,7 +208,7 @@ class RayExecutor:
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0,
         spread: bool = False,
-        start_timeout: float = 120,
+        start_timeout: float = 300,  # two minutes were too few on a machine with eight times the work of its cores
         max_retries: int = 2,
         plugins: Sequence[Plugin] = (),
         name: str = "fedveil",
