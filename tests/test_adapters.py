@@ -78,7 +78,8 @@ def test_an_nvflare_filter_audits_each_round_of_a_simulation(tmp_path: Path) -> 
     rounds = [json.loads(line) for line in record.read_text().splitlines()]
     assert [sorted(site["name"] for site in one["sites"]) for one in rounds] == [["site-1", "site-2"]] * 2
     errors = [site["metrics"] for one in rounds for site in one["sites"]]
-    assert all(metrics[0]["name"] == "leak_mse" and metrics[0]["value"] < 1e-3 for metrics in errors)
+    assert all(metrics[0]["name"] == "leak_mse" for metrics in errors)
+    assert max(metrics[0]["value"] for metrics in errors) < 0.01
 
 
 def test_the_examples_are_short() -> None:
