@@ -99,9 +99,9 @@ class _Board:
         self._took.append(self._clock() - self._began.pop(who))
         over = len(self._took)
         if over < self._trials:
-            self._lines.append(
-                ("sweep", f"{over} of {self._trials} trials are over, about {duration(self._left())} left")
-            )
+            left = self._left()
+            rest = f"about {duration(left)} left" if left >= 1 else "the last take longer than those before"
+            self._lines.append(("sweep", f"{over} of {self._trials} trials are over, {rest}"))
 
     def _left(self) -> float:
         """Return the seconds until the last trial ends, if each takes what those before took and begins where one ends."""

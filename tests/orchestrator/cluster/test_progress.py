@@ -153,6 +153,11 @@ def test_trials_that_run_have_part_of_their_time_behind_them() -> None:
     ]
 
 
+def test_of_one_that_is_slower_than_the_others_nobody_knows() -> None:
+    events = [(0.0, "begins", "a"), (0.0, "begins", "b"), (30.0, "ends", "a"), (80.0, "ends", "b")]
+    assert timed(2, 2, events) == ["1 of 2 trials are over, the last take longer than those before"]
+
+
 def test_of_an_unknown_number_of_trials_none_are_counted() -> None:
     assert timed(0, 1, [(0.0, "begins", "a"), (9.0, "ends", "a")]) == []
 
