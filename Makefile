@@ -28,7 +28,7 @@ test-run: $(READY)
 test-floors: $(READY)
 	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest $(COUNTED) --ignore=tests/orchestrator
 
-# Which lines the tests run. Counting them takes as long again as the tests, so that CI does without.
+# Which lines the tests run. Counting them takes up to as long again as the tests, so that CI does without.
 coverage:
 	$(MAKE) test COUNTED='--cov --cov-report='
 	$(BIN)/coverage combine

@@ -61,10 +61,6 @@ class _Look:
     width: int
     height: int
 
-    @property
-    def transparent(self) -> bool:
-        return self.mode in ALPHA
-
 
 @lru_cache(maxsize=1)  # another seed splits the same images otherwise
 def read_pictures(files: tuple[FileState, ...], size: int, fit: Fit, name: str) -> Pictures:
@@ -89,8 +85,8 @@ def read_pictures(files: tuple[FileState, ...], size: int, fit: Fit, name: str) 
     if not least == most == size:
         sides = f"{least} px" if least == most else f"{least} to {most} px"
         notes.append(f"{name}: pictures of {sides} a side were scaled to {size}x{size} (data.size)")
-    if transparent := int(state["transparent"]):
-        notes.append(f"{name}: {transparent} of {len(files)} pictures are transparent in parts, which was left out")
+    if alpha := int(state["alpha"]):
+        notes.append(f"{name}: {alpha} of {len(files)} pictures have an alpha channel, which was left out")
     if odd := int(state["odd"]):
         notes.append(fit_note(name, odd, len(files), fit))
     if state["range"].numel():
@@ -122,7 +118,7 @@ def _read_all(files: tuple[FileState, ...], size: int, fit: Fit, name: str) -> S
         "pixels": torch.from_numpy(pixels),
         "odd": torch.tensor(sum(look.width != look.height for look in looks)),
         "sides": torch.tensor([min(sides), max(sides)]),
-        "transparent": torch.tensor(sum(look.transparent for look in looks)),
+        "alpha": torch.tensor(sum(look.mode in ALPHA for look in looks)),
         "range": torch.tensor(ends, dtype=torch.float64),
     }
 

@@ -273,7 +273,7 @@ def test_what_is_left_out_or_scaled_is_said(tmp_path: Path) -> None:
         notes = load_data(name).notes
     assert [note.removeprefix(f"{name}: ") for note in notes[:-1]] == [
         "pictures of 12 px a side were scaled to 64x64 (data.size)",
-        "4 of 12 pictures are transparent in parts, which was left out",
+        "4 of 12 pictures have an alpha channel, which was left out",
         "left out what lies beside the class folders: loose.png (1 in all)",
     ]
     assert notes[-1].startswith(f"{name}: left out 2 files in class folders (.dcm, about): pictures end in .bmp, ")
