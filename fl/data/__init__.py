@@ -14,7 +14,7 @@ from fedveil.fl.data import folder, medmnist, mni152, npz, torchvision
 from fedveil.fl.data.files import state_of
 from fedveil.fl.data.fitting import DEFAULT, Fit
 from fedveil.fl.data.images import ImageData, Images
-from fedveil.fl.data.search import find_first, search_folders
+from fedveil.fl.data.search import search_folders
 from fedveil.fl.data.source import DataEntry, Source, named, prefixed, register_data
 from fedveil.fl.data.splits import TrainSplit, pooled, split_train
 from fedveil.fl.data.subsets import limited
@@ -104,8 +104,7 @@ def available() -> list[DataEntry]:
     """List the data sets that have a name, then the other ``.npz`` files of the search folders."""
     entries = [named[name].entry() for name in named]
     used = {path.name for entry in entries for path in entry.found}
-    loose = sorted({path.name for place in search_folders() for path in place.glob("*.npz")} - used)
-    return entries + [prefixed["npz"](name, DEFAULT).entry() for name in loose]
+    return entries + [prefixed["npz"](name, DEFAULT).entry() for name in sorted(_archives() - used)]
 
 
 def entry_of(name: str) -> DataEntry:
@@ -136,12 +135,17 @@ def fetch(name: str, *, size: int | None = None) -> Path:
         raise FedveilError(f"{error}; experiments take what is here: {found[0]}") from error
 
 
+def _archives() -> set[str]:
+    """Return the names of the ``.npz`` files of the search folders; a name that none can have is looked up nowhere."""
+    return {path.name for place in search_folders() for path in place.glob("*.npz")}
+
+
 def _source(name: str, fit: Fit | None = None) -> Source:
     prefix, colon, path = name.partition(":")
     if colon and path and prefix in prefixed:
         return prefixed[prefix](path, DEFAULT if fit is None else fit)
     if name not in named:
-        if find_first([f"{name}.npz"]) is not None:
+        if f"{name}.npz" in _archives():
             raise FedveilError(f"unknown data set {name!r}; there is a file of that name: npz:{name}.npz")
         raise unknown_name("data set", name, [*named, *(f"{kind}:PATH" for kind in prefixed)])
     if fit is not None:
