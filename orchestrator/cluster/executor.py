@@ -177,8 +177,8 @@ class _LateError(FedveilError):
 class RayExecutor:
     """A pool of worker slots, each a Ray actor that trains many clients in turn: a `fedveil.fl.executor.Executor`.
 
-    Ray has to be connected (see `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with``
-    block; that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
+    The pool is there as soon as one of its slots is; the others take up work when they come. Ray has to be connected (see
+    `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with`` block; that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
 
     Args:
         workers: number of slots.
@@ -187,7 +187,8 @@ class RayExecutor:
             divides the GPU's time, not its memory.
         spread: slots go to as many nodes as there are, not to as few as have room. Inside a Tune trial its placement group
             has decided.
-        start_timeout: seconds within which a slot's actor has to start.
+        start_timeout: seconds within which a slot's actor has to start; work goes on without those that don't, as long as
+            there is one.
         max_retries: how often an item is run again after its worker died under it, and how often a worker that died while
             it started is started again.
         plugins: installed in each slot's process before it sees any task.
@@ -198,7 +199,7 @@ class RayExecutor:
         trial: of what Ray's dashboard shows the tasks.
 
     Raises:
-        FedveilError: the workers do not fit (said at once), or do not start in time.
+        FedveilError: the workers do not fit (said at once), or none starts in time.
     """
 
     def __init__(
@@ -231,7 +232,8 @@ class RayExecutor:
         self._closed = False
         try:
             self._fill()
-            while self._starting:
+            # Where a node went down meanwhile, there is no room for all of them any more.
+            while len(self._starting) == len(self._places):
                 for ref in self._first_of([]):
                     self._started(ref)
         except BaseException:

@@ -318,6 +318,15 @@ def test_a_worker_that_finds_no_room_in_time_is_not_waited_for(pool: RayExecutor
         RayExecutor(1, cpus_per_worker=2, start_timeout=0.5)
 
 
+def test_work_begins_with_those_that_are_there(pool: RayExecutor) -> None:
+    """As where a node went down while its worker started, and comes back later."""
+    with RayExecutor(1, cpus_per_worker=0.5) as third, RayExecutor(2, cpus_per_worker=0.5) as late:
+        assert len(set(late.map(own_pid, range(4)))) == 1
+        third.close()
+        while len(set(late.map(own_pid, range(4)))) == 1:
+            time.sleep(0.1)
+
+
 def threads(slot: Slot, item: object) -> tuple[str, int]:
     return slot.device.type, torch.get_num_threads()
 
