@@ -178,7 +178,8 @@ class RayExecutor:
     """A pool of worker slots, each a Ray actor that trains many clients in turn: a `fedveil.fl.executor.Executor`.
 
     The pool is there as soon as one of its slots is; the others take up work when they come. Ray has to be connected (see
-    `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with`` block; that ends its own actors only. Tasks should return CPU tensors, as the caller may have no GPU.
+    `fedveil.orchestrator.cluster.connection`). Close the pool, or use it in a ``with`` block; that ends its own actors only.
+    Tasks should return CPU tensors, as the caller may have no GPU.
 
     Args:
         workers: number of slots.
