@@ -60,8 +60,7 @@ class Journal:
 
     def orphaned(self) -> bool:
         """Whether the run was not closed and its process is dead."""
-        marks = [operation for _, operation in self.read() if isinstance(operation, Open | Close)]
-        if not marks or isinstance(marks[-1], Close):
+        if self.opening() is None or self.closed():
             return False
         try:
             with FileLock(self.folder / "alive", timeout=0, mode=_PRIVATE):
@@ -156,9 +155,9 @@ class Journal:
             return []
 
     def closed(self) -> bool:
-        """Whether the last thing that was said is how the run ended."""
-        said = [operation for _, operation in self.read()]
-        return bool(said) and isinstance(said[-1], Close)
+        """Whether the run has ended and has not been opened again. A line that cannot be read says nothing of that."""
+        marks = [operation for _, operation in self.read() if isinstance(operation, Open | Close)]
+        return bool(marks) and isinstance(marks[-1], Close)
 
     def complete(self) -> bool:
         """Whether the run was closed and everything was delivered."""

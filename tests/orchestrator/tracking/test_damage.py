@@ -6,7 +6,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay
+from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker, replay
 from fedveil.orchestrator.tracking.names import INCOMPLETE_TAG
 from fedveil.orchestrator.tracking.operations import Damaged, Operation
 from fedveil.orchestrator.tracking.spool import Journal, Spool
@@ -76,6 +76,22 @@ def test_damaged_lines_are_named_in_the_run_and_hold_up_nothing(mute: TrackingSe
     kept = (journal_of(mute).folder / "rejected.jsonl").read_text()
     assert kept.count('"operation": "Damaged"') == len(DAMAGED)
     assert replay(mute.spool_folder).refused == 0
+
+
+@pytest.mark.parametrize("line", [*DAMAGED, b""], ids=lambda line: line[:40].decode("latin-1"))
+def test_a_run_that_ended_before_a_damaged_line_is_not_taken_for_killed(mute: TrackingSettings, line: bytes) -> None:
+    with SweepTracker(mute, name="sweep") as sweep:
+        with TrialTracker(mute, parent_run_id=sweep.run_id, name="trial", params={}) as tracker:
+            log(tracker, range(2))
+        (journal,) = [one for one in Spool(mute.spool_folder).journals() if one.token in tracker.run_id]
+        with (journal.folder / "journal.jsonl").open("ab") as file:
+            file.write(line + b"\n")
+    replay(mute.spool_folder)
+    client = MlflowClient(mute.uri)
+    experiment = client.get_experiment_by_name(mute.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name: run.info.status for run in found} == {"sweep": "FINISHED", "trial": "FINISHED"}
 
 
 def test_a_run_whose_first_line_is_damaged_is_opened_by_a_later_one(mute: TrackingSettings) -> None:
