@@ -64,7 +64,7 @@ def tiny_experiment(data: Path, **sections: Any) -> dict[str, Any]:
             "gallery": 20,
         },
         "tracking": {"images": "grid"},
-        "resources": {"workers": 2, "cpus_per_worker": 0.5},
+        "resources": {"workers": 1, "cpus_per_worker": 1},  # the start of a process takes longer than all the rest
     }
     for name, section in sections.items():
         raw[name] = {**raw.get(name, {}), **section} if isinstance(section, dict) else section

@@ -19,14 +19,11 @@ def flip(file: Path) -> None:
 
 
 def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
-    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, modules: Path, undisturbed: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     raw = stumbling_experiment(tmp_path)
-    once, damaged = tmp_path / "once", tmp_path / "damaged"
-    for folder in (once, damaged):
-        share_cache(folder, modules)
-    undisturbed, _ = sweep(raw, once, monkeypatch)
+    damaged = share_cache(tmp_path / "damaged", modules)
     (damaged / "stone").touch()
     before, _ = sweep(raw, damaged, monkeypatch)
     assert [row.status for row in before.rows] == ["FAILED", "FAILED"]
@@ -45,7 +42,7 @@ def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
 
     after, said = sweep(raw, damaged, monkeypatch, resume=True)
     assert [row.status for row in after.rows] == ["FINISHED", "FINISHED"]
-    assert numbers(after) == numbers(undisturbed)
+    assert numbers(after) == undisturbed
     assert f"{kept[0][1].parent} is damaged: the trial goes on from {kept[0][0].parent.name}" in said
     assert f"{kept[1][1].parent} is damaged, and there is none before it: the trial begins anew" in said
     recorded = rows_from_mlflow(f"sqlite:///{damaged / 'mlflow.db'}", "tiny")
@@ -58,7 +55,7 @@ def test_a_sweep_resumes_from_damaged_files_to_the_same_numbers(
     for older in set(tuner.parent.glob("experiment_state-*.json")) - {latest}:
         older.unlink()
     again, said = sweep(raw, damaged, monkeypatch, resume=True)
-    assert numbers(again) == numbers(undisturbed)
+    assert numbers(again) == undisturbed
     assert f"{latest} is damaged and is set aside" in said
     assert "round 3/3" not in said
     recorded = rows_from_mlflow(f"sqlite:///{damaged / 'mlflow.db'}", "tiny")

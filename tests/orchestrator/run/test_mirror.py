@@ -314,20 +314,21 @@ def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
-    store: str, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
+    store: str,
+    tmp_path: Path,
+    modules: Path,
+    undisturbed: dict[str, dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raw = stumbling_experiment(tmp_path, tracking={"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
-    once, one_node, other_node = (tmp_path / name for name in ("once", "one", "other"))
-    for folder in (once, one_node, other_node):
-        share_cache(folder, modules)
-    undisturbed, _ = sweep({**raw, "experiment": "once"}, once, monkeypatch)
+    one_node, other_node = (share_cache(tmp_path / name, modules) for name in ("one", "other"))
     monkeypatch.setenv("FEDVEIL_RUNS", store)
     (one_node / "stone").touch()
     before, _ = sweep(raw, one_node, monkeypatch)
     assert [row.status for row in before.rows] == ["FAILED", "FAILED"]
     shutil.rmtree(one_node)
     after, said = sweep(raw, other_node, monkeypatch, resume=True)
-    assert numbers(after) == numbers(undisturbed)
+    assert numbers(after) == undisturbed
     assert "damaged" not in said
     recorded = rows_from_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny")
     assert {row.name: row.status for row in recorded} == dict.fromkeys(numbers(after), "FINISHED")
