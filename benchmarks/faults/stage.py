@@ -17,6 +17,8 @@ from fedveil.orchestrator.config.yaml import dump
 
 FILE = "experiment.yaml"
 REPORT = "report.json"
+_TRACEBACK = 2000
+"""Characters of one that are kept."""
 
 
 @dataclass
@@ -104,8 +106,9 @@ class Stage:
         code = command.wait()
         if code not in (codes or (0,)):
             self.troubles.append(f"exit code {code}: {command.lines[-1] if command.lines else ''}")
-        if "Traceback" in command.said:
-            self.troubles.append("a traceback")
+        _, found, traceback = command.said.partition("Traceback")
+        if found:
+            self.troubles.append(f"a traceback{traceback[-_TRACEBACK:]}")
 
     def kill_anywhen(self, command: Command) -> None:
         """End the command by SIGKILL at the moment that chance has given this try."""
