@@ -143,6 +143,4 @@ def tracking_settings(experiment: Experiment, paths: ExperimentPaths, *, publish
             "tracking.uri: this job runs in a temporary copy of your folder, where the record would be lost; start an"
             " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
         )
-    return TrackingSettings(
-        experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images, deliver=False
-    )
+    return TrackingSettings(experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from fedveil.orchestrator.tracking.remote import RemoteRun
 
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT = 12
-"""The back-off doubles up to this many times the first wait."""
 _waiting: set[Path] = set()
 """Folders of the journals of which this process has said that MLflow does not take them."""
 _REASON = 300
@@ -29,28 +26,23 @@ _PATIENCE = 60.0
 
 
 class Sender:
-    """Delivers one journal in order, over however many attempts that takes.
+    """One attempt to deliver a journal, in order, from where the last one ended.
 
     Attributes:
         refused: operations that the server refused for good, and lines that were damaged.
-        unanswered: at the last attempt nothing answered at `uri`, as nothing will for other journals.
+        unanswered: nothing answered at `uri`, as nothing will for other journals.
 
     Args:
         journal: it has its first line.
         uri: where to; None for the URI in the journal.
-        retry_seconds: the first wait after a failure.
     """
 
-    def __init__(self, journal: Journal, *, uri: str | None = None, retry_seconds: float = 0.0) -> None:
+    def __init__(self, journal: Journal, *, uri: str | None = None) -> None:
         self.journal = journal
         self.refused = 0
         self.unanswered = False
         self._uri = uri
-        self._retry_seconds = retry_seconds
-        self._wait = retry_seconds
-        self._not_before = 0.0
         self._run: RemoteRun | None = None
-        self._acked = -1
 
     @property
     def uri(self) -> str:
@@ -69,14 +61,8 @@ class Sender:
             raise ValueError(f"{self.journal.folder} has no opening line")
         return opening
 
-    def deliver(self, *, now: bool = False) -> bool:
-        """Send what is pending, unless the last failure is too recent; return whether nothing is left.
-
-        Args:
-            now: try although the last failure is recent.
-        """
-        if not now and time.monotonic() < self._not_before:
-            return False
+    def deliver(self) -> bool:
+        """Send what is pending; return whether nothing is left."""
         return self._deliver((), patience=0.0)
 
     def deliver_beyond(self, rest: Sequence[Operation]) -> bool:
@@ -92,22 +78,17 @@ class Sender:
                 for operation in rest:
                     self._send(operation)
         except Exception as error:  # whatever goes wrong here is never the training's problem
-            self._back_off(error)
+            self._failed(error)
             return False
         self._recovered()
         return True
 
     def _deliver_all(self) -> None:
-        acked = self.journal.acked
-        if acked > self._acked:
-            self._run = None  # another process delivered since: what this one remembers of the run is stale
-            self._acked = acked
-        for number, operation in self.journal.read(self._acked):
+        for number, operation in self.journal.read(self.journal.acked):
             self._send(operation)
-            self._acked = number + 1
             try:
-                self.journal.acknowledge(self._acked)
-            except OSError as error:  # sent once more by another process, it leaves the same record
+                self.journal.acknowledge(number + 1)
+            except OSError as error:  # sent once more, it leaves the same record
                 _log.debug("%s: %s", self.journal.folder, error)
                 continue
             if isinstance(operation, Artifact):
@@ -151,7 +132,7 @@ class Sender:
 
         return RemoteRun(self.uri, self.journal.run_id)
 
-    def _back_off(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
         if self.journal.folder not in _waiting:
             _log.warning(
                 "MLflow does not take the record (%s); it is kept in %s",
@@ -160,16 +141,11 @@ class Sender:
             )
         _waiting.add(self.journal.folder)
         self.unanswered = no_answer(error)
-        self._not_before = time.monotonic() + self._wait
-        self._wait = min(2 * self._wait, _LONGEST_WAIT * self._retry_seconds)
 
     def _recovered(self) -> None:
         if self.journal.folder in _waiting:
             _log.warning("MLflow answers again; the record is complete up to here")
         _waiting.discard(self.journal.folder)
-        self.unanswered = False
-        self._wait = self._retry_seconds
-        self._not_before = 0.0
 
 
 @dataclass(frozen=True)

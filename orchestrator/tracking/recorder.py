@@ -1,4 +1,4 @@
-"""One MLflow run as its process sees it: write it down, try to deliver, close it however the block ends."""
+"""One MLflow run as its process sees it: write it down, and close it however the block ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -74,7 +74,7 @@ class RunRecorder:
 
     No method raises for trouble with the server or the spool. What a full disk does not take is kept in memory, in
     order, until the disk takes it, and is sent without the disk where the run ends before; a run of which anything is
-    lost all the same is never closed, and `SweepTracker.close` marks it as killed. For one thread.
+    lost all the same is never closed, and its sweep's end marks it as killed. For one thread.
 
     Args:
         settings: where to.
@@ -104,8 +104,7 @@ class RunRecorder:
         self.settings = settings
         self._spool = Spool(settings.spool_folder)
         self._closed = False
-        self._new = run_id is None
-        self._sender: Sender | None = None
+        self._journal: Journal | None = None
         self._unwritten: deque[Operation | _Unkept] = deque()
         pending = run_id is not None and run_id.startswith(PENDING)
         token = run_id.removeprefix(PENDING) if run_id is not None and pending else uuid.uuid4().hex
@@ -129,8 +128,8 @@ class RunRecorder:
 
         Either is taken wherever a run id is asked for; keep it in the checkpoint to continue the same run.
         """
-        if self._sender is not None and self._sender.journal.run_id is not None:
-            self._run_id = self._sender.journal.run_id
+        if self._journal is not None:
+            self._run_id = self._journal.run_id or self._run_id
         return self._run_id
 
     def log_file(self, path: Path | str, folder: str | None = None) -> None:
@@ -146,7 +145,7 @@ class RunRecorder:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         try:
-            copy = self._begun().journal.keep(path)
+            copy = self._begun().keep(path)
         except OSError:
             self._record(_Unkept(path.name, path.read_bytes(), folder))
         else:
@@ -212,16 +211,11 @@ class RunRecorder:
 
     @contextmanager
     def _beginning(self) -> Iterator[None]:
-        """Close the run if an interrupt comes before it is entered, or forget it if no server knows of it yet."""
+        """Close the run if an interrupt comes before it is entered: a server may know of it already."""
         try:
             yield
         except KeyboardInterrupt as error:
-            # Where others deliver, one may do so at this moment.
-            unknown = self._new and self.settings.deliver and self.run_id.startswith(PENDING)
-            if unknown and self._sender is not None:
-                self._tidy(self._spool.discard, self._sender.journal)
-            else:
-                self.__exit__(KeyboardInterrupt, error, error.__traceback__)
+            self.__exit__(KeyboardInterrupt, error, error.__traceback__)
             raise
 
     def _points(self, values: Mapping[str, float], step: int) -> None:
@@ -238,35 +232,32 @@ class RunRecorder:
         _log.error("%s is not recorded: %s", what, error)
         self.set_tags({INCOMPLETE_TAG: f"{what} was not recorded: {error}"})
 
-    def _begun(self) -> Sender:
-        """The run's journal and who delivers it; made when the disk first takes it, and anew where the sweep closed it.
+    def _begun(self) -> Journal:
+        """The run's journal; made when the disk first takes it, and anew where the sweep closed it.
 
         Raises:
             OSError: it does not.
         """
-        if self._sender is None or not self._sender.journal.folder.exists():
-            journal = self._spool.start(self._opening)
-            self._sender = Sender(journal, retry_seconds=self.settings.retry_seconds)
-        return self._sender
+        if self._journal is None or not self._journal.folder.exists():
+            self._journal = self._spool.start(self._opening)
+        return self._journal
 
     def _record(self, operation: Operation | _Unkept) -> None:
         waiting = bool(self._unwritten)
         self._unwritten.append(operation)
         try:
-            sender = self._begun()
+            journal = self._begun()
             while self._unwritten:
                 first = self._unwritten[0]
                 if isinstance(first, _Unkept):
                     copy = Path("files") / uuid.uuid4().hex[:12]
-                    first.kept(sender.journal.folder / copy)
+                    first.kept(journal.folder / copy)
                     first = self._unwritten[0] = Artifact(str(copy / first.name), first.folder)
-                sender.journal.append(first)
+                journal.append(first)
                 self._unwritten.popleft()
         except OSError as error:
             if not waiting:
                 _log.error("the spool %s cannot be written, the record waits in memory: %s", self._spool.folder, error)
-        if self._sender is not None and self.settings.deliver:
-            self._sender.deliver()
         self._run_id = self.run_id  # whoever deletes the journal deletes what it knows of it
 
     def _close(self, status: RunStatus) -> None:
@@ -274,15 +265,10 @@ class RunRecorder:
             return
         self._closed = True
         self._record(Close(status, now()))
-        if self._sender is not None:
-            self._sender.journal.let_go()
+        if self._journal is not None:
+            self._journal.let_go()
         if self._unwritten:
             self._close_beyond()
-        elif self._sender is not None and self.settings.deliver:
-            delivered = self._sender.deliver(now=True)
-            self._run_id = self.run_id
-            if delivered:
-                self._tidy(self._spool.sweep_up, self._sender.journal)
 
     def _close_beyond(self) -> None:
         """The disk is still full: send what waits in memory, whoever else should deliver it."""
@@ -292,22 +278,19 @@ class RunRecorder:
                     one.kept(Path(scratch) / str(number)) if isinstance(one, _Unkept) else one
                     for number, one in enumerate(self._unwritten)
                 ]
-                sent = self._sender is not None and self._sender.deliver_beyond(rest)
+                sent = self._journal is not None and Sender(self._journal).deliver_beyond(rest)
         except OSError as error:
             _log.error("%s", error)
             sent = False
-        if self._sender is not None and sent:
-            self._run_id = self.run_id
-            self._unwritten.clear()
-            self._tidy(self._spool.discard, self._sender.journal)
-        else:
+        if self._journal is None or not sent:
             _log.error("run %s is not recorded whole: %d entries are lost", self.run_id, len(self._unwritten))
-
-    def _tidy(self, delete: Callable[[Journal], None], journal: Journal) -> None:
+            return
+        self._run_id = self.run_id
+        self._unwritten.clear()
         try:
-            delete(journal)
+            self._spool.discard(self._journal)
         except OSError as error:
-            _log.warning("%s was delivered but cannot be deleted: %s", journal.folder, error)
+            _log.warning("%s was delivered but cannot be deleted: %s", self._journal.folder, error)
 
 
 def _texts(values: Mapping[str, object], limit: int) -> dict[str, str]:

@@ -63,7 +63,7 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class RemoteRun:
-    """The server's side of one journal.
+    """The server's side of one journal, for one attempt to deliver it.
 
     Args:
         uri: MLflow's tracking URI.
@@ -129,14 +129,7 @@ class RemoteRun:
         """Log the metrics that have no point at ``step`` yet."""
         missing = [Metric(key, value, time, step) for key, value in values.items() if step not in self._seen(key)]
         for chunk in _chunks(missing, MAX_METRICS):
-            try:
-                self._client.log_batch(self.run_id, metrics=chunk)
-            except Exception:
-                # It may have arrived all the same: before it is sent again, the server is asked what it has.
-                self._fresh = False
-                for metric in chunk:
-                    self._steps.pop(metric.key, None)
-                raise
+            self._client.log_batch(self.run_id, metrics=chunk)
             for metric in chunk:
                 self._steps[metric.key].add(step)
 

@@ -64,17 +64,12 @@ class TrackingSettings:
         uri: MLflow's tracking URI; default a SQLite file ``mlflow.db`` in the working folder.
         spool: folder for what is not delivered yet; default ``runs/<experiment>/spool``. It may hold images.
         images: see `ImagePolicy`.
-        deliver: send from this process. False only writes to the spool (and spares the process the import of
-            MLflow); then another process on this machine has to deliver, see `replay`.
-        retry_seconds: wait this long after a failed delivery, then twice as long each time, up to 12 times.
     """
 
     experiment: str
     uri: str = f"{_SQLITE}mlflow.db"
     spool: Path | None = None
     images: ImagePolicy = ImagePolicy.GRID
-    deliver: bool = True
-    retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         if self.uri.startswith(_SQLITE):

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from fedveil.orchestrator.metrics import SUMMARY
-from fedveil.orchestrator.tracking.delivery import Replayed, replay
 from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, INTERRUPT, MAX_TAG, STOPPED_TAG, check_names, cut
 from fedveil.orchestrator.tracking.operations import Close, CloseChildren, DescribeExperiment, Open, RunStatus, Tags
 from fedveil.orchestrator.tracking.recorder import RunRecorder, now
@@ -78,10 +77,6 @@ class SweepTracker(RunRecorder):
         for path in (*files, *(path for path in pictures if self.settings.images.allows(f"grid/{path.stem}"))):
             self.log_file(path, "summary")
 
-    def deliver(self) -> Replayed:
-        """Deliver all that lies in the spool: this run's and that of trials that only write to it."""
-        return replay(self.settings.spool_folder)
-
     def fail_dead(self, said: Mapping[str, str]) -> None:
         """Close as FAILED, with what is said of them by name, the runs of trials that failed without closing them."""
         for journal, opening in self._open_children():
@@ -95,21 +90,13 @@ class SweepTracker(RunRecorder):
             self._left_open = {STOPPED_TAG: INTERRUPT}
         super().__exit__(kind, error, trace)
 
-    def close(self, status: RunStatus) -> None:
-        """Close the run, mark trials that died as killed, and deliver what the trials left in the spool."""
-        self._close(status)
-
     def _close(self, status: RunStatus) -> None:
+        """Close the run, and mark trials that died as killed."""
         if self._closed:
             return
         self._close_abandoned()
         self._record(CloseChildren(now()))
         super()._close(status)
-        if not self.settings.deliver:
-            return
-        left = self.deliver()
-        if left.waiting:
-            _log.warning("%d runs wait in %s for MLflow to answer", left.waiting, self.settings.spool_folder)
 
     def _close_abandoned(self) -> None:
         """Close the journals of trials that died; `CloseChildren` only finds what the server has by then."""

@@ -17,8 +17,9 @@ from tiny import share_cache, tiny_experiment, write_bars
 import fedveil
 from fedveil.orchestrator.config.yaml import dump
 from fedveil.orchestrator.interrupts import Interrupts, interruptible, uninterrupted
-from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker
-from fedveil.orchestrator.tracking.remote import RemoteRun
+from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker, replay
+from fedveil.orchestrator.tracking.operations import Operation
+from fedveil.orchestrator.tracking.spool import Journal
 
 ROOT = Path(fedveil.__file__).parents[1]
 UNTIL_STOPPED = {"fl": {"rounds": 5000}, "audit": {"rounds": [0]}}
@@ -174,30 +175,38 @@ def test_the_server_has_a_second_for_each_answer_after_a_signal(monkeypatch: pyt
     assert [*seen, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]] == ["1", "5"]
 
 
-def test_a_run_that_is_interrupted_while_it_is_made_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = TrackingSettings(experiment="tiny", uri=f"sqlite:///{tmp_path / 'mlflow.db'}", spool=tmp_path / "spool")
-    create = RemoteRun.open
-
-    def interrupted(self: RemoteRun, *arguments: Any) -> None:
-        create(self, *arguments)
-        monkeypatch.setattr(RemoteRun, "open", create)
-        send(signal.SIGINT)
-
-    monkeypatch.setattr(RemoteRun, "open", interrupted)
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        TrialTracker(settings, parent_run_id=None, name="made", params={})
-    assert recorded(tmp_path) == {"made": ("KILLED", "interrupt", "")}
-
-
-def test_a_sweep_that_is_interrupted_before_any_server_knows_of_it_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [(1, False), (2, False), (3, True)],
+    ids=["opened", "before any server knows of it", "once a server knows of it"],
+)
+def test_a_run_and_a_sweep_that_are_interrupted_while_they_are_made_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, known: bool
 ) -> None:
     settings = TrackingSettings(experiment="tiny", uri=f"sqlite:///{tmp_path / 'mlflow.db'}", spool=tmp_path / "spool")
+    append, before = Journal.append, []
 
-    def interrupted(*arguments: Any) -> None:
-        send(signal.SIGINT)
+    def interrupted(journal: Journal, operation: Operation) -> None:
+        append(journal, operation)
+        if len([*journal.read()]) == line:
+            if known:
+                assert replay(settings.spool_folder).waiting == 0
+                before.append(recorded(tmp_path))
+            send(signal.SIGINT)
 
-    monkeypatch.setattr(RemoteRun, "__init__", interrupted)
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        SweepTracker(settings, name="tiny")
+    def make_run() -> None:
+        TrialTracker(settings, parent_run_id=None, name="run", params={"seed": 3}, swept=["seed"])
+
+    def make_sweep() -> None:
+        SweepTracker(settings, name="sweep")
+
+    killed = ("KILLED", "interrupt", "")
+    monkeypatch.setattr(Journal, "append", interrupted)
+    for make in (make_run, make_sweep):
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            make()
+    assert replay(settings.spool_folder).waiting == 0
+    assert recorded(tmp_path) == {"run": killed, "sweep": killed}
+    running = ("RUNNING", "", "")
+    assert before == ([{"run": running}, {"run": killed, "sweep": running}] if known else [])
     assert not [path for path in (tmp_path / "spool").iterdir() if path.is_dir()]

@@ -40,7 +40,6 @@ def old_journals(stage: Stage) -> None:
                 experiment=NAME,
                 uri=f"http://127.0.0.1:{port}",
                 spool=stage.runs / NAME / "spool",
-                deliver=False,
             )
             with TrialTracker(where, parent_run_id=None, name="old", params={}) as old:
                 old.log_curve({"fl/loss": 1.0}, 0)

@@ -154,7 +154,6 @@ def test_where_an_experiment_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     published = tracking_settings(experiment, files, published=True)
     assert published.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert published.spool_folder == tmp_path / "runs" / "mine" / "spool"
-    assert published.deliver is False
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_settings(experiment, files, published=True).uri == "http://server:5000"
     own = check({"experiment": "mine", "tracking": {"uri": "sqlite:///own.db"}})

@@ -13,6 +13,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def mute(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> TrackingSettings:
-    """Only writes, as the trials of a sweep do: `replay` delivers. An experiment for each test."""
-    return TrackingSettings(experiment=request.node.name, uri=store, spool=tmp_path / "spool", deliver=False)
+def where(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> TrackingSettings:
+    """An experiment for each test."""
+    return TrackingSettings(experiment=request.node.name, uri=store, spool=tmp_path / "spool")

@@ -60,26 +60,26 @@ def test_it_delivers_while_the_block_runs_once_more_at_its_end_and_then_no_more(
     assert len(seen) == after
 
 
-def test_what_was_written_last_is_delivered(mute: TrackingSettings) -> None:
-    with delivering(mute.spool_folder, quiet, every=1e6), trial(mute) as tracker:
+def test_what_was_written_last_is_delivered(where: TrackingSettings) -> None:
+    with delivering(where.spool_folder, quiet, every=1e6), trial(where) as tracker:
         tracker.log_curve({"fl/loss": 0.5}, 0)
-    assert statuses(mute) == {"trial": ("FINISHED", "")}
-    assert Spool(mute.spool_folder).journals() == []
+    assert statuses(where) == {"trial": ("FINISHED", "")}
+    assert Spool(where.spool_folder).journals() == []
 
 
 def test_a_delivery_that_never_ends_holds_up_nobody_and_what_waits_is_said(
-    mute: TrackingSettings, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = threading.Event()
     monkeypatch.setattr(background, "replay", lambda spool: Replayed(0, int(never.wait()), 0))
     said: list[str] = []
-    with delivering(mute.spool_folder, said.append, patience=0.1), trial(mute):
+    with delivering(where.spool_folder, said.append, patience=0.1), trial(where):
         pass
     never.set()
     waiting = (
-        f"MLflow did not take the records of 1 run(s): they wait in {mute.spool_folder} for the next run or sweep of"
+        f"MLflow did not take the records of 1 run(s): they wait in {where.spool_folder} for the next run or sweep of"
     )
-    assert said == [f"{waiting} {mute.spool_folder.parent.name}"]
+    assert said == [f"{waiting} {where.spool_folder.parent.name}"]
 
 
 def test_a_server_that_accepts_and_never_answers_keeps_a_run_for_one_request(
@@ -89,9 +89,7 @@ def test_a_server_that_accepts_and_never_answers_keeps_a_run_for_one_request(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     said: list[str] = []
     with mute_server() as port:
-        where = TrackingSettings(
-            experiment="e", uri=f"http://127.0.0.1:{port}", spool=tmp_path / "spool", deliver=False
-        )
+        where = TrackingSettings(experiment="e", uri=f"http://127.0.0.1:{port}", spool=tmp_path / "spool")
         with delivering(where.spool_folder, said.append):
             for number in range(3):
                 with trial(where, f"trial {number}") as tracker:
@@ -99,7 +97,7 @@ def test_a_server_that_accepts_and_never_answers_keeps_a_run_for_one_request(
     assert "did not take the records of 3 run(s)" in said[0]
 
 
-def test_runs_of_dead_processes_are_closed_and_others_are_not(mute: TrackingSettings) -> None:
+def test_runs_of_dead_processes_are_closed_and_others_are_not(where: TrackingSettings) -> None:
     script = (
         "import os, pickle, signal, sys\n"
         "from fedveil.orchestrator.tracking import TrialTracker\n"
@@ -108,15 +106,15 @@ def test_runs_of_dead_processes_are_closed_and_others_are_not(mute: TrackingSett
         "tracker.log_curve({'fl/loss': 0.5}, 0)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    words = [sys.executable, "-c", script, pickle.dumps(mute).hex()]
+    words = [sys.executable, "-c", script, pickle.dumps(where).hex()]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
-    trial(mute, "done").finish()
-    with trial(mute, "alive") as alive:
+    trial(where, "done").finish()
+    with trial(where, "alive") as alive:
         for _ in range(2):
-            with delivering(mute.spool_folder, quiet):
+            with delivering(where.spool_folder, quiet):
                 alive.log_curve({"fl/loss": 0.5}, 0)
-        assert statuses(mute) == {
+        assert statuses(where) == {
             "dead": ("KILLED", ABANDONED),
             "done": ("FINISHED", ""),
             "alive": ("RUNNING", ""),

@@ -58,84 +58,84 @@ def test_a_damaged_line_is_a_value_error(line: bytes) -> None:
         Operation.decode(line.decode())
 
 
-def test_damaged_lines_are_named_in_the_run_and_hold_up_nothing(mute: TrackingSettings) -> None:
-    tracker = trial(mute)
+def test_damaged_lines_are_named_in_the_run_and_hold_up_nothing(where: TrackingSettings) -> None:
+    tracker = trial(where)
     log(tracker, range(2))
-    lines = journal_of(mute).folder / "journal.jsonl"
+    lines = journal_of(where).folder / "journal.jsonl"
     with lines.open("ab") as file:
         file.writelines(line + b"\n" for line in DAMAGED)
     log(tracker, range(2, 4))
     tracker.finish()
-    assert sum(isinstance(operation, Damaged) for _, operation in journal_of(mute).read()) == len(DAMAGED)
-    done = replay(mute.spool_folder)
+    assert sum(isinstance(operation, Damaged) for _, operation in journal_of(where).read()) == len(DAMAGED)
+    done = replay(where.spool_folder)
     assert (done.runs, done.waiting, done.refused) == (1, 0, len(DAMAGED))
-    run, points = only_run(mute)
+    run, points = only_run(where)
     assert run.info.status == "FINISHED"
     assert points == [(step, step / 8) for step in range(4)]
     assert "Damaged was not recorded" in run.data.tags[INCOMPLETE_TAG]
-    kept = (journal_of(mute).folder / "rejected.jsonl").read_text()
+    kept = (journal_of(where).folder / "rejected.jsonl").read_text()
     assert kept.count('"operation": "Damaged"') == len(DAMAGED)
-    assert replay(mute.spool_folder).refused == 0
+    assert replay(where.spool_folder).refused == 0
 
 
 @pytest.mark.parametrize("line", [*DAMAGED, b""], ids=lambda line: line[:40].decode("latin-1"))
-def test_a_run_that_ended_before_a_damaged_line_is_not_taken_for_killed(mute: TrackingSettings, line: bytes) -> None:
-    with SweepTracker(mute, name="sweep") as sweep:
-        with TrialTracker(mute, parent_run_id=sweep.run_id, name="trial", params={}) as tracker:
+def test_a_run_that_ended_before_a_damaged_line_is_not_taken_for_killed(where: TrackingSettings, line: bytes) -> None:
+    with SweepTracker(where, name="sweep") as sweep:
+        with TrialTracker(where, parent_run_id=sweep.run_id, name="trial", params={}) as tracker:
             log(tracker, range(2))
-        (journal,) = [one for one in Spool(mute.spool_folder).journals() if one.token in tracker.run_id]
+        (journal,) = [one for one in Spool(where.spool_folder).journals() if one.token in tracker.run_id]
         with (journal.folder / "journal.jsonl").open("ab") as file:
             file.write(line + b"\n")
-    replay(mute.spool_folder)
-    client = MlflowClient(mute.uri)
-    experiment = client.get_experiment_by_name(mute.experiment)
+    replay(where.spool_folder)
+    client = MlflowClient(where.uri)
+    experiment = client.get_experiment_by_name(where.experiment)
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name: run.info.status for run in found} == {"sweep": "FINISHED", "trial": "FINISHED"}
 
 
-def test_a_run_whose_first_line_is_damaged_is_opened_by_a_later_one(mute: TrackingSettings) -> None:
-    tracker = trial(mute)
+def test_a_run_whose_first_line_is_damaged_is_opened_by_a_later_one(where: TrackingSettings) -> None:
+    tracker = trial(where)
     log(tracker, range(2))
-    again = trial(mute, run_id=tracker.run_id)
+    again = trial(where, run_id=tracker.run_id)
     log(again, range(1, 3))
     again.finish()
-    lines = journal_of(mute).folder / "journal.jsonl"
+    lines = journal_of(where).folder / "journal.jsonl"
     lines.write_bytes(b"null\n" + lines.read_bytes().partition(b"\n")[2])
-    assert replay(mute.spool_folder).runs == 1
-    run, points = only_run(mute)
+    assert replay(where.spool_folder).runs == 1
+    run, points = only_run(where)
     assert (run.info.status, points) == ("FINISHED", [(0, 0.0), (1, 0.125), (2, 0.25)])
     assert INCOMPLETE_TAG in run.data.tags
 
 
 def test_a_journal_that_names_no_run_is_said_once_and_holds_up_no_other(
-    mute: TrackingSettings, caplog: pytest.LogCaptureFixture
+    where: TrackingSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with trial(mute) as lost:
+    with trial(where) as lost:
         log(lost, range(2))
-    lines = journal_of(mute).folder / "journal.jsonl"
+    lines = journal_of(where).folder / "journal.jsonl"
     lines.write_bytes(b"5\n" + lines.read_bytes().partition(b"\n")[2])
-    with trial(mute) as other:
+    with trial(where) as other:
         log(other, range(2))
     for _ in range(2):
-        assert replay(mute.spool_folder).waiting == 0
-    assert only_run(mute)[1] == [(0, 0.0), (1, 0.125)]
+        assert replay(where.spool_folder).waiting == 0
+    assert only_run(where)[1] == [(0, 0.0), (1, 0.125)]
     assert caplog.text.count("its first line is damaged") == 1
     assert lines.exists()
 
 
 @pytest.mark.parametrize("name", ["acked", "run_id"])
-def test_damaged_marks_repeat_and_drop_nothing(mute: TrackingSettings, name: str) -> None:
-    tracker = trial(mute)
+def test_damaged_marks_repeat_and_drop_nothing(where: TrackingSettings, name: str) -> None:
+    tracker = trial(where)
     log(tracker, range(2))
     tracker.log_dict({"a": 1}, "config/a.yaml")  # whose copy here is deleted once it is sent
-    assert replay(mute.spool_folder).runs == 1
+    assert replay(where.spool_folder).runs == 1
     for number, mark in enumerate((b"", b"99", b"-1", b"\xff", b"a" * 31, b"\0" * 32)):
-        (journal_of(mute).folder / name).write_bytes(mark)
+        (journal_of(where).folder / name).write_bytes(mark)
         log(tracker, range(2 + number, 3 + number))
-        assert replay(mute.spool_folder).runs == 1
+        assert replay(where.spool_folder).runs == 1
     tracker.finish()
-    assert replay(mute.spool_folder).runs == 1
-    run, points = only_run(mute)
+    assert replay(where.spool_folder).runs == 1
+    run, points = only_run(where)
     assert (run.info.status, points) == ("FINISHED", [(step, step / 8) for step in range(8)])
     assert INCOMPLETE_TAG not in run.data.tags

@@ -11,7 +11,7 @@ from disk import full_disk
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from fedveil.orchestrator.tracking import RunStatus, SweepTracker, TrackingSettings, TrialTracker, replay
+from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker, replay
 from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.names import ABANDONED, ERROR_TAG, INCOMPLETE_TAG
 from fedveil.orchestrator.tracking.operations import Operation
@@ -60,132 +60,133 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 1, 30, 200])
-def test_a_disk_that_was_full_for_a_while_costs_nothing(mute: TrackingSettings, room: int) -> None:
-    with trial(mute) as tracker:
+def test_a_disk_that_was_full_for_a_while_costs_nothing(where: TrackingSettings, room: int) -> None:
+    with trial(where) as tracker:
         log(tracker, range(3))
-        (journal,) = Spool(mute.spool_folder).journals()
+        (journal,) = Spool(where.spool_folder).journals()
         with full_disk((journal.folder / "journal.jsonl").stat().st_size + room):
             log(tracker, range(3, 60))
         log(tracker, range(60, 64))
-    assert replay(mute.spool_folder).runs == 1
-    run = trial_run(mute)
-    assert (run.info.status, points(mute, run)) == ("FINISHED", logged(64))
+    assert replay(where.spool_folder).runs == 1
+    run = trial_run(where)
+    assert (run.info.status, points(where, run)) == ("FINISHED", logged(64))
     assert INCOMPLETE_TAG not in run.data.tags
 
 
 def test_a_run_that_ends_on_a_full_disk_is_sent_without_it(
-    mute: TrackingSettings, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with trial(mute) as tracker:
+    with trial(where) as tracker:
         log(tracker, range(3))
         no_room(monkeypatch)
         log(tracker, range(3, 9))
-    run = trial_run(mute)
-    assert (run.info.status, points(mute, run)) == ("FINISHED", logged(9))
-    assert replay(mute.spool_folder).runs == 0
+    run = trial_run(where)
+    assert (run.info.status, points(where, run)) == ("FINISHED", logged(9))
+    assert replay(where.spool_folder).runs == 0
 
 
 def test_a_run_of_which_a_part_is_lost_is_killed_with_an_error_until_it_is_resumed(
-    mute: TrackingSettings, store: str, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loud = TrackingSettings(experiment=mute.experiment, uri=store, spool=mute.spool)
-    sweep = SweepTracker(loud, name="sweep")
-    with trial(mute, sweep.run_id) as tracker, monkeypatch.context() as patch:
+    sweep = SweepTracker(where, name="sweep")
+    with trial(where, sweep.run_id) as tracker, monkeypatch.context() as patch:
         log(tracker, range(3))
         no_room(patch)
         log(tracker, range(3, 9))
         patch.setattr(Sender, "deliver_beyond", lambda sender, rest: False)  # no server either
         tracker.finish()
-    sweep.close(RunStatus.FINISHED)
-    run = trial_run(mute)
-    assert (run.info.status, run.data.tags[ERROR_TAG], points(mute, run)) == ("KILLED", ABANDONED, logged(3))
-    with trial(mute, sweep.run_id, run_id=tracker.run_id) as resumed:
+    sweep.finish()
+    assert replay(where.spool_folder).waiting == 0
+    run = trial_run(where)
+    assert (run.info.status, run.data.tags[ERROR_TAG], points(where, run)) == ("KILLED", ABANDONED, logged(3))
+    with trial(where, sweep.run_id, run_id=tracker.run_id) as resumed:
         log(resumed, range(3, 9))
-    assert replay(mute.spool_folder).waiting == 0
-    run = trial_run(mute)
-    assert (run.info.status, points(mute, run)) == ("FINISHED", logged(9))
+    assert replay(where.spool_folder).waiting == 0
+    run = trial_run(where)
+    assert (run.info.status, points(where, run)) == ("FINISHED", logged(9))
     assert ERROR_TAG not in run.data.tags
 
 
-def test_a_trial_that_outlives_its_sweep_has_the_last_word(mute: TrackingSettings, store: str) -> None:
-    """The sweep has closed the run, and deleted what was delivered of it."""
-    sweep = SweepTracker(TrackingSettings(experiment=mute.experiment, uri=store, spool=mute.spool), name="sweep")
-    slow = trial(mute, sweep.run_id)
+def test_a_trial_that_outlives_its_sweep_has_the_last_word(where: TrackingSettings) -> None:
+    """The sweep has closed the run, and what was delivered of it is deleted."""
+    sweep = SweepTracker(where, name="sweep")
+    slow = trial(where, sweep.run_id)
     log(slow, range(2))
-    sweep.close(RunStatus.KILLED)
-    assert trial_run(mute).data.tags[ERROR_TAG] == ABANDONED
+    sweep.finish()
+    assert (replay(where.spool_folder).runs, Spool(where.spool_folder).journals()) == (2, [])
+    assert trial_run(where).data.tags[ERROR_TAG] == ABANDONED
     log(slow, range(2, 4))
     slow.finish()
-    assert replay(mute.spool_folder).runs == 1
-    run = trial_run(mute)
-    assert (run.info.status, points(mute, run)) == ("FINISHED", logged(4))
+    assert replay(where.spool_folder).runs == 1
+    run = trial_run(where)
+    assert (run.info.status, points(where, run)) == ("FINISHED", logged(4))
     assert ERROR_TAG not in run.data.tags
 
 
 def test_files_that_a_full_disk_does_not_take_wait_in_memory(
-    mute: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.json"
     table.write_text("x" * 1000)
-    with trial(mute) as tracker:
+    with trial(where) as tracker:
         with full_disk(100):
             tracker.log_file(table, "tables")
         table.write_text("changed since")
-        (journal,) = Spool(mute.spool_folder).journals()
+        (journal,) = Spool(where.spool_folder).journals()
         assert not list(journal.folder.glob("files/*/*"))
         log(tracker, range(1))
         (copy,) = journal.folder.glob("files/*/*")
         assert (copy.stat().st_mode & 0o777, copy.read_text()) == (0o600, "x" * 1000)
         assert str(tmp_path) not in (journal.folder / "journal.jsonl").read_text().partition("Artifact")[2]
-    assert replay(mute.spool_folder).runs == 1
-    run = trial_run(mute)
+    assert replay(where.spool_folder).runs == 1
+    run = trial_run(where)
     assert run.info.status == "FINISHED"
     assert INCOMPLETE_TAG not in run.data.tags
-    (file,) = MlflowClient(mute.uri).list_artifacts(run.info.run_id, "tables")
+    (file,) = MlflowClient(where.uri).list_artifacts(run.info.run_id, "tables")
     assert (file.path, file.file_size) == ("tables/table.json", 1000)
-    assert not Spool(mute.spool_folder).journals()
+    assert not Spool(where.spool_folder).journals()
 
 
 def test_files_of_a_run_that_ends_on_a_full_disk_are_sent_without_it(
-    mute: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.json"
     table.write_text("x" * 1000)
-    with trial(mute) as tracker:
+    with trial(where) as tracker:
         no_room(monkeypatch)
         tracker.log_file(table)
-    run = trial_run(mute)
+    run = trial_run(where)
     assert run.info.status == "FINISHED"
-    (file,) = MlflowClient(mute.uri).list_artifacts(run.info.run_id)
+    (file,) = MlflowClient(where.uri).list_artifacts(run.info.run_id)
     assert (file.path, file.file_size) == ("table.json", 1000)
 
 
-def test_what_is_made_for_the_record_alone_is_named_where_no_disk_takes_it(mute: TrackingSettings) -> None:
-    with trial(mute) as tracker, full_disk(10):  # not even the scratch file of a picture or a text
+def test_what_is_made_for_the_record_alone_is_named_where_no_disk_takes_it(where: TrackingSettings) -> None:
+    with trial(where) as tracker, full_disk(10):  # not even the scratch file of a picture or a text
         tracker.log_image(np.zeros((4, 4)), "grid/reconstruction", 0)
         tracker.log_dict({"a": "b" * 100}, "config.yaml")
-    assert replay(mute.spool_folder).runs == 1
-    assert trial_run(mute).data.tags[INCOMPLETE_TAG].startswith("config.yaml was not recorded: [Errno 27]")
+    assert replay(where.spool_folder).runs == 1
+    assert trial_run(where).data.tags[INCOMPLETE_TAG].startswith("config.yaml was not recorded: [Errno 27]")
 
 
 def test_a_disk_that_is_full_from_the_start_costs_nothing_once_it_has_room(
-    mute: TrackingSettings, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         no_room(patch)
-        tracker = trial(mute)
+        tracker = trial(where)
         log(tracker, range(3))
         assert tracker.run_id.startswith("pending-")
     named = tracker.run_id
     log(tracker, range(3, 5))
     assert tracker.run_id == named
     tracker.finish()
-    assert replay(mute.spool_folder).runs == 1
-    assert points(mute, trial_run(mute)) == logged(5)
+    assert replay(where.spool_folder).runs == 1
+    assert points(where, trial_run(where)) == logged(5)
 
 
-def test_what_waits_in_memory_is_written_in_order(mute: TrackingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = trial(mute)
+def test_what_waits_in_memory_is_written_in_order(where: TrackingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = trial(where)
     append, told = Journal.append, []
 
     def sometimes(journal: Journal, operation: Operation) -> None:
@@ -198,6 +199,6 @@ def test_what_waits_in_memory_is_written_in_order(mute: TrackingSettings, monkey
     log(tracker, range(7))
     monkeypatch.undo()
     log(tracker, range(7, 8))
-    (journal,) = Spool(mute.spool_folder).journals()
+    (journal,) = Spool(where.spool_folder).journals()
     steps = [getattr(operation, "step", -1) for _, operation in journal.read()]
     assert steps == [-1, -1, *range(8)]

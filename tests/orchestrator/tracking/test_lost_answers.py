@@ -20,10 +20,14 @@ class Server(Protocol):
 
 
 def whole_life(where: TrackingSettings, before_the_end: Callable[[], object] = lambda: None) -> TrialTracker:
+    """It is delivered bit by bit."""
     with TrialTracker(where, parent_run_id=None, name="trial", params={"seed": 0}) as tracker:
         for step in range(3):
+            replay(where.spool_folder)
             tracker.log_curve({"fl/loss": step / 8}, step)
+        replay(where.spool_folder)
         before_the_end()
+    replay(where.spool_folder)
     return tracker
 
 
@@ -47,8 +51,7 @@ def test_a_request_whose_answer_was_lost_leaves_one_run_and_each_point_once(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     experiment = f"lost-{to.replace('/', '-')}-{retries}"
     with losing_answers(mlflow_server.uri, to=to, times=2) as uri:
-        whole_life(TrackingSettings(experiment=experiment, uri=uri, spool=tmp_path, retry_seconds=0.0))
-        replay(tmp_path)
+        whole_life(TrackingSettings(experiment=experiment, uri=uri, spool=tmp_path))
     assert_recorded_once(mlflow_server.uri, experiment)
     assert replay(tmp_path).runs == 0
 
@@ -64,6 +67,6 @@ def test_a_run_that_a_slow_server_made_after_all_is_deleted(tmp_path: Path, monk
 
     monkeypatch.setattr(MlflowClient, "create_run", slow)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    where = TrackingSettings(experiment="late", uri=uri, spool=tmp_path / "spool", retry_seconds=0.0)
+    where = TrackingSettings(experiment="late", uri=uri, spool=tmp_path / "spool")
     tracker = whole_life(where, before_the_end=lambda: late[0]())
     assert assert_recorded_once(uri, "late").info.run_id == tracker.run_id

@@ -60,6 +60,8 @@ def test_a_sweep_is_recorded(where: TrackingSettings, monkeypatch: pytest.Monkey
             trial.log_curve({"fl/loss": 1.0 / (1 + step)}, step)
         trial.log_final({"utility/accuracy": 0.75})
         trial.log_dict({"seed": 3}, "experiment.yaml")
+        assert replay(where.spool_folder).waiting == 0
+    assert replay(where.spool_folder).runs == 2
     client = MlflowClient(where.uri)
     run = client.get_run(trial.run_id)
     assert run.info.status == "FINISHED"

@@ -11,7 +11,7 @@ from fedveil.orchestrator.tracking.spool import Spool
 def test_only_the_address_in_the_journal_holds_its_password(tmp_path: Path) -> None:
     """It has to: another process delivers the journal."""
     uri = "postgresql://me:hunter2@host/db?password=hunter2"
-    where = TrackingSettings(experiment="e", uri=uri, spool=tmp_path / "spool", deliver=False)
+    where = TrackingSettings(experiment="e", uri=uri, spool=tmp_path / "spool")
     params = {"data.name": "npz:https://me:hunter2@host/x.npz"}
     tags = {"mlflow.note.content": "swept at ?token=hunter2"}
     tracker = TrialTracker(where, parent_run_id=None, name="trial", params=params, tags=tags)

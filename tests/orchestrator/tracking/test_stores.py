@@ -20,7 +20,7 @@ from fedveil.orchestrator.tracking.operations import Operation
 
 
 def whole_life(uri: str, spool: Path, experiment: str) -> TrialTracker:
-    where = TrackingSettings(experiment=experiment, uri=uri, spool=spool, deliver=False)
+    where = TrackingSettings(experiment=experiment, uri=uri, spool=spool)
     with TrialTracker(where, parent_run_id=None, name="trial", params={}) as tracker:
         tracker.log_curve({"fl/loss": 0.5}, 0)
     return tracker
@@ -124,11 +124,13 @@ def test_processes_that_start_at_once_in_a_fresh_folder_lose_nothing(tmp_path: P
     """Their migrations of one file wrecked it for good."""
     script = (
         "import sys, pathlib\n"
-        "from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker\n"
+        "from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, replay\n"
         "where = TrackingSettings(experiment=sys.argv[1], spool=pathlib.Path('spool', sys.argv[1]))\n"
         "with TrialTracker(where, parent_run_id=None, name='trial', params={}) as tracker:\n"
         "    tracker.log_curve({'fl/loss': 0.5}, 0)\n"
-        "assert not tracker.run_id.startswith('pending-'), tracker.run_id\n"
+        "    assert replay(where.spool_folder).runs == 1\n"
+        "    assert not tracker.run_id.startswith('pending-'), tracker.run_id\n"
+        "assert replay(where.spool_folder).runs == 1\n"
     )
     names = ["a", "b", "c"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, Run
 from mlflow.tracking import MlflowClient
 
 from fedveil.orchestrator.tracking import (
     ImagePolicy,
-    RunStatus,
     SweepTracker,
     SweptKey,
     TrackingSettings,
     TrialTracker,
+    replay,
     without_passwords,
 )
 from fedveil.orchestrator.tracking.names import TOKEN_TAG
@@ -33,12 +33,22 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def settings(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> TrackingSettings:
     name = request.node.name.replace("[", "-").replace("]", "")
-    return TrackingSettings(experiment=name, uri=store, spool=tmp_path / "spool", retry_seconds=0.0)
+    return TrackingSettings(experiment=name, uri=store, spool=tmp_path / "spool")
 
 
 def experiment_of(client: MlflowClient, name: str) -> Experiment:
     found = client.get_experiment_by_name(name)
     assert found is not None
+    return found
+
+
+def recorded(where: TrackingSettings) -> dict[str, Run]:
+    """Deliver what waits, and return the experiment's runs by their names."""
+    assert replay(where.spool_folder).waiting == 0
+    client = MlflowClient(where.uri)
+    runs = client.search_runs([experiment_of(client, where.experiment).experiment_id])
+    found = {str(run.info.run_name): run for run in runs}
+    assert len(found) == len(runs)
     return found
 
 
@@ -70,8 +80,9 @@ def test_a_sweep_and_its_trial_are_recorded_under_the_shared_names(settings: Tra
             tracker.log_final({"utility/accuracy": 0.75, "attack/adaptive/mse": 0.0125})
             tracker.log_dict({"defense": {"name": "latent"}}, "config/trial.yaml")
         sweep.summary({"sweep/trials": 1})
-    child, parent = client.get_run(tracker.run_id), client.get_run(sweep.run_id)
-    assert child.data.tags["mlflow.parentRunId"] == sweep.run_id
+    runs = recorded(settings)
+    child, parent = runs["latent-0.5"], runs["sweep"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert child.data.params == {"defense.name": "latent", "defense.strength": "0.5", "seed": "0"}
     assert child.data.metrics == {
@@ -81,9 +92,9 @@ def test_a_sweep_and_its_trial_are_recorded_under_the_shared_names(settings: Tra
         "utility/accuracy": 0.75,
         "attack/adaptive/mse": 0.0125,
     }
-    assert history(client, tracker.run_id, "fl/accuracy") == [(0, 0.5), (1, 0.625), (2, 0.75)]
+    assert history(client, child.info.run_id, "fl/accuracy") == [(0, 0.5), (1, 0.625), (2, 0.75)]
     assert parent.data.metrics == {"sweep/trials": 1.0}
-    config = Path(client.download_artifacts(tracker.run_id, "config/trial.yaml"))
+    config = Path(client.download_artifacts(child.info.run_id, "config/trial.yaml"))
     assert config.read_text() == "defense:\n  name: latent\n"
     assert "loguniform 0.1 to 4" in parent.data.tags["mlflow.note.content"]
     note = experiment_of(client, settings.experiment).tags[NOTE_TAG]
@@ -97,36 +108,38 @@ def test_a_resumed_trial_continues_its_run_and_repeats_no_point(settings: Tracki
     first = trial(settings)
     for step in range(4):
         first.log_curve({"fl/accuracy": step / 8}, step)
+    assert replay(settings.spool_folder).waiting == 0
+    assert not first.run_id.startswith("pending-")
     # The process dies here, after round 3; its checkpoint is of round 1.
     with trial(settings, run_id=first.run_id) as second:
         assert second.run_id == first.run_id
         for step in range(2, 6):
             second.log_curve({"fl/accuracy": step / 8}, step)
+        assert replay(settings.spool_folder).waiting == 0
         second.log_final({"privacy/mse": 0.25})
         second.log_final({"privacy/mse": 0.5})
+    (run,) = recorded(settings).values()
+    assert (run.info.run_id, run.info.status) == (first.run_id, "FINISHED")
     assert history(client, first.run_id, "fl/accuracy") == [(step, step / 8) for step in range(6)]
     assert history(client, first.run_id, "privacy/mse") == [(0, 0.25)]
     assert history(client, first.run_id, "swept/defense.strength") == [(0, 0.5)]
-    assert client.get_run(first.run_id).info.status == "FINISHED"
-    experiment = experiment_of(client, settings.experiment)
-    assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
 def test_a_retry_after_a_failure_ends_as_finished_with_the_params_of_the_first_try(
     settings: TrackingSettings,
 ) -> None:
-    client = MlflowClient(settings.uri)
-    with pytest.raises(RuntimeError, match="lost"), trial(settings) as first:
+    with pytest.raises(RuntimeError, match="lost"), trial(settings):
         raise RuntimeError("lost\nworker")
-    failed = client.get_run(first.run_id)
+    (failed,) = recorded(settings).values()
     assert failed.info.status == "FAILED"
     assert failed.data.tags["error"] == "RuntimeError: lost worker"
     assert failed.data.tags["error.traceback"].rstrip().endswith("RuntimeError: lost\nworker")
     with TrialTracker(
-        settings, parent_run_id=None, name="again", params={"seed": 1, "fl.rounds": 3}, run_id=first.run_id
+        settings, parent_run_id=None, name="again", params={"seed": 1, "fl.rounds": 3}, run_id=failed.info.run_id
     ):
-        assert client.get_run(first.run_id).info.status == "RUNNING"
-    run = client.get_run(first.run_id)
+        (run,) = recorded(settings).values()
+        assert run.info.status == "RUNNING"
+    (run,) = recorded(settings).values()
     assert run.info.status == "FINISHED"
     assert not {"error", "error.traceback"} & run.data.tags.keys()
     assert run.data.params["seed"] == "0"
@@ -141,28 +154,29 @@ def test_a_retry_after_a_failure_ends_as_finished_with_the_params_of_the_first_t
 def test_the_status_says_how_the_block_was_left(
     settings: TrackingSettings, leaves_by: BaseException, status: str
 ) -> None:
-    with pytest.raises(type(leaves_by)), trial(settings) as tracker:
+    with pytest.raises(type(leaves_by)), trial(settings):
         raise leaves_by
-    run = MlflowClient(settings.uri).get_run(tracker.run_id)
+    (run,) = recorded(settings).values()
     assert run.info.status == status
     assert (run.data.tags.get("stopped_by") == "scheduler") == (leaves_by.args == (0,))
 
 
 def test_closing_the_sweep_marks_a_trial_that_died_as_killed(settings: TrackingSettings) -> None:
-    client = MlflowClient(settings.uri)
     sweep = SweepTracker(settings, name="sweep")
     died = trial(settings, sweep.run_id)
-    sweep.close(RunStatus.KILLED)
-    assert client.get_run(died.run_id).info.status == "KILLED"
+    assert recorded(settings)["latent-0.5"].info.status == "RUNNING"
+    sweep.finish()
+    assert recorded(settings)["latent-0.5"].info.status == "KILLED"
     died.finish()  # it was only slow: its own word counts
-    assert client.get_run(died.run_id).info.status == "FINISHED"
+    assert recorded(settings)["latent-0.5"].info.status == "FINISHED"
 
 
 def test_what_is_not_finite_is_left_out_and_named_in_a_tag(settings: TrackingSettings) -> None:
     with trial(settings) as tracker:
         tracker.log_curve({"fl/loss": float("nan"), "fl/accuracy": 0.5}, 2)
         tracker.log_final({"privacy/psnr": float("inf"), "privacy/mse": 0.25})
-    data = MlflowClient(settings.uri).get_run(tracker.run_id).data
+    (run,) = recorded(settings).values()
+    data = run.data
     assert "fl/loss" not in data.metrics
     assert "privacy/psnr" not in data.metrics
     assert data.metrics["privacy/mse"] == 0.25
@@ -175,7 +189,7 @@ def test_more_than_one_batch_of_params_and_metrics_and_a_long_value(settings: Tr
     params["model.name"] = "x" * 7000
     with TrialTracker(settings, parent_run_id=None, name="big", params=params) as tracker:
         tracker.log_final({f"attack/a{number}/mse": number / 8 for number in range(1050)})
-    run = MlflowClient(settings.uri).get_run(tracker.run_id)
+    (run,) = recorded(settings).values()
     assert len(run.data.params) == 251
     assert len(run.data.params["model.name"]) == 6000
     assert len(run.data.metrics) == 1050
@@ -194,10 +208,11 @@ def test_images_leave_only_as_far_as_the_policy_lets_them(
         for _ in range(2):  # the second time replaces the first
             tracker.log_image(np.full((8, 12, 3), 0.5), "grid/reconstruction", 4)
         tracker.log_image(np.zeros((8, 8), dtype=np.uint8), "victim/3_adaptive_2", 4)
-    files = sorted(file.path for file in client.list_artifacts(tracker.run_id, "images"))
+    (run,) = recorded(settings).values()
+    files = sorted(file.path for file in client.list_artifacts(run.info.run_id, "images"))
     assert {Path(file).name.split("~")[0] for file in files} == sent
     assert len(files) == 2 * len(sent)
-    assert ("mlflow.loggedImages" in client.get_run(tracker.run_id).data.tags) == bool(sent)
+    assert ("mlflow.loggedImages" in run.data.tags) == bool(sent)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +231,8 @@ def test_the_summary_holds_pictures_only_if_the_policy_lets_them(
         path.write_bytes(b"png")
     with SweepTracker(replace(settings, images=policy), name="sweep") as sweep:
         sweep.summary({"sweep/trials": 1}, files[:1], pictures=files[1:])
-    stored = MlflowClient(settings.uri).list_artifacts(sweep.run_id, "summary")
+    (run,) = recorded(settings).values()
+    stored = MlflowClient(settings.uri).list_artifacts(run.info.run_id, "summary")
     assert {Path(file.path).name for file in stored} == sent
 
 
@@ -224,6 +240,7 @@ def test_pictures_are_named_as_the_mlflow_client_names_them(settings: TrackingSe
     client = MlflowClient(settings.uri)
     with trial(settings) as tracker:
         tracker.log_image(np.zeros((8, 8, 3)), "grid/ours", 7)
+        assert replay(settings.spool_folder).waiting == 0
         client.log_image(tracker.run_id, np.zeros((8, 8, 3)), key="grid/theirs", step=7)
     files = [Path(file.path).name for file in client.list_artifacts(tracker.run_id, "images")]
 
@@ -243,6 +260,7 @@ def test_the_view_is_set_once_and_follows_what_is_swept(settings: TrackingSettin
     def tags(*swept: SweptKey) -> dict[str, str]:
         with SweepTracker(settings, name="sweep", swept=swept, image_step=3):
             pass
+        assert replay(settings.spool_folder).runs == 1
         return dict(experiment_of(client, settings.experiment).tags)
 
     first = tags(strength)
@@ -269,43 +287,42 @@ def test_the_view_is_set_once_and_follows_what_is_swept(settings: TrackingSettin
 
 
 def test_a_refused_operation_is_set_aside_and_the_rest_goes_on(settings: TrackingSettings) -> None:
-    client = MlflowClient(settings.uri)
     with trial(settings) as tracker:
         tracker.set_tags({"no//path": "MLflow takes names that are proper paths"})
         tracker.log_final({"privacy/mse": 0.25})
-    run = client.get_run(tracker.run_id)
+    (run,) = recorded(settings).values()
     assert (run.info.status, run.data.metrics["privacy/mse"]) == ("FINISHED", 0.25)
     (kept,) = settings.spool_folder.glob("*/rejected.jsonl")
     assert kept.parent.name == run.data.tags[TOKEN_TAG]
 
 
-def test_another_process_delivers_for_one_that_only_writes(settings: TrackingSettings) -> None:
+def test_a_run_is_known_by_its_pending_name_and_by_its_id_once_it_is_delivered(settings: TrackingSettings) -> None:
     client = MlflowClient(settings.uri)
     sweep = SweepTracker(settings, name="sweep")
-    mute = pickle.loads(pickle.dumps(replace(settings, deliver=False)))  # noqa: S301
-    tracker = trial(mute, sweep.run_id)
+    elsewhere = pickle.loads(pickle.dumps(settings))  # noqa: S301
+    tracker = trial(elsewhere, sweep.run_id)
     tracker.log_curve({"fl/loss": 1.0}, 0)
     name = tracker.run_id
     assert name.startswith("pending-")
-    assert sweep.deliver().waiting == 0
+    assert replay(settings.spool_folder).waiting == 0
     assert client.get_run(tracker.run_id).data.metrics["fl/loss"] == 1.0
     tracker.log_curve({"fl/loss": 0.5}, 1)
-    with trial(mute, sweep.run_id, run_id=name) as resumed:
+    with trial(elsewhere, sweep.run_id, run_id=name) as resumed:
         resumed.log_curve({"fl/loss": 0.5}, 1)
         resumed.log_curve({"fl/loss": 0.25}, 2)
-    sweep.close(RunStatus.FINISHED)
-    (run,) = client.search_runs(
-        [experiment_of(client, settings.experiment).experiment_id], "tags.`fedveil.kind` = 'trial'"
-    )
-    assert run.info.status == "FINISHED"
+    sweep.finish()
+    runs = recorded(settings)
+    assert not [path for path in settings.spool_folder.iterdir() if path.is_dir()]
+    run = runs["latent-0.5"]
+    assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", runs["sweep"].info.run_id)
+    assert tracker.run_id == run.info.run_id
     assert history(client, run.info.run_id, "fl/loss") == [(0, 1.0), (1, 0.5), (2, 0.25)]
 
 
 def test_a_run_that_the_store_has_lost_is_made_anew(settings: TrackingSettings) -> None:
     with trial(settings, run_id="0" * 32) as tracker:
         tracker.log_final({"privacy/mse": 0.25})
-    client = MlflowClient(settings.uri)
-    (run,) = client.search_runs([experiment_of(client, settings.experiment).experiment_id])
+    (run,) = recorded(settings).values()
     assert run.data.metrics["privacy/mse"] == 0.25
 
 
@@ -324,7 +341,7 @@ def test_a_run_that_the_store_has_lost_is_made_anew(settings: TrackingSettings) 
 )
 def test_a_name_that_is_not_on_the_list_is_refused_at_once(tmp_path: Path, call: object, name: str) -> None:
     assert callable(call)
-    offline = TrackingSettings(experiment="x", uri="http://127.0.0.1:9", spool=tmp_path, deliver=False)
+    offline = TrackingSettings(experiment="x", uri="http://127.0.0.1:9", spool=tmp_path)
     with pytest.raises(ValueError, match=name.replace("?", r"\?")):
         call(trial(offline))
 

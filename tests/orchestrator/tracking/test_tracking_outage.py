@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fedveil.orchestrator.tracking import RunStatus, SweepTracker, TrackingSettings, TrialTracker, delivery, replay
+from fedveil.orchestrator.tracking import SweepTracker, TrackingSettings, TrialTracker, delivery, replay
 from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.operations import Open, Operation, Tags
 from fedveil.orchestrator.tracking.spool import Journal, Spool
@@ -42,11 +41,18 @@ def log_rounds(tracker: TrialTracker, rounds: range) -> None:
         tracker.log_curve({"fl/accuracy": step / 8, "fl/loss": 1.0 - step / 8}, step)
 
 
+def last_words(tracker: TrialTracker) -> list[Callable[[], None]]:
+    return [
+        lambda: tracker.log_image(np.zeros((4, 4, 3)), "grid/reconstruction", 3),
+        lambda: tracker.log_dict({"seed": 0}, "config/trial.yaml"),
+        lambda: tracker.log_final({"utility/accuracy": 0.75, "privacy/mse": 0.25}),
+        tracker.finish,
+    ]
+
+
 def end(tracker: TrialTracker) -> None:
-    tracker.log_image(np.zeros((4, 4, 3)), "grid/reconstruction", 3)
-    tracker.log_dict({"seed": 0}, "config/trial.yaml")
-    tracker.log_final({"utility/accuracy": 0.75, "privacy/mse": 0.25})
-    tracker.finish()
+    for one in last_words(tracker):
+        one()
 
 
 def open_trial(where: TrackingSettings, parent: str) -> TrialTracker:
@@ -84,24 +90,29 @@ def test_a_server_that_is_away_at_the_start_in_the_middle_and_at_the_end_loses_a
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = own_mlflow_server
-    where = TrackingSettings(experiment="e", uri=server.uri, spool=tmp_path / "spool", retry_seconds=0.0)
+    where = TrackingSettings(experiment="e", uri=server.uri, spool=tmp_path / "spool")
     sweep = SweepTracker(where, name="sweep")
     disturbed = open_trial(where, sweep.run_id)
     log_rounds(disturbed, range(2))
+    assert replay(where.spool_folder).waiting == 2
     assert disturbed.run_id.startswith("pending-")
     server.start()
-    assert sweep.deliver().waiting == 0
+    assert replay(where.spool_folder).waiting == 0
     log_rounds(disturbed, range(2, 3))
+    assert replay(where.spool_folder).waiting == 0
     client = MlflowClient(server.uri)
     assert client.get_metric_history(disturbed.run_id, "fl/loss")[-1].step == 2
     undisturbed = open_trial(where, sweep.run_id)
     log_rounds(undisturbed, range(4))
     end(undisturbed)
+    assert replay(where.spool_folder).waiting == 0
     server.stop()
     log_rounds(disturbed, range(3, 4))
+    assert replay(where.spool_folder).waiting == 1
     end(disturbed)
     sweep.summary({"sweep/trials": 2})
-    sweep.close(RunStatus.FINISHED)
+    sweep.finish()
+    assert replay(where.spool_folder).waiting == 2
     assert len(Spool(where.spool_folder).journals()) == 2
     server.start()
     done = replay(where.spool_folder)
@@ -151,10 +162,18 @@ def spools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 
 def whole_life(where: TrackingSettings) -> None:
+    """After each thing that is recorded a delivery is tried."""
     with SweepTracker(where, name="sweep") as sweep:
+        replay(where.spool_folder)
         trial = open_trial(where, sweep.run_id)
-        log_rounds(trial, range(3))
-        end(trial)
+        replay(where.spool_folder)
+        for step in range(3):
+            log_rounds(trial, range(step, step + 1))
+            replay(where.spool_folder)
+        for one in last_words(trial):
+            one()
+            replay(where.spool_folder)
+    replay(where.spool_folder)
 
 
 @given(plan=st.lists(st.sampled_from(["works", "lost", "unanswered"]), max_size=30))
@@ -165,7 +184,7 @@ def test_whichever_calls_fail_the_record_equals_an_undisturbed_one(
     spool = spools()
     client = MlflowClient(store)
     for name, failures in (("undisturbed", []), (spool.name, plan)):
-        where = TrackingSettings(experiment=name, uri=store, spool=spool, retry_seconds=0.0)
+        where = TrackingSettings(experiment=name, uri=store, spool=spool)
         if name != "undisturbed" or client.get_experiment_by_name(name) is None:
             with calls_that_fail(failures):
                 whole_life(where)
@@ -178,8 +197,13 @@ def test_whichever_calls_fail_the_record_equals_an_undisturbed_one(
 def test_a_crash_between_sending_and_noting_it_repeats_nothing(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = TrackingSettings(experiment="crash", uri=store, spool=tmp_path, retry_seconds=1e6)
+    where = TrackingSettings(experiment="crash", uri=store, spool=tmp_path)
     tracker = open_trial(where, SweepTracker(where, name="sweep").run_id)
+    assert replay(tmp_path).waiting == 0
+    client = MlflowClient(store)
+
+    def rounds() -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(tracker.run_id, "fl/accuracy")]
 
     def crash(journal: Journal, lines: int) -> None:
         raise RuntimeError("killed here")
@@ -187,11 +211,11 @@ def test_a_crash_between_sending_and_noting_it_repeats_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "acknowledge", crash)
         log_rounds(tracker, range(1))
+        assert replay(tmp_path).waiting == 1
+    assert rounds() == [(0, 0.0)]
     log_rounds(tracker, range(1, 3))
     assert replay(tmp_path).waiting == 0
-    client = MlflowClient(store)
-    history = client.get_metric_history(tracker.run_id, "fl/accuracy")
-    assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 0.125), (2, 0.25)]
+    assert rounds() == [(0, 0.0), (1, 0.125), (2, 0.25)]
 
 
 def test_a_spool_that_cannot_be_written_stops_no_training(tmp_path: Path) -> None:
@@ -206,28 +230,8 @@ def opening(token: str, parent: str | None, when: int) -> Open:
     return Open(token, "http://127.0.0.1:9", "e", "name", parent, None, {}, when)
 
 
-def test_the_back_off_doubles_up_to_twelve_times_the_first_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, tries = [0.0], []
-
-    def refuse(sender: Sender) -> None:
-        tries.append(clock[0])
-        raise ConnectionError("refused")
-
-    monkeypatch.setattr(Sender, "_connect", refuse)
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    sender = Sender(Spool(tmp_path).start(opening("t", None, 1)), retry_seconds=10.0)
-    for second in range(500):
-        clock[0] = float(second)
-        assert not sender.deliver()
-    assert tries == [0, 10, 30, 70, 150, 270, 390]
-    assert not sender.deliver(now=True)
-    assert tries[-1] == 499
-
-
 def test_a_server_that_does_not_answer_is_asked_once_for_all_its_journals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries = []
 
@@ -243,6 +247,9 @@ def test_a_server_that_does_not_answer_is_asked_once_for_all_its_journals(
     assert [journal.token for journal in spool.journals()] == ["older", "younger", "elsewhere", "child"]
     done = replay(tmp_path)
     assert (done.runs, done.waiting, tries) == (0, 4, ["older", "elsewhere"])
+    assert replay(tmp_path).waiting == 4
+    assert tries == 2 * ["older", "elsewhere"]
+    assert caplog.text.count("MLflow does not take the record") == 2  # of each journal once
 
 
 def test_a_line_that_a_dying_process_left_unfinished_is_skipped(tmp_path: Path) -> None:
