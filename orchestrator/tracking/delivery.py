@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,26 +35,22 @@ class Sender:
 
     Args:
         journal: it has its first line.
-        uri: where to; None for the URI in the journal.
     """
 
-    def __init__(self, journal: Journal, *, uri: str | None = None) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.refused = 0
         self.unanswered = False
-        self._uri = uri
         self._run: RemoteRun | None = None
 
-    @property
+    @cached_property
     def uri(self) -> str:
         """Where to.
 
         Raises:
             ValueError: the journal does not say.
         """
-        if self._uri is None:
-            self._uri = self._opening().uri
-        return self._uri
+        return self._opening().uri
 
     def _opening(self) -> Open:
         opening = self.journal.opening()
@@ -163,7 +160,7 @@ class Replayed:
     refused: int
 
 
-def replay(spool: Path, *, uri: str | None = None) -> Replayed:
+def replay(spool: Path) -> Replayed:
     """Deliver all journals below ``spool``, parents first. Never raises for trouble with the server or the spool.
 
     A store that does not answer is asked once: other journals for it would only wait as long again. It holds up no
@@ -171,7 +168,6 @@ def replay(spool: Path, *, uri: str | None = None) -> Replayed:
 
     Args:
         spool: the spool folder of an experiment.
-        uri: where to, if the server has moved; None for the URIs in the journals.
     """
     keeper = Spool(spool)
     runs = refused = 0
@@ -182,7 +178,7 @@ def replay(spool: Path, *, uri: str | None = None) -> Replayed:
     except OSError as error:
         _log.warning("the spool %s cannot be read: %s", spool, error)
     for journal in journals:
-        sender = Sender(journal, uri=uri)
+        sender = Sender(journal)
         try:
             if sender.uri in away:
                 continue
