@@ -99,6 +99,11 @@ def renamed(facts: Facts, experiment: str) -> Facts:
     return {f"{experiment}{key[len(NAME) :]}" if key.startswith(f"{NAME} ") else key: facts[key] for key in facts}
 
 
+def _rows(record: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=["all"], choices=["all", *FAULTS], metavar="KIND")
@@ -115,14 +120,13 @@ def main() -> None:
         undisturbed = Undisturbed(keep)
         for time_ in range(0 if arguments.render else arguments.times):
             for kind in kinds:
-                record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-                if any(row["kind"] == kind and row["time"] == time_ for row in record["rows"]):
+                if any(row["kind"] == kind and row["time"] == time_ for row in _rows(arguments.out)):
                     continue
                 folder = Path(own) / f"{kind}-{time_}"
                 folder.mkdir()
                 row = attempt(FAULTS[kind], time_, undisturbed, folder)
                 print(json.dumps(row), flush=True)
-                whole = {"machine": about(), "rows": [*record["rows"], row]}
+                whole = {"machine": about(), "rows": [*_rows(arguments.out), row]}
                 arguments.out.write_text(json.dumps(whole, indent=1) + "\n")
     arguments.page.write_text(page(arguments.out))
 
