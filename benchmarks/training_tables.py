@@ -15,7 +15,8 @@ def overhead(results: Path) -> str:
     taken = record["per_trial"]
     head = ["wall, s", "CPU s: sweep's process", "trials' processes", "workers", "rest"]
     line = [f"{taken[part]:.2f}" for part in ("wall", "driver", "trials", "slots", "rest")]
-    return f"{table(head, [line])}\n\n{machine(record)}"
+    trials = f"Of {record['many']} trials, less one of {record['few']}, per trial:"
+    return f"{trials}\n\n{table(head, [line])}\n\n{machine(record)}"
 
 
 FEDERATED = """## Federated training
@@ -98,5 +99,5 @@ def layouts(results: Path) -> str:
 
 OVERHEAD = """## A trial's cost beside its work
 
-A sweep of 12 trials that do next to nothing less one of 2, per trial (`benchmarks/trial_overhead.py`): what every trial of a
-sweep costs for being one, with Ray Tune, its checkpoint, its files and its run in MLflow."""
+Of a sweep of trials that do next to nothing (`benchmarks/trial_overhead.py`): what every trial of a sweep costs,
+with Ray Tune, its checkpoint, its files and its run in MLflow."""

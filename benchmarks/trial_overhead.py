@@ -57,7 +57,7 @@ def sweep(trials: int, every: float = 0.2) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--few", type=int, default=2)
-    parser.add_argument("--many", type=int, default=12)
+    parser.add_argument("--many", type=int, default=42)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trial_overhead.json"))
     arguments = parser.parse_args()
     few, many = sweep(arguments.few), sweep(arguments.many)
