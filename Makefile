@@ -19,6 +19,9 @@ demo: $(READY)
 # to die for much of their time, so that two cores do for all.
 test: test-orchestrator test-run test-floors
 
+# Ray gives its workers niceness 15: what runs beside them would go first, and the tests that wait for them end last.
+test-orchestrator test-run: export RAY_worker_niceness := 0
+
 test-orchestrator: $(READY)
 	COVERAGE_FILE=.coverage.orchestrator $(BIN)/python -m pytest $(COUNTED) tests/orchestrator --ignore=tests/orchestrator/run
 
