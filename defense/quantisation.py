@@ -51,7 +51,9 @@ class Quantisation(Defense[None]):
         """Return the tensor on its levels; a tensor of zeros stays."""
         if not tensor.any():
             return tensor
-        scale = tensor.abs().max() if self.scale == "max" else tensor.norm()
+        scale = tensor.abs().max()
+        if self.scale == "l2":  # squares of very small or large values are 0 or infinite
+            scale = scale * (tensor / scale).norm()
         levels = 2 ** (self.bits - 1) - 1
         # Of a length, rounding may leave a single value a hair above 1.
         place = levels * (tensor.abs() / scale).clamp_max(1)

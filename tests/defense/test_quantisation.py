@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,10 +38,12 @@ def test_levels_by_hand() -> None:
 
 
 @given(values, st.integers(2, 8), st.sampled_from(["max", "l2"]), st.integers(0, 99))
+@example([0.0, 1.8e-30], 2, "l2", 0)
+@example([3e30, 4e30], 3, "l2", 0)
 def test_each_value_is_one_of_its_two_neighbouring_levels(given: list[float], bits: int, scale: str, seed: int) -> None:
     w = torch.tensor(given)
     found = quantised(w, seed, bits=bits, scale=scale)
-    size = float(w.abs().max() if scale == "max" else w.norm())
+    size = float(w.abs().max() if scale == "max" else w.double().norm())
     step = size / (2 ** (bits - 1) - 1)
     assert float((found - w).abs().max()) <= step * (1 + 1e-5) + 1e-30
     assert bool((found * w >= 0).all())
