@@ -50,7 +50,7 @@ class Setup:
         public: split off train; belongs to no client, and clients and server may learn from it.
         auxiliary: split off train; belongs to the attacker and the judge of classes alone.
         validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
-            validation images, or the public ones where it has none.
+            validation images, or the auxiliary ones where it has none: no client trains on them, as on public ones.
         shards: the clients' private images, by client number.
         model: the classifier.
         victims: the victim batches of every audit.
@@ -132,7 +132,7 @@ def make_setup(experiment: Experiment) -> Setup:
         data=data,
         public=split.public,
         auxiliary=split.auxiliary,
-        validation=data.val if len(data.val) else split.public,
+        validation=data.val if len(data.val) else split.auxiliary,
         shards=shards,
         model=model,
         victims=victims,
