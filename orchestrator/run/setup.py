@@ -48,7 +48,7 @@ class Setup:
     Attributes:
         data: as loaded; of `data.private_classes` alone where they are given.
         public: split off train; belongs to no client, and clients and server may learn from it.
-        auxiliary: split off train; belongs to the attacker and the judge of classes alone.
+        auxiliary: split off train; no client trains on it: belongs to the attacker and the judge of classes.
         validation: what settings are chosen by; the test images are for the final numbers alone. The data set's own
             validation images, or the auxiliary ones where it has none: no client trains on them, as on public ones.
         shards: the clients' private images, by client number.
