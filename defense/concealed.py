@@ -24,6 +24,7 @@ from fedveil.defense.hidden import untouched
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
 from fedveil.fl.hooks import mean_gradients
+from fedveil.fl.stepping import Adam
 from fedveil.fl.training import as_shares
 
 
@@ -122,7 +123,7 @@ class PreparedConcealment(PreparedDefense):
         with torch.no_grad():
             answers = model(x)
         moved = begin.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([moved], lr=settings.learning_rate)
+        optimizer = Adam([moved], learning_rate=settings.learning_rate)
         for _ in range(settings.steps):
             logits = model(moved)
             gradient = _flat(torch.autograd.grad(F.cross_entropy(logits, shares), _trained(model), create_graph=True))

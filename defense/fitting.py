@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import paced
+from fedveil.fl.stepping import Adam, half_cosine
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,14 +50,12 @@ def fit(
         The module on the CPU, frozen.
     """
     module = seeded(build, stream).to(device).train()
-    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for _ in range(steps) if after_step else paced(steps, "learning from public images"):
+    optimizer = Adam(module.parameters(), learning_rate=learning_rate)
+    for step in range(steps) if after_step else paced(steps, "learning from public images"):
         x, y = images.batch(torch.randint(len(images), (batch_size,), generator=stream))
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss(module, x.to(device), y.to(device)).backward()
-        optimizer.step()
-        schedule.step()
+        optimizer.step(half_cosine(step, steps))
         if after_step is not None:
             after_step()
     return frozen(module.cpu())

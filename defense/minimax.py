@@ -24,6 +24,7 @@ from fedveil.defense.public_models import PublicModels
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import paced
+from fedveil.fl.stepping import Adam, half_cosine
 
 ADVERSARY_WIDTH = 16
 
@@ -140,10 +141,9 @@ def train_minimax(
     cap = max(config.error_cap * class_mean_error(images, replay), 1e-6)
     # A little momentum only: the opponent moves, so old gradients mislead.
     betas = (0.5, 0.99)
-    defend = torch.optim.Adam(defender.parameters(), lr=1e-3, betas=betas)
-    attack = torch.optim.Adam(adversary.parameters(), lr=2e-3, betas=betas)
-    learn = torch.optim.Adam(classifier.parameters(), lr=5e-4, betas=betas)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(defend, max(1, steps))
+    defend = Adam(defender.parameters(), learning_rate=1e-3, betas=betas)
+    attack = Adam(adversary.parameters(), learning_rate=2e-3, betas=betas)
+    learn = Adam(classifier.parameters(), learning_rate=5e-4, betas=betas)
     latents = _encode(autoencoder, images, device)
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
@@ -151,12 +151,12 @@ def train_minimax(
         x, y = images.batch(indices)
         return x.to(device), y.to(device), latents[indices.to(device)]
 
-    for _ in paced(steps, "minimax training"):
+    for step in paced(steps, "minimax training"):
         for _ in range(config.adversary_steps):
             x, _, z = draw()
             with torch.no_grad():
                 defended = perturbed(autoencoder, defender, z, stream)
-            attack.zero_grad(set_to_none=True)
+            attack.zero_grad()
             F.mse_loss(adversary(defended), x).backward()
             attack.step()
 
@@ -165,14 +165,13 @@ def train_minimax(
         error = (adversary(defended) - x).square().mean(dim=(1, 2, 3))
         privacy = (error / cap).clamp(max=1).mean()
         utility = F.cross_entropy(classifier(defended), y)
-        defend.zero_grad(set_to_none=True)
+        defend.zero_grad()
         (config.utility_weight * utility - config.privacy_weight * privacy).backward()
-        defend.step()
-        schedule.step()
+        defend.step(half_cosine(step, steps))
 
         public_x, public_y = replay.batch(torch.randint(len(replay), (config.batch_size,), generator=stream))
         on_public = F.cross_entropy(classifier(public_x.to(device)), public_y.to(device))
-        learn.zero_grad(set_to_none=True)
+        learn.zero_grad()
         (F.cross_entropy(classifier(defended.detach()), y) + on_public).backward()
         learn.step()
     for module in (defender, adversary, classifier):

@@ -17,8 +17,9 @@ from fedveil.fl.errors import SettingError
 from fedveil.fl.metrics import accuracy
 from fedveil.fl.models import ModelSpec, model_on
 from fedveil.fl.seeding import derive_seed, seeded_globals, torch_stream
+from fedveil.fl.stepping import Adam
 from fedveil.fl.training import exchanged
-from fedveil.fl.until_flat import Adam, Curve, hold_out, train_for, train_until_flat
+from fedveil.fl.until_flat import Curve, hold_out, train_for, train_until_flat
 
 BATCH = 64
 LEARNING_RATE = 3e-3

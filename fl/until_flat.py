@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import Pace
+from fedveil.fl.stepping import Optimizer
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -66,40 +67,6 @@ class Trained(Generic[Module]):
 
     module: Module
     curve: Curve
-
-
-class Optimizer(Protocol):
-    """What a training takes its steps with."""
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-
-    def step(self, rate: float = 1.0) -> None:
-        """Take a step at ``rate`` times the learning rate."""
-
-
-class Adam:
-    """Adam (Kingma and Ba 2015), with the decay of the weights beside the gradient (Loshchilov and Hutter 2019).
-
-    Args:
-        parameters: to train.
-        learning_rate: above 0.
-        weight_decay: per step and unit of the learning rate, at least 0.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0) -> None:
-        self._adam = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        self._learning_rate = learning_rate
-
-    def zero_grad(self) -> None:
-        """See `Optimizer`."""
-        self._adam.zero_grad()
-
-    def step(self, rate: float = 1.0) -> None:
-        """See `Optimizer`."""
-        for group in self._adam.param_groups:
-            group["lr"] = rate * self._learning_rate
-        self._adam.step()
 
 
 def train_until_flat(

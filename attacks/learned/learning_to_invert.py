@@ -22,7 +22,8 @@ from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.messages import Reconstruction, ThreatModel
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.until_flat import Adam, hold_out, train_until_flat
+from fedveil.fl.stepping import Adam
+from fedveil.fl.until_flat import hold_out, train_until_flat
 
 TOGETHER = 64
 """Updates that are made at once; bounds memory."""

@@ -24,6 +24,7 @@ from fedveil.fl.cache import State, cached, fingerprint
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
+from fedveil.fl.stepping import Adam
 
 SLOPE = 0.2
 BETAS = (0.5, 0.999)
@@ -184,8 +185,8 @@ def adversaries(
     generator = seeded(lambda: Generator(training, images.shape), stream).to(device).train()
     critic = seeded(lambda: _normalised(Critic(images.shape, training.width, outputs)), stream).to(device).train()
     # The critic's steps are larger than the generator's (Heusel et al. 2017): it has to keep ahead with one step.
-    ahead = torch.optim.Adam(critic.parameters(), lr=2 * training.learning_rate, betas=BETAS)
-    behind = torch.optim.Adam(generator.parameters(), lr=training.learning_rate, betas=BETAS)
+    ahead = Adam(critic.parameters(), learning_rate=2 * training.learning_rate, betas=BETAS)
+    behind = Adam(generator.parameters(), learning_rate=training.learning_rate, betas=BETAS)
 
     def drawn() -> tuple[Tensor, Tensor]:
         real, _ = images.batch(torch.randint(len(images), (training.batch_size,), generator=stream))
@@ -195,10 +196,10 @@ def adversaries(
     for _ in paced(training.steps, "generator of images"):
         real, latents = drawn()
         fake = generator(latents)
-        ahead.zero_grad(set_to_none=True)
+        ahead.zero_grad()
         criticise(critic, real, fake.detach()).backward()
         ahead.step()
-        behind.zero_grad(set_to_none=True)
+        behind.zero_grad()
         generate(critic, real, fake).backward()
         behind.step()
     done = _plain(critic.eval())

@@ -16,6 +16,7 @@ from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream
+from fedveil.fl.stepping import Adam
 
 
 @MODEL_INVERSIONS.register("ked_mi")
@@ -64,7 +65,7 @@ class KedMi(ModelInversion):
         goals = torch.arange(target.classes).repeat_interleave(self.draws)
         mean = torch.zeros(target.classes, self.gan.latent, device=device, requires_grad=True)
         log_variance = torch.zeros_like(mean, requires_grad=True)
-        search = torch.optim.Adam([mean, log_variance], lr=self.learning_rate)
+        search = Adam([mean, log_variance], learning_rate=self.learning_rate)
 
         def drawn(classes: Tensor) -> Tensor:
             noise = torch.randn(len(classes), self.gan.latent, generator=stream).to(device)

@@ -19,6 +19,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec, build_model
 from fedveil.fl.progress import Pace
 from fedveil.fl.seeding import derive_seed, torch_stream
+from fedveil.fl.stepping import Adam
 
 _CHUNK = 256
 _SIDE = 32
@@ -115,7 +116,7 @@ def train_judge(
         raise FedveilError("auxiliary data: the judge of classes needs images, got none")
     reader = _Reader(auxiliary.shape, classes, derive_seed(seed, "judge")).to(device)
     mean = AveragedModel(reader, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True).eval()
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = Adam(reader.parameters(), learning_rate=learning_rate, weight_decay=weight_decay)
     stream = torch_stream(seed, "judge", "batches")
     pixels = torch.cat([reader.shrink(chunk.float()) for chunk in auxiliary.pixels.split(_CHUNK)]).round()
     train, held_out = _split(Images(pixels.to(torch.uint8), auxiliary.labels), stream)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fedveil.fl.stepping import Adam
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -46,7 +48,7 @@ class Muon:
         self._matrices = [p for p in every if p.ndim >= 2 and len(p) >= SMALLEST]
         self._momenta = [torch.zeros_like(p) for p in self._matrices]
         chosen = {id(p) for p in self._matrices}
-        self._adam = torch.optim.Adam([{"params": [p for p in every if id(p) not in chosen]}])
+        self._adam = Adam([p for p in every if id(p) not in chosen], learning_rate=0.1 * learning_rate)
         self._learning_rate = learning_rate
 
     def zero_grad(self) -> None:
@@ -58,9 +60,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:
         """Take a step at ``rate`` times the learning rate. A parameter without a gradient stays."""
-        for group in self._adam.param_groups:
-            group["lr"] = 0.1 * rate * self._learning_rate
-        self._adam.step()
+        self._adam.step(rate)
         for parameter, momentum in zip(self._matrices, self._momenta, strict=True):
             if parameter.grad is None:
                 continue

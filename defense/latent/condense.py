@@ -20,6 +20,7 @@ from fedveil.defense.latent.space import Space
 from fedveil.defense.latent.targets import Means
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import Pace
+from fedveil.fl.stepping import Adam, half_cosine
 
 TOGETHER = 32
 """Groups whose images are learnt together: their features fit the caches, and few places are filled with repeats."""
@@ -152,12 +153,10 @@ def _match(
     unit = space.unit(starts)
     delta = torch.zeros_like(starts, requires_grad=True)
     reach = how.strength * _size(starts) / unit
-    adam = torch.optim.Adam([delta], lr=how.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, how.steps))
+    adam = Adam([delta], learning_rate=how.learning_rate)
     for step, at in enumerate(order):
         (delta.grad,) = torch.autograd.grad(loss(space.shown(starts + unit * delta), at), [delta])
-        adam.step()
-        schedule.step()
+        adam.step(half_cosine(step, how.steps))
         with torch.no_grad():
             delta *= (reach / _size(delta).clamp_min(1e-12)).clamp(max=1)
             delta.copy_((space.kept(starts + unit * delta) - starts) / unit)

@@ -13,7 +13,8 @@ from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.modules import halvings
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
-from fedveil.fl.until_flat import Adam, Curve, held_out, train_until_flat
+from fedveil.fl.stepping import Adam
+from fedveil.fl.until_flat import Curve, held_out, train_until_flat
 
 SHIFT = 50.0
 """c: log-confidences below -c count as -c. The authors' code has 50."""

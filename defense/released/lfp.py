@@ -26,6 +26,7 @@ from fedveil.defense.released.poisoning import (
 from fedveil.defense.seeded import seeded
 from fedveil.fl.errors import SettingError
 from fedveil.fl.progress import paced
+from fedveil.fl.stepping import Adam
 
 
 @DEFENSES.register("lfp")
@@ -140,11 +141,11 @@ def learn_weight(surrogate: Surrogate, queries: Queries, *, steps: int, stream: 
     wanted = lengths.clamp_min(1e-12).log()
     centre, spread = wanted.mean(), wanted.std().clamp_min(1e-6)
     network = seeded(lambda: Direction(queries.confidences.shape[1], 1), stream).to(wanted.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    optimizer = Adam(network.parameters(), learning_rate=RATE)
     for _ in paced(steps, "learning to mislead"):
         at = torch.randint(len(queries), (BATCH,), generator=stream).to(wanted.device)
         found = network(queries.confidences[at].float())[:, 0]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         F.mse_loss(found, (wanted[at] - centre) / spread).backward()
         optimizer.step()
     return network.eval().requires_grad_(False)

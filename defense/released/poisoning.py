@@ -19,6 +19,7 @@ from fedveil.defense.released.perturbing import candidate, moved
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images
 from fedveil.fl.progress import paced
+from fedveil.fl.stepping import Adam
 
 STAGES = 3
 """At so many stages of its training the inversion model is looked at."""
@@ -98,12 +99,12 @@ class Surrogate:
         classes = queries.confidences.shape[1]
         device = queries.images.device
         network = seeded(lambda: ConfidenceDecoder(classes, shape, width), stream).to(device).train()
-        optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+        optimizer = Adam(network.parameters(), learning_rate=RATE)
         due = {max(1, steps * (at + 1) // STAGES) for at in range(STAGES)}
         stages = []
         for step in range(1, steps + 1):
             some = queries.take(torch.randint(len(queries), (BATCH,), generator=stream))
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             F.mse_loss(network(some.confidences.float()), some.images).backward()
             optimizer.step()
             if step in due:
@@ -154,14 +155,14 @@ def learn_direction(
     """
     classes = poison.confidences.shape[1]
     network = seeded(lambda: Direction(classes, classes), stream).to(poison.images.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    optimizer = Adam(network.parameters(), learning_rate=RATE)
     for step in paced(steps, "learning to mislead"):
         some = poison.take(torch.randint(len(poison), (BATCH,), generator=stream))
         at = step % len(goals)
         answers = pushed(network, some.confidences, some.confidences.argmax(1) if keep else None, budget)
         slope = surrogate.gradient(at, answers, some.images, create_graph=True)
         loss = 1 - F.cosine_similarity(slope, goals[at], dim=0)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return network.eval().requires_grad_(False)

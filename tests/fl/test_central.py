@@ -15,7 +15,8 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.metrics import accuracy
 from fedveil.fl.models import ModelSpec, build_model, init_model
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.until_flat import Adam, hold_out, train_for
+from fedveil.fl.stepping import Adam
+from fedveil.fl.until_flat import hold_out, train_for
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec("convnet", (1, 8, 8), 2, width=4)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 import fedveil.fl.until_flat as module
 from fedveil.fl.data.images import Images
 from fedveil.fl.seeding import torch_stream
-from fedveil.fl.until_flat import FIRST, Adam, Curve, Trained, hold_out, train_until_flat
+from fedveil.fl.stepping import Adam
+from fedveil.fl.until_flat import FIRST, Curve, Trained, hold_out, train_until_flat
 
 LEAST = 60
 
