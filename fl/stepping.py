@@ -1,7 +1,7 @@
 """Steps of a training that no client makes: PyTorch's Adam by its function, and the schedule that most of them follow.
 
-PyTorch's optimiser classes load its compiler with the first one that is made, two seconds of every process that trains and does
-not attack; the functions behind them do not.
+PyTorch's optimiser classes load its compiler with the first one that is made, which takes two seconds of every process that
+trains and does not attack; the functions behind them do not.
 """
 
 from __future__ import annotations
