@@ -56,7 +56,13 @@ def run_cell(
 
 
 def as_row(
-    data: str, seed: int, defense: str, settings: Mapping[str, Any], metrics: Mapping[str, float]
+    data: str,
+    seed: int,
+    defense: str,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    *,
+    victims: int = AUDIT["victims"],
 ) -> dict[str, Any]:
     """Return a trial's metrics as a row: utility and, by tier of knowledge, privacy.
 
@@ -66,6 +72,7 @@ def as_row(
         defense: its name.
         settings: of the defence.
         metrics: of the trial.
+        victims: that were asked for.
     """
     tiers = {
         tier: {
@@ -86,7 +93,7 @@ def as_row(
         "seed": seed,
         "defense": defense,
         "settings": dict(settings),
-        "victims": AUDIT["victims"] - int(metrics.get("privacy/left_out_victims", 0)),
+        "victims": victims - int(metrics.get("privacy/left_out_victims", 0)),
         "utility": utility,
         "privacy": {tier: scores for tier, scores in tiers.items() if scores} | {"worst": worst},
         "cost": {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,22 +19,39 @@ from fedveil.orchestrator.report.style import for_text, looks
 
 Row = Mapping[str, Any]
 
+MOST_IN_A_COLUMN = 20
+"""Families in a column of the legend."""
 
-def draw_trade_off(rows: Sequence[Row], *, title: str) -> Figure:
+
+def draw_trade_off(
+    rows: Sequence[Row], *, title: str, families: Collection[str] = tuple(FAMILIES), best: bool = False
+) -> Figure:
     """Draw a family of defences as one line over its settings; whiskers span the seeds.
 
     Args:
         rows: of one data set.
         title: of the figure.
+        families: all that have a look of their own, whether or not there is a row of them.
+        best: name only the settings that no other one beats in both, with their families; there are too many for all.
     """
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    columns = math.ceil(len(families) / MOST_IN_A_COLUMN)
+    figure = Figure(figsize=(6.5 + 1.5 * columns, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    style = looks(FAMILIES)
+    style = looks(families)
     attacked: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["defense"] in SILENT:
             continue
         attacked[row["defense"]][str(row["settings"])].append(row)
+    means = {
+        (family, at): (fmean(map(untouched, same)), fmean(map(left, same)))
+        for family, settings in attacked.items()
+        for at, same in settings.items()
+    }
+
+    def unbeaten(x: float, y: float) -> bool:
+        return not any(a >= x and b >= y and (a, b) != (x, y) for a, b in means.values())
+
     for family, settings in attacked.items():
         look = style[family]
         points = [
@@ -46,6 +64,8 @@ def draw_trade_off(rows: Sequence[Row], *, title: str) -> Figure:
             axes.plot([min(xs), max(xs)], [y, y], color=look.color, linewidth=1)
             axes.plot([x, x], [min(ys), max(ys)], color=look.color, linewidth=1)
             says = ", ".join(f"{key} {value}" for key, value in named.items())
+            if best:
+                says = f"{family} {says}".strip() if unbeaten(x, y) else ""
             axes.annotate(says, (x, y), (5, 5), textcoords="offset points", fontsize=8, color=for_text(look.color))
     _mark_silent(axes, rows)
     axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
@@ -69,7 +89,7 @@ def draw_trade_off(rows: Sequence[Row], *, title: str) -> Figure:
     axes.margins(x=0.12)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
     return figure
 
 
@@ -79,10 +99,10 @@ def left(row: Row) -> float:
     return float(worst["mse"] / worst["baseline_mse"])
 
 
-def save_trade_off(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Draw into a file."""
+def save_trade_off(rows: Sequence[Row], path: Path, *, title: str, **options: Any) -> None:
+    """Draw into a file; see `draw_trade_off`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_trade_off(rows, title=title).savefig(path, dpi=110)
+    draw_trade_off(rows, title=title, **options).savefig(path, dpi=110)
 
 
 def _mark_silent(axes: Axes, rows: Sequence[Row]) -> None:
