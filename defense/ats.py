@@ -73,6 +73,11 @@ class ATS(Defense[tuple[Policy, ...]]):
         return max(1, round(self.accurate * tried))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Policies are searched on public images."""
         return TrainedOn.PUBLIC

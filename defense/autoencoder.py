@@ -53,6 +53,11 @@ class PublicReconstruction(Defense[Autoencoder]):
         at_least("autoencoder", public_steps=(self.public_steps, 1))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """The autoencoder is trained on public images."""
         return TrainedOn.PUBLIC

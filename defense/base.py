@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
-from fedveil.fl.hooks import Memory, NoHooks, Turn
+from fedveil.fl.hooks import HOOKS, Memory, NoHooks, Turn
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.registry import Registry
@@ -230,6 +230,17 @@ class Defense(Generic[Public]):
     def trained_on(self) -> TrainedOn:
         """What this defence's modules are trained on; one that overrides `prepare` is taken to learn from each client."""
         return TrainedOn.NOTHING if type(self).prepare is Defense.prepare else TrainedOn.CLIENT
+
+    @property
+    def hooks(self) -> frozenset[str] | None:
+        """Which hooks a client that has prepared it overrides, where that is known before anything is learnt; else None.
+
+        By default that is known of a defence without modules. What a list of defences may hold is said by it at once, and
+        otherwise when the parts are prepared.
+        """
+        if type(self).prepare is not Defense.prepare:
+            return None
+        return frozenset(hook for hook in HOOKS if hasattr(self, hook))
 
     @property
     def summed(self) -> int:

@@ -92,6 +92,11 @@ class BiDO(Defense[None]):
         whole("bido", floor_batch=(self.floor_batch, 2))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"loss"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Nothing is learnt before training."""
         return TrainedOn.NOTHING

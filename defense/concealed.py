@@ -76,6 +76,11 @@ class ConcealedSamples(Defense[None]):
         at_least("concealed_samples", distance=(self.distance, 0), logits=(self.logits, 0))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"batch", "gradients"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Public images are all that it holds."""
         return TrainedOn.PUBLIC

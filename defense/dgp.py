@@ -100,6 +100,11 @@ class DualGradientPruning(Defense[Images | None]):
             raise SettingError("dgp", "feedback", self.feedback, "it has to be at most 1")
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"update", "carry"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Nothing; where entries are aligned, the public images choose them."""
         return TrainedOn.PUBLIC if self.aligned else TrainedOn.NOTHING

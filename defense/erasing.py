@@ -63,6 +63,11 @@ class Erasing(Defense[tuple[float, ...]]):
         return areas.sqrt().round().clamp(1, min(height, width)).long()
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """The mean of public images is all that is ever learnt."""
         return TrainedOn.PUBLIC if self.fill == "mean" else TrainedOn.NOTHING

@@ -40,6 +40,11 @@ class GroupMean(Defense[Pool]):
         at_least("group_mean", k=(self.k, 2))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"images"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """The network that says what is similar is trained on public images."""
         return TrainedOn.PUBLIC

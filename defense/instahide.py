@@ -58,6 +58,11 @@ class InstaHide(Defense[None]):
             raise SettingError("instahide", "source", repr(self.source), f"allowed: {', '.join(get_args(Source))}")
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data", "batch"} if self.mixes else {"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Public images are all that it holds, or else nothing is learnt."""
         return TrainedOn.NOTHING if self.mixes else TrainedOn.PUBLIC

@@ -123,6 +123,11 @@ class LatentAutoencoder(Defense[MinimaxPublic]):
             raise FedveilError(f"latent_autoencoder: scope is {self.scope!r}; allowed: client, public")
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """See `scope`."""
         return TrainedOn.CLIENT if self.scope == "client" else TrainedOn.PUBLIC

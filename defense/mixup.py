@@ -40,6 +40,11 @@ class MixUp(Defense[None]):
         above_zero("mixup", alpha=self.alpha)
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"batch"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """Nothing is learnt."""
         return TrainedOn.NOTHING

@@ -84,6 +84,11 @@ class LatentNoise(Defense[Autoencoder]):
         at_least("latent_noise", strength=(self.strength, 0), public_steps=(self.public_steps, 1))
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"data"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """The autoencoder is trained on public images."""
         return TrainedOn.PUBLIC

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from fedveil.defense.base import (
 from fedveil.defense.guard import Guard
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.hooks import Memory, Turn
+from fedveil.fl.hooks import HOOKS, Memory, Turn
 from fedveil.fl.messages import FLOAT_BITS, ClientUpdate
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.rounds import Exposure
@@ -55,6 +55,16 @@ class Stack(Defense[tuple[Any, ...]]):
         """Whether a part does."""
         return any(part.mixes for part in self.parts)
 
+    @property
+    def hooks(self) -> frozenset[str] | None:
+        """All parts', where those of each are known."""
+        known = [part.hooks for part in self.parts]
+        return frozenset().union(*(own for own in known if own is not None)) if None not in known else None
+
+    def conflicts(self) -> list[str]:
+        """Return why the parts do not go together, as far as that is known before they are prepared (`Defense.hooks`)."""
+        return list(_conflicts(self.parts, [part.hooks or frozenset() for part in self.parts]))
+
     def classifier(self, spec: ModelSpec) -> ModelSpec:
         """Let each part change the model."""
         for part in self.parts:
@@ -83,39 +93,9 @@ class Stack(Defense[tuple[Any, ...]]):
         """
         pairs = zip(self.parts, public, strict=True)
         prepared = tuple(part.prepare(private, context, own, client=client) for part, own in pairs)
-        sharing = [type(part).__name__ for part, own in zip(self.parts, prepared, strict=True) if own.changes("images")]
-        if len(sharing) > 1:
-            raise FedveilError(
-                f"defense: {', '.join(sharing)} each make one image of many; allowed: one such in a list"
-            )
-        taker = next((at for at, own in enumerate(prepared) if own.changes("gradients")), None)
-        if taker is not None:
-            others = [
-                type(part).__name__
-                for at, (part, own) in enumerate(zip(self.parts, prepared, strict=True))
-                if at != taker
-                and (
-                    any(own.changes(hook) for hook in ("images", "batch", "loss", "gradients"))
-                    or part.trained_on is TrainedOn.CLIENT
-                )
-            ]
-            if others:
-                raise FedveilError(
-                    f"defense: {type(self.parts[taker]).__name__} takes the gradient of the plain loss apart by images;"
-                    " allowed beside it: what changes neither loss nor gradients and lets no image depend on others, not"
-                    f" {', '.join(others)}"
-                )
-        for part in self.parts:
-            changing = [
-                type(other).__name__
-                for other, ready in zip(self.parts, prepared, strict=True)
-                if part.mixes and other is not part and (ready.changes("images") or ready.changes("data"))
-            ]
-            if changing:
-                raise FedveilError(
-                    f"defense: {type(part).__name__} mixes in images of the client's as they are; allowed beside it: what"
-                    f" leaves images alone, not {', '.join(changing)}"
-                )
+        hooks = [frozenset(hook for hook in HOOKS if own.changes(hook)) for own in prepared]
+        for line in _conflicts(self.parts, hooks):
+            raise FedveilError(f"defense: {line}")
         return PreparedStack(prepared, summed=self.summed)
 
     def guarantee(self, exposures: Sequence[Exposure]) -> dict[str, float]:
@@ -132,6 +112,34 @@ class Stack(Defense[tuple[Any, ...]]):
         """Let each part make its guard; answers pass hooks and guards part by part."""
         guards = tuple(part.guard(model, context, own) for part, own in zip(self.parts, public, strict=True))
         return None if all(guard is None for guard in guards) else _Guards(guards)
+
+
+def _conflicts(parts: Sequence[Defense[Any]], hooks: Sequence[frozenset[str]]) -> Iterator[str]:
+    """Yield why parts with these hooks do not go together."""
+    named = [getattr(part, "name", type(part).__name__) for part in parts]
+    sharing = [name for name, own in zip(named, hooks, strict=True) if "images" in own]
+    if len(sharing) > 1:
+        yield f"{', '.join(sharing)} each make one image of many; allowed: one such in a list"
+    taker = next((at for at, own in enumerate(hooks) if "gradients" in own), None)
+    if taker is not None:
+        others = [
+            named[at]
+            for at, own in enumerate(hooks)
+            if at != taker
+            and (own & {"images", "batch", "loss", "gradients"} or parts[at].trained_on is TrainedOn.CLIENT)
+        ]
+        if others:
+            yield (
+                f"{named[taker]} takes the gradient of the plain loss apart by images; allowed beside it: what changes"
+                f" neither loss nor gradients and lets no image depend on others, not {', '.join(others)}"
+            )
+    for at, part in enumerate(parts):
+        changing = [named[i] for i, own in enumerate(hooks) if part.mixes and i != at and own & {"images", "data"}]
+        if changing:
+            yield (
+                f"{named[at]} mixes in images of the client's as they are; allowed beside it: what leaves images alone,"
+                f" not {', '.join(changing)}"
+            )
 
 
 class PreparedStack(PreparedDefense):

@@ -29,6 +29,10 @@ class Turn:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+HOOKS = ("images", "data", "batch", "loss", "gradients", "update", "carry", "output")
+"""The names of the methods below."""
+
+
 class ClientHooks(Protocol):
     """The places where a defence may act on a client. Each is the identity unless a defence says otherwise."""
 

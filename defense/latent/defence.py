@@ -127,6 +127,11 @@ class LatentPerturbation(Defense[Networks | None]):
                 )
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """See `Defense.hooks`."""
+        return frozenset({"images"})
+
+    @property
     def trained_on(self) -> TrainedOn:
         """All networks are trained on public images; with ``scope: client`` an attacker still has to steal each client's."""
         return TrainedOn.CLIENT if self.scope == "client" else TrainedOn.PUBLIC

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedveil.defense import DEFENSES
+from fedveil.defense import DEFENSES, Stack
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import MODELS
@@ -43,13 +43,15 @@ def _defenses(experiment: Experiment) -> list[str]:
         if norm == "batch" and not chosen.batch_norm:
             others = listed([one for one in norms if one != "batch"])
             lines.append(f"model.norm: {given} does not go with 'batch', which mixes images; allowed: {others}")
-    if experiment.audit.membership and experiment.build_defense().mixes:
+    built = experiment.build_defense()
+    if experiment.audit.membership and built.mixes:
         lines.append(
             "audit.membership: given true; the defence mixes a client's images, which no attack here takes apart by whose"
             " they are: leave it out"
         )
     lines += _sums(experiment)
-    if len(experiment.defense) > 1:
+    if isinstance(built, Stack):
+        lines += [f"defense: {line}" for line in built.conflicts()]
         lines += [
             f"defense.{index}: given 'none' in a list of {len(experiment.defense)}; 'none' is the undefended client, alone"
             for index, part in enumerate(experiment.defense)

@@ -21,6 +21,7 @@ from fedveil.defense import DEFENSES, DefenseContext, Stack
 from fedveil.defense.base import Defense
 from fedveil.defense.latent import pool
 from fedveil.fl.data.images import Images
+from fedveil.fl.hooks import HOOKS
 from fedveil.fl.messages import UpdateKind
 from fedveil.fl.models import ModelSpec, build_model, init_model
 from fedveil.fl.seeding import torch_stream
@@ -91,6 +92,7 @@ def test_all_tiers_attack_it(defense: Defense[Any], blobs: Blobs) -> None:
     context = DefenseContext(public, spec, CPU, seed=0)
     learnt = defense.pretrain(context)
     prepared = defense.prepare(private, context, learnt, client=0)
+    assert defense.hooks == {hook for hook in HOOKS if prepared.changes(hook)}
     batches = [VictimBatch(at, 0, (at,), private.take(torch.tensor([at])), gallery=(at,)) for at in range(2)]
     training = LocalTraining(UpdateKind.GRADIENT, 1, 1, 0.05)
     seen = [

@@ -14,6 +14,7 @@ from fedveil.defense.mixup import PreparedMixUp
 from fedveil.defense.partners import Partners
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import FedveilError
+from fedveil.fl.hooks import HOOKS
 
 MODEL = nn.Identity()
 
@@ -94,7 +95,9 @@ def test_a_finished_model_is_asked_about_whole_images_by_mixup_and_about_mixes_b
     context: DefenseContext, private: Images
 ) -> None:
     x = private.floats()[:3]
-    mixup, instahide = (one.prepare(private, context, None, client=0) for one in (MixUp(), InstaHide(source="private")))
+    defenses = (MixUp(), InstaHide(source="private"))
+    mixup, instahide = (one.prepare(private, context, None, client=0) for one in defenses)
+    assert defenses[1].hooks == {hook for hook in HOOKS if instahide.changes(hook)}
     assert torch.equal(mixup.data(x, None, stream()), x)
     assert torch.equal(instahide.data(x, private.labels[:3], stream()), x)
     assert not torch.allclose(instahide.data(x, None, stream()), x, atol=0.1)
@@ -106,9 +109,11 @@ def test_in_a_list_what_would_show_images_that_others_hide_is_refused(context: D
         stack.prepare(private, context, stack.pretrain(context), client=0)
 
     prepared(MixUp(), UpdateNoise())
-    with pytest.raises(FedveilError, match=r"MixUp mixes in images of the client's as they are.*not PixelNoise"):
+    with pytest.raises(
+        FedveilError, match=r"^defense: mixup mixes in images of the client's as they are.*not pixel_noise"
+    ):
         prepared(PixelNoise(), MixUp())
-    with pytest.raises(FedveilError, match=r"DPSGD takes the gradient.*not MixUp"):
+    with pytest.raises(FedveilError, match=r"dp_sgd takes the gradient.*not mixup"):
         prepared(MixUp(), DPSGD())
 
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.defense import (
+    DPSGD,
     BiDO,
     Defense,
     DefenseContext,
     DualGradientPruning,
+    GroupMean,
     LatentNoise,
     LatentPerturbation,
+    MixUp,
     NoDefense,
     PixelNoise,
     PreparedDefense,
@@ -241,8 +244,27 @@ def test_only_one_part_may_make_one_image_of_many(make: Make) -> None:
     make(Pairs(), Stack(parts=(PixelNoise(), NoDefense())), TopK())
     with pytest.raises(FedveilError, match=r"^defense: Pairs, Pairs each make one image of many; allowed: one such"):
         make(Pairs(), TopK(), Pairs())
-    with pytest.raises(FedveilError, match="Pairs, Stack"):
+    with pytest.raises(FedveilError, match="Pairs, stack"):
         make(Pairs(), Stack(parts=(Pairs(), TopK())))
+
+
+def test_what_does_not_go_together_is_known_before_anything_is_learnt() -> None:
+    def said(*parts: Defense[Any]) -> list[str]:
+        return Stack(parts=parts).conflicts()
+
+    both = "each make one image of many; allowed: one such in a list"
+    assert said(LatentPerturbation(), GroupMean()) == [f"latent, group_mean {both}"]
+    assert said(GroupMean(), Stack(parts=(LatentPerturbation(), TopK()))) == [f"group_mean, stack {both}"]
+    (alone,) = said(LatentPerturbation(), DPSGD())
+    assert alone.startswith("dp_sgd takes the gradient of the plain loss apart by images")
+    assert alone.endswith("not latent")
+    mixing, _ = said(MixUp(), LatentNoise(), DPSGD())
+    assert mixing.endswith("not mixup")
+    assert said(PixelNoise(), DPSGD(), TopK()) == said(LatentNoise(), UpdateNoise()) == []
+    # Of one that learns something and says nothing, it shows once it is prepared.
+    silent = Affine(factor=1, offset=0)
+    assert silent.hooks is Stack(parts=(TopK(), silent)).hooks is None
+    assert said(DPSGD(), silent) == []
 
 
 def test_few_bits_are_counted_only_while_values_are_what_the_quantiser_left() -> None:

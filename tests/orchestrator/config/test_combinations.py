@@ -54,6 +54,10 @@ DEFENSE_NAMES = ", ".join(sorted(DEFENSES))
             "fl: {strategy: foo}",
             "fl.strategy.name: given 'foo'; allowed: fedadam, fedavg, fedprox, fedsgd, krum, median",
         ),
+        (
+            "defense: [{name: latent, k: 5}, group_mean]",
+            "defense: latent, group_mean each make one image of many; allowed: one such in a list",
+        ),
         ("fl: {optimizer: foo}", "fl.optimizer.name: given 'foo'; allowed: adam, sgd"),
         ("fl: {optimizer: {momentum: 0.9}}", "fl.optimizer.name: is missing; allowed: adam, sgd"),
         ("fl: {optimizer: {name: adam, momentum: 0.9}}", "fl.optimizer.momentum: unknown key; allowed: weight_decay"),
