@@ -140,7 +140,7 @@ def test_alone_in_a_list_it_may_be_and_beside_what_changes_the_step_not(
         stack.prepare(private, context, stack.pretrain(context), client=0)
 
     made(ConcealedSamples())
-    with pytest.raises(FedveilError, match=r"ConcealedSamples takes the gradient.*not MixUp"):
+    with pytest.raises(FedveilError, match=r"concealed_samples takes the gradient.*not mixup"):
         made(MixUp(), ConcealedSamples())
 
 
