@@ -77,11 +77,11 @@ class Attacker:
             held = [
                 own for key, own in self.preparations.items() if key == self.preparation_key(attack, key.client or 0)
             ]
-            curves = [own.inverse.curve for own in held if own.inverse is not None]
-            if curves:
-                scalars[f"attack/{label}/inverse_error"] = fmean(curve.error for curve in curves)
-                scalars[f"attack/{label}/inverse_steps"] = fmean(curve.steps[-1] for curve in curves)
-                scalars[f"attack/{label}/inverse_flat"] = float(all(curve.flat for curve in curves))
+            inverses = [own.inverse for own in held if own.inverse is not None]
+            if inverses:
+                scalars[f"attack/{label}/inverse_error"] = fmean(inverse.error for inverse in inverses)
+                scalars[f"attack/{label}/inverse_steps"] = fmean(inverse.curve.steps[-1] for inverse in inverses)
+                scalars[f"attack/{label}/inverse_flat"] = float(all(inverse.curve.flat for inverse in inverses))
             accuracies = [own.reader.accuracy for own in held if own.reader is not None]
             if accuracies:
                 scalars[f"attack/{label}/reader_accuracy"] = fmean(accuracies)

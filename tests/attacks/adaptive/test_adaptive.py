@@ -61,7 +61,7 @@ CURVE = Curve((1,), (0.5,), flat=False)
 def answering(
     grey: float, surrogate: Surrogate | None = None, *, observations: int = 1, reader: Reader | None = None
 ) -> AttackerPreparation:
-    inverse = LearntInverse(Constant(grey, 0.125), observations, torch.arange(2), CURVE)  # type: ignore[arg-type]
+    inverse = LearntInverse(Constant(grey, 0.125), observations, torch.arange(2), CURVE, 1.0)  # type: ignore[arg-type]
     return AttackerPreparation(surrogate or Surrogate(data=lambda x, y, stream: x), inverse, reader)
 
 
@@ -311,7 +311,7 @@ def test_every_update_of_a_batch_that_was_drawn_afresh_is_inverted_alone(blobs: 
             seen.append(draws)
             return draws.mean(dim=0)
 
-    inverse = LearntInverse(Seeing(0.0, 0.0), 3, torch.arange(2), CURVE)  # type: ignore[arg-type]
+    inverse = LearntInverse(Seeing(0.0, 0.0), 3, torch.arange(2), CURVE, 1.0)  # type: ignore[arg-type]
     knowledge = known({None: AttackerPreparation(surrogate, inverse)}, Adaptive.needs)
     plain = [
         Reconstruction(torch.zeros(1, 1, 12, 12), one.labels, 0.0) for one in observations if one.labels is not None

@@ -59,6 +59,21 @@ def test_it_takes_noise_away_and_more_of_it_with_more_draws(blobs: Blobs) -> Non
     assert not one.curve.flat
 
 
+def test_what_is_worse_than_what_it_undoes_is_not_used(blobs: Blobs) -> None:
+    victims = blobs(8, 9, side=12)
+    x, y = victims.floats(), victims.labels
+    weak = PixelNoise(strength=0.01)
+    draws = torch.stack([weak.data(x, y, torch_stream(number, "client")) for number in range(2)])
+    for count in (1, 2):
+        inverse = trained(blobs(64, 2, side=12), weak, TINY, observations=count)
+        # The mean of so many draws is off by noise of .01 over their root, less what is cut off at 0 and 1.
+        assert inverse.error == inverse.plain == pytest.approx(1e-4 / count, rel=0.4)
+        assert inverse.error < inverse.curve.error
+        assert torch.equal(inverse(draws, y), draws.mean(0))
+    strong = trained(blobs(64, 2, side=12), PixelNoise(strength=0.4), QUICK)
+    assert strong.error == strong.curve.error < strong.plain
+
+
 def test_it_is_a_function_of_its_stream(blobs: Blobs) -> None:
     def weights(seed: int) -> Tensor:
         inverse = trained(blobs(8, 2, side=12), PixelNoise(), TINY, seed=seed)
