@@ -183,20 +183,21 @@ def _ray() -> Iterator[Finding]:
     if not address:
         yield Finding("ray", Level.OK, "RAY_ADDRESS is not set: each command starts a cluster of its own here")
         return
-    place = address.rpartition("://")[2].partition("/")[0]
+    place = address.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
+    shown = without_passwords(address)
     host, colon, port = place.rpartition(":")
     if not colon or not port.isdecimal():
         if address in ("auto", "local"):
             yield Finding("ray", Level.OK, f"RAY_ADDRESS is {address}")
         else:
-            yield Finding("ray", Level.WARN, f"RAY_ADDRESS is {address}, which names no port", "use HOST:PORT")
+            yield Finding("ray", Level.WARN, f"RAY_ADDRESS is {shown}, which names no port", "use HOST:PORT")
         return
     trouble = unreachable(host.strip("[]"), int(port))
     if trouble:
         advice = "start the cluster, or unset RAY_ADDRESS to run here"
-        yield Finding("ray", Level.FAIL, f"RAY_ADDRESS {address} does not answer ({trouble})", advice)
+        yield Finding("ray", Level.FAIL, f"RAY_ADDRESS {shown} does not answer ({trouble})", advice)
     else:
-        yield Finding("ray", Level.OK, f"RAY_ADDRESS {address} accepts connections")
+        yield Finding("ray", Level.OK, f"RAY_ADDRESS {shown} accepts connections")
 
 
 def _nodes(uri: str) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.tracking.settings import without_passwords
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -93,7 +94,9 @@ def connect(
                 job_config=ray.job_config.JobConfig(metadata=dict(metadata or {})),
             )
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise FedveilError(f"no Ray cluster answers at {where!r}: {first_line(error)}{hint}") from error
+            raise FedveilError(
+                f"no Ray cluster answers at {without_passwords(where)!r}: {without_passwords(first_line(error))}{hint}"
+            ) from error
     try:
         yield
     finally:
@@ -102,7 +105,7 @@ def connect(
 
 def _check_reachable(address: str) -> None:
     """Raise `OSError` where nothing listens. Ray itself tries for a minute or more, then ends the process."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    host, colon, port = address.rpartition("://")[2].rpartition("@")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT).close()
 

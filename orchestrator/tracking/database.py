@@ -1,8 +1,12 @@
-"""The SQLite file of a fresh folder: built whole beside its place and then put there, by one process alone."""
+"""Databases that MLflow records in: the SQLite file of a fresh folder, and whether a server is there at all.
+
+The file is built whole beside its place and then put there, by one process alone.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -11,6 +15,9 @@ from filelock import FileLock
 _SQLITE = "sqlite:///"
 _LONGEST_BUILD = 300.0
 """Seconds to wait for another process that builds it."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_ANSWER = 5.0
+"""Seconds within which a database server has to accept a connection."""
 _one_at_a_time = threading.Lock()
 """The migrations keep what they do in globals: two threads that build two files, one of them left by an interrupted run for
 example, wreck both."""
@@ -32,6 +39,24 @@ def build_database(uri: str) -> None:
         if not _is_built(place):
             _build_beside(place)
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it still, or makes another, finds the file built
+
+
+def reach(uri: str) -> None:
+    """Return at once where ``uri`` is no database server's, or one that accepts connections.
+
+    MLflow itself would ask ten times, for 100 s, and other stores would wait for that.
+
+    Raises:
+        OSError: nothing accepts a connection there.
+    """
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if scheme not in _PORTS:
+        return
+    from sqlalchemy.engine import make_url
+
+    address = make_url(uri)
+    if address.host:  # else a socket in the file system, or several hosts
+        socket.create_connection((address.host, address.port or _PORTS[scheme]), timeout=_ANSWER).close()
 
 
 def _build_beside(place: Path) -> None:

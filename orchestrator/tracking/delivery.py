@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from fedveil.orchestrator.interrupts import uninterrupted
@@ -163,32 +164,45 @@ class Replayed:
 def replay(spool: Path) -> Replayed:
     """Deliver all journals below ``spool``, parents first. Never raises for trouble with the server or the spool.
 
-    A store that does not answer is asked once: other journals for it would only wait as long again. It holds up no
-    journal for another store.
+    A store that does not answer is asked once: other journals for it would only wait as long again. Stores have a thread
+    each, so that none holds up another.
 
     Args:
         spool: the spool folder of an experiment.
     """
     keeper = Spool(spool)
-    runs = refused = 0
     journals: list[Journal] = []
-    away: set[str] = set()
+    stores: dict[str, list[Sender]] = {}
     try:
         journals = keeper.journals()
     except OSError as error:
         _log.warning("the spool %s cannot be read: %s", spool, error)
-    for journal in journals:
-        sender = Sender(journal)
+    for sender in map(Sender, journals):
         try:
-            if sender.uri in away:
-                continue
+            stores.setdefault(sender.uri, []).append(sender)
+        except (OSError, ValueError) as error:  # another process delivers and deletes it meanwhile, or it is not ours
+            _log.warning("%s: %s", sender.journal.folder, error)
+    delivered: list[int] = []
+    threads = [Thread(target=_deliver_to_one, args=(keeper, own, delivered), daemon=True) for own in stores.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs, refused = sum(delivered), sum(sender.refused for own in stores.values() for sender in own)
+    return Replayed(runs=runs, waiting=len(journals) - runs, refused=refused)
+
+
+def _deliver_to_one(keeper: Spool, senders: Sequence[Sender], delivered: list[int]) -> None:
+    """Deliver one store's journals, and add how many runs are whole now; end where it does not answer."""
+    runs = 0
+    for sender in senders:
+        try:
             if sender.deliver():
                 runs += 1
-                keeper.sweep_up(journal)
-        except (OSError, ValueError) as error:  # another process delivers and deletes it meanwhile, or it is not ours
-            _log.warning("%s: %s", journal.folder, error)
+                keeper.sweep_up(sender.journal)
+        except (OSError, ValueError) as error:
+            _log.warning("%s: %s", sender.journal.folder, error)
             continue
-        refused += sender.refused
         if sender.unanswered:
-            away.add(sender.uri)
-    return Replayed(runs=runs, waiting=len(journals) - runs, refused=refused)
+            break
+    delivered.append(runs)

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests import HTTPError
 
-from fedveil.orchestrator.tracking.database import build_database
+from fedveil.orchestrator.tracking.database import build_database, reach
 from fedveil.orchestrator.tracking.names import (
     ABANDONED,
     CLOSED_TAG,
@@ -72,6 +72,7 @@ class RemoteRun:
 
     def __init__(self, uri: str, run_id: str | None) -> None:
         self.uri = uri
+        reach(uri)
         build_database(uri)
         self._client = MlflowClient(tracking_uri=uri)
         self._run_id = run_id

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 _SQLITE = "sqlite:///"
-_USER = re.compile(r"(?:(?<=s3:)|(?<=abfs:))//[^\s?#]*@|//[^/\s]*@")
-"""Before a host. The secrets of object stores may hold a slash."""
+_USER = re.compile(
+    r"""
+    (\b(?:s3|abfs|oracle(?:\+\w+)?|[a-z]*sql(?:\+\w+)?)://) [^\s"]* @
+    | (//) (?: [^/\s:@]* : (?!\d+(?:[/?#]|$)) [^\s"]* | [^/\s]* ) @
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What stands before a host. Passwords may hold a slash and more; what looks like a port is none, but in the addresses of
+object stores and databases, which have theirs behind the last ``@`` alone."""
 _SECRET = re.compile(
     r"""
-    (\b[\w.-]{0,40}
-    (?:password|passwd|passphrase|pwd|token|secret|api[_-]?key|access[_-]?key|credential|signature)
-    [\w.-]{0,40}(?:=|%3D))
+    ((?: \b[\w.-]{0,40}
+        (?:password|passwd|passphrase|pwd|token|secret|(?:api|access|private)[_-]?key|credential|signature)
+        [\w.-]{0,40}
+        | (?<=[?&;]) (?:sig|key|auth)
+    ) (?:=|%3D))
     (?: \{(?:[^}]|\}\})*\} | %7B(?:(?!%7D).)*%7D | (?:(?!%3B|%26)[^&;\s'"])+ )
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -45,11 +54,11 @@ def without_passwords(value: Any) -> Any:
     {'tracking': {'uri': 'http://host:5000'}}
     >>> without_passwords("mssql://host/db?user=me&password=secret&driver=x")
     'mssql://host/db?user=me&password=***&driver=x'
-    >>> without_passwords("s3://key:sec/ret@bucket/runs")
-    's3://bucket/runs'
+    >>> without_passwords("s3://key:sec/ret@bucket/runs"), without_passwords("postgresql://me:1/2@host/db")
+    ('s3://bucket/runs', 'postgresql://host/db')
     """
     if isinstance(value, str):
-        return _SECRET.sub(r"\1***", _USER.sub("//", value))
+        return _SECRET.sub(r"\1***", _USER.sub(lambda found: found[1] or found[2], value))
     if isinstance(value, Mapping):
         return {key: without_passwords(one) for key, one in value.items()}
     return [without_passwords(one) for one in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 from fedveil.orchestrator.tracking.settings import without_passwords
@@ -10,9 +11,18 @@ from fedveil.orchestrator.tracking.settings import without_passwords
 def no_answer(error: BaseException) -> bool:
     """Whether the store itself is away: any other failure is one journal's own, and holds up no other."""
     import requests
+    from sqlalchemy.exc import OperationalError
 
+    silent = (
+        ConnectionError,
+        TimeoutError,
+        requests.ConnectionError,
+        requests.Timeout,
+        OperationalError,
+        socket.gaierror,
+    )
     return any(
-        isinstance(one, ConnectionError | TimeoutError | requests.ConnectionError | requests.Timeout)
+        isinstance(one, silent)
         # MLflow's word for a locked database.
         or str(getattr(one, "error_code", "")) == "TEMPORARILY_UNAVAILABLE"
         for one in _causes(error)

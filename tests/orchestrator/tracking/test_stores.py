@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, database, replay
+from benchmarks.faults.servers import mute
+from fedveil.orchestrator.tracking import TrackingSettings, TrialTracker, database, delivering, replay
 from fedveil.orchestrator.tracking.database import build_database
 from fedveil.orchestrator.tracking.delivery import Sender
 from fedveil.orchestrator.tracking.operations import Operation
@@ -32,14 +33,31 @@ def statuses(uri: str, experiment: str) -> list[str]:
     return [] if found is None else [run.info.status for run in client.search_runs([found.experiment_id])]
 
 
-def test_a_store_that_is_away_for_ever_holds_up_no_other(store: str, tmp_path: Path) -> None:
-    for _ in range(2):
-        whole_life("http://127.0.0.1:9", tmp_path, "away")
-    for _ in range(2):
-        whole_life(store, tmp_path, "away")
+@pytest.mark.parametrize("away", ["http://127.0.0.1:9", "postgresql://u:x@127.0.0.1:9/x", "mysql://127.0.0.1:9/x"])
+def test_a_store_that_is_away_for_ever_holds_up_no_other(
+    away: str, store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"away {away[:5]}"
+    for uri in (away, away, store, store):
+        whole_life(uri, tmp_path, name)
     done = replay(tmp_path)
     assert (done.runs, done.waiting) == (2, 2)
-    assert statuses(store, "away") == ["FINISHED", "FINISHED"]
+    assert statuses(store, name) == ["FINISHED", "FINISHED"]
+    # MLflow would ask a database ten times, and say so each time.
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("MLflow does not take the record (Connection refused)")
+
+
+def test_a_database_that_accepts_and_never_answers_holds_up_no_other(store: str, tmp_path: Path) -> None:
+    with mute() as port:
+        whole_life(f"postgresql://u:x@127.0.0.1:{port}/x", tmp_path, "mute")
+        whole_life(store, tmp_path, "mute")
+        said: list[str] = []
+        with delivering(tmp_path, said.append, patience=3.0):
+            pass
+        assert statuses(store, "mute") == ["FINISHED"]
+        assert len(said) == 1
+        assert "MLflow did not take the records of 1 run(s)" in said[0]
 
 
 def test_a_journal_that_cannot_be_sent_holds_up_no_other_of_its_store(
