@@ -253,10 +253,13 @@ def client_chunks(cohort: Sequence[int], count: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Share:
-    """Some of a round's clients, and what those of them that keep something kept."""
+    """Some of a round's clients, and what those of them that keep something kept, which nobody is shown."""
 
     numbers: tuple[int, ...]
     memories: Mapping[int, Memory]
+
+    def __repr__(self) -> str:
+        return f"client(s) {', '.join(map(str, self.numbers))}"
 
 
 def _train_clients(

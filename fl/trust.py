@@ -15,6 +15,8 @@ from fedveil.fl.messages import ClientUpdate, UpdateKind
 NOT_FINITE = "is not finite"
 SHOWN = 3
 """Rejections that a sentence names."""
+LARGEST = 1e18
+"""Norm above which no update is taken, whatever the settings: sums and squares of float32 numbers overflow soon after."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class Due:
                 norm = math.hypot(norm, part)
         if self.max_norm is not None and norm > self.max_norm:
             return f"its norm is {norm:.4g}, above fl.max_update_norm {self.max_norm:g}"
+        if norm > LARGEST:
+            return f"its norm is {norm:.4g}, above {LARGEST:g}: sums of such updates overflow"
         return None
 
 

@@ -83,11 +83,11 @@ def run_one(arguments: argparse.Namespace, console: Console) -> int:
         resume=arguments.resume,
         console=console,
     )
-    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    written = _finish(result.rows, result.records, result.experiment, arguments.json, console)
     paths = ExperimentPaths(result.root)
     grids = [grid for row in result.rows if (grid := paths.trial(row.name).grid).exists()]
     _say_where(result, {"pictures": grids[0]} if grids else {}, console)
-    return code
+    return _code(result.rows, written)
 
 
 def run_sweep(arguments: argparse.Namespace, console: Console) -> int:
@@ -103,9 +103,9 @@ def run_sweep(arguments: argparse.Namespace, console: Console) -> int:
         resume=arguments.resume,
         console=console,
     )
-    code = _finish(result.rows, result.records, result.experiment, arguments.json, console)
+    written = _finish(result.rows, result.records, result.experiment, arguments.json, console)
     _say_where(result, {figure.stem: figure for figure in result.files}, console)
-    return code
+    return _code(result.rows, written)
 
 
 def _say_where(result: RunResult, figures: Mapping[str, Path], console: Console) -> None:
@@ -138,20 +138,32 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _code(rows: Sequence[TrialRow], written: bool) -> int:
+    return 0 if written and all(row.status != "FAILED" for row in rows) else 1
+
+
 def _finish(
     rows: Sequence[TrialRow],
     records: Records,
     experiment: str,
     file: Path | None,
     console: Console,
-) -> int:
+) -> bool:
+    """Show the trials, and return whether they were written as JSON, where that was asked for."""
     from fedveil.orchestrator.report import TrialTable
     from fedveil.orchestrator.report.recorded import rows_as_json
 
     _for_table(console).print(TrialTable(rows, records))
-    if file is not None:
-        file.write_text(json.dumps(rows_as_json(experiment, rows), indent=2) + "\n", encoding="utf-8")
-    return 1 if any(row.status == "FAILED" for row in rows) else 0
+    if file is None:
+        return True
+    text = json.dumps(rows_as_json(experiment, rows), indent=2) + "\n"
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:  # the disk is full, say; all else is recorded, and where it lies is said next
+        again = f"fedveil report {experiment} --json FILE writes the same"
+        console.print(f"--json: {file}: {error.strerror or error}; {again}", soft_wrap=True, markup=False)
+        return False
+    return True
 
 
 def report(arguments: argparse.Namespace, console: Console) -> int:
@@ -164,12 +176,13 @@ def report(arguments: argparse.Namespace, console: Console) -> int:
     uri = _uri(arguments.uri)
     if arguments.html is None:
         rows = rows_from_mlflow(uri, arguments.experiment)
-        _finish(rows, records_from_mlflow(uri, arguments.experiment), arguments.experiment, arguments.json, console)
+        records = records_from_mlflow(uri, arguments.experiment)
+        written = _finish(rows, records, arguments.experiment, arguments.json, console)
     else:
         dossier = _write_page(arguments.html, uri, arguments.experiment)
-        _finish(dossier.rows, dossier.records, arguments.experiment, arguments.json, console)
+        written = _finish(dossier.rows, dossier.records, arguments.experiment, arguments.json, console)
         console.print(f"page        {_near(arguments.html.absolute())}", soft_wrap=True, markup=False)
-    return 0  # the report succeeded, whatever became of the trials
+    return 0 if written else 1  # it succeeded, whatever became of the trials
 
 
 def _write_page(file: Path, uri: str, experiment: str) -> Dossier:

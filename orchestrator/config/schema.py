@@ -147,7 +147,7 @@ class SearchSection(Section):
 
     panel: list[dict[str, Any]] = Field(default=[])
     space: dict[str, dict[str, list[Any]]] = Field(default={})
-    samples: Count = 1
+    samples: int = Field(default=1, ge=1, le=100_000)
     searcher: Literal["grid", "random", "optuna"] = "random"
     objectives: dict[str, Objective] = Field(
         default={"utility/val_accuracy": "max", "privacy/mse": "max"}, min_length=1

@@ -13,7 +13,7 @@ from fedveil.fl.partition import PARTITIONS, Partition
 from fedveil.fl.strategies import STRATEGIES, Strategy
 from fedveil.orchestrator.config.options import build_named
 from fedveil.orchestrator.config.section import Section
-from fedveil.orchestrator.config.values import Count, Kinded, Named
+from fedveil.orchestrator.config.values import ClientShare, Count, Kinded, Named
 
 
 class DataSection(Section):
@@ -89,7 +89,8 @@ class FLSection(Section):
         cohort: share of the clients that is drawn for each round.
         quorum: share of a round's clients whose updates have to be fit to be trusted; below it the trial fails. The round
             goes on without the others: what is not finite, not of the model's names, shapes and types, or too long.
-        max_update_norm: longest update that is trusted, as the Euclidean norm of all that a client sends; None for any.
+        max_update_norm: longest update that is trusted, as the Euclidean norm of all that a client sends; None for
+            1e18, at which sums overflow.
         client_chunks: pieces into which a round's cohort is cut; at least as many as workers keeps all of them busy.
         start: from ``random`` weights, or from the classifier that the ``public`` images alone make, as for
             ``utility/public_accuracy``; audits of round 0 then attack that one.
@@ -107,8 +108,8 @@ class FLSection(Section):
     augmentation: list[str] = Field(default=[])
     replay_public: float = Field(default=0.0, ge=0, lt=1)
     strategy: Named = Field(default={"name": "fedavg"})
-    cohort: float = Field(default=1.0, gt=0, le=1)
-    quorum: float = Field(default=0.5, gt=0, le=1)
+    cohort: ClientShare = 1.0
+    quorum: ClientShare = 0.5
     max_update_norm: float | None = Field(default=None, gt=0)
     client_chunks: Count = 16
     start: Literal["random", "public"] = "random"

@@ -75,9 +75,17 @@ def _experiment_name(name: str) -> str:
     return name
 
 
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("it is a share of the clients, not their number: above 0 and at most 1")
+    return value
+
+
 RoundName = Literal["middle", "last"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
+
+ClientShare = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})]
 Name = Annotated[str, AfterValidator(_experiment_name)]
 Named = Annotated[dict[str, Any], _named("name")]
 Kinded = Annotated[dict[str, Any], _named("kind")]

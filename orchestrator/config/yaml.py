@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -39,14 +40,19 @@ def parse(text: str) -> Any:
     """Return what a YAML document says, as plain values.
 
     Raises:
-        YAMLError: it is not YAML, or a mapping has a key twice.
+        YAMLError: it is not YAML, or a mapping has a key twice, or a value holds itself.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _Constructor
     try:
-        return reader.load(text)
+        read = reader.load(text)
     except RecursionError:
         raise YAMLError("nested too deeply") from None
+    try:
+        json.dumps(read, default=str, skipkeys=True)
+    except ValueError:
+        raise YAMLError("an anchor stands within itself") from None
+    return read
 
 
 def dump(value: Any) -> str:

@@ -89,7 +89,7 @@ def records_from_mlflow(uri: str, experiment: str) -> dict[str, tuple[PrivacyRec
         for info in (run.info for run in runs if times[run.info.run_name] == 1):
             if any(file.path == RECORDS for file in client.list_artifacts(info.run_id)):
                 path = Path(client.download_artifacts(info.run_id, RECORDS, scratch))
-                with suppress(KeyError, TypeError):  # its fields have other names
+                with suppress(KeyError, TypeError, ValueError):  # its fields have other names, or it is damaged
                     records[info.run_name] = load_records(path)
     return records
 

@@ -43,6 +43,15 @@ def only_run(checkpoints: Path) -> Iterator[None]:
         yield
 
 
+def goes_on_nowhere(checkpoints: Path) -> bool:
+    """Whether no process is at the run of these checkpoints."""
+    try:
+        with only_run(checkpoints):
+            return True
+    except FedveilError:
+        return False
+
+
 @contextmanager
 def _held(file: Path, refusal: str) -> Iterator[None]:
     lock = FileLock(file, timeout=0, mode=0o600)

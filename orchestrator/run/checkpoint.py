@@ -17,7 +17,7 @@ from torch import Tensor
 from fedveil.attacks.audit.report import AuditReport
 from fedveil.fl.messages import PrivacyRecord, ThreatModel
 from fedveil.fl.rounds import ServerState
-from fedveil.fl.sealed import read_sealed, write_sealed
+from fedveil.fl.sealed import read_sealed, write_sealed, write_whole
 
 FILE = "trial.pt"
 FOLDER = "checkpoint_"
@@ -179,8 +179,8 @@ def _progress_from_plain(plain: Mapping[str, Any]) -> Progress:
 
 
 def save_records(records: tuple[PrivacyRecord, ...], path: Path) -> None:
-    """Write records as JSON."""
-    path.write_text(json.dumps([record_to_plain(record) for record in records]) + "\n", encoding="utf-8")
+    """Write records as JSON, whole or not at all, for their owner alone."""
+    write_whole(path, [(json.dumps([record_to_plain(record) for record in records]) + "\n").encode()])
 
 
 def load_records(path: Path) -> tuple[PrivacyRecord, ...]:

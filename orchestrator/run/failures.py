@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ def logged(folder: Path) -> Iterator[None]:
     except FedveilError:
         raise
     except Exception as error:
-        raise TrialError(f"{_line(error)} ({_kept(log, ''.join(traceback.format_exception(error)))})") from error
+        raise TrialError(
+            f"{_said_of(error, folder)} ({_kept(log, ''.join(traceback.format_exception(error)))})"
+        ) from error
 
 
 def sentence_of(error: BaseException, folder: Path) -> str:
@@ -71,6 +74,12 @@ def without_repeats() -> Iterator[None]:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_REPEATED)
+
+
+def _said_of(error: Exception, folder: Path) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space is left for files ({folder} and temporary ones): free some, and go on with --resume"
+    return _line(error)
 
 
 def _line(error: Exception) -> str:

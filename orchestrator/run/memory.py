@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.tracking import without_passwords
 
 _CHECKSUM = "checksum"
+_TIME, _TIME_IS = "%Y%m%d-%H%M%S", "20260101-000000"
 _SEARCHER = ("basic-variant-state-*.json", "search_gen_state-*.json", "searcher-state-*.pkl")
 """What Tune keeps of a searcher; all three are pickles."""
 
@@ -127,6 +128,17 @@ class Book(Generic[M]):
             )
         return before
 
+    def earlier(self, settings: Mapping[str, Any]) -> Iterator[M]:
+        """Yield those of these settings that were begun before the last one, the latest first."""
+        try:
+            last = self.recall().storage
+        except FedveilError:
+            return
+        for place in sorted(self.storages.glob(f"*/{self.file.name}"), reverse=True):
+            memory = self._read(place) if place.parent.name < last else None
+            if memory is not None and not _differing(memory.settings, settings):
+                yield memory
+
     def _read(self, place: Path) -> M | None:
         try:
             plain = json.loads(place.read_bytes())
@@ -151,12 +163,17 @@ def settings_to_keep(experiment: Experiment) -> dict[str, Any]:
     return dict(without_passwords(experiment.model_dump(mode="json", exclude={"runs_dir"})))
 
 
+def began(storage: str) -> float:
+    """Return when what `new_storage` named began, in seconds since the epoch, whole ones."""
+    return time.mktime(time.strptime(storage[: len(_TIME_IS)], _TIME))
+
+
 def new_storage() -> str:
     """Return a name that begins with the time, and that nobody else has.
 
     It is not shared with an earlier one of the same experiment, whose trials a resumed one would take for its own.
     """
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    return f"{time.strftime(_TIME)}-{uuid.uuid4().hex[:6]}"
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:

@@ -58,7 +58,7 @@ class Files(TrialCallback):
         text = json.dumps(dict(result.metrics), indent=2) + "\n"
         private_file(self._paths.folder / "metrics.json").write_text(text, encoding="utf-8")
         records, pictures = result.progress.records, result.progress.pictures
-        save_records(records, private_file(self._paths.records))
+        save_records(records, self._paths.records)
         if pictures is None:
             return
         pictures.save(private_file(self._paths.pictures))

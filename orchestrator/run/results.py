@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fedveil.attacks.scoring import BASELINE_ATTACK
 from fedveil.fl.messages import PrivacyRecord
+from fedveil.orchestrator.cluster.connection import first_line
 from fedveil.orchestrator.report import TRADE_OFF, TrialGroup, TrialRow, competing, front_of, hypervolume
 from fedveil.orchestrator.run.checkpoint import Pictures, load_records
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.private import private_file
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,13 @@ class RunResult:
 
     @property
     def records(self) -> dict[str, tuple[PrivacyRecord, ...]]:
-        """The scores of each attack on each victim, by the name of the trial; of finished trials, read from their files."""
+        """The scores of each attack on each victim, by the name of the trial; of finished trials, read from their files.
+
+        A trial whose file is damaged or gone is left out, and a warning says so.
+        """
         paths = ExperimentPaths(self.root)
-        return {row.name: load_records(paths.trial(row.name).records) for row in self.rows if row.finished}
+        found = {row.name: _readable(paths.trial(row.name).records, load_records) for row in self.rows if row.finished}
+        return {name: records for name, records in found.items() if records is not None}
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,26 @@ def summarise_sweep(experiment: str, rows: Sequence[TrialRow], paths: Experiment
     return replace(result, metrics=metrics, files=tuple(figures))
 
 
+def _readable(file: Path, load: Callable[[Path], T]) -> T | None:
+    """Return what is in a finished trial's file; None, with a warning, where it is damaged or gone: its numbers stand."""
+    try:
+        return load(file)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        UnpicklingError,
+    ) as error:
+        _log.warning(
+            "%s is damaged or gone, and left out (%s); MLflow has the trial's numbers", file, first_line(error)
+        )
+        return None
+
+
 def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
     """Draw the same victims under each defence; trials with other victims, or without pictures, are left out."""
     from fedveil.orchestrator.report.comparison import comparison_figure, representatives
@@ -88,13 +119,14 @@ def _comparison(result: SweepResult, paths: ExperimentPaths) -> list[Path]:
     originals: Tensor | None = None
     for row in (setting.members[0] for setting in representatives(result.rows)):
         file = paths.trial(row.name).pictures
-        if not file.exists():
+        pictures = _readable(file, Pictures.load) if file.exists() else None
+        records = _readable(paths.trial(row.name).records, load_records) if pictures is not None else None
+        if pictures is None or records is None:
             continue
-        pictures = Pictures.load(file)
         originals = pictures.originals if originals is None else originals
         if not torch.equal(originals, pictures.originals):
             continue
-        shown = {r.attack for r in load_records(paths.trial(row.name).records) if not r.threat_model.trained_images}
+        shown = {record.attack for record in records if not record.threat_model.trained_images}
         attack = row.headline_attack(among=shown - {BASELINE_ATTACK})
         if attack is not None:
             panels[row.title] = (pictures.trained, attack, pictures.reconstructions[attack])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 
+from fedveil.fl.errors import FedveilError
 from fedveil.orchestrator.cluster.connection import check_fit
 from fedveil.orchestrator.cluster.executor import RayExecutor
 from fedveil.orchestrator.cluster.progress import plainly, progress_on
@@ -14,9 +16,9 @@ from fedveil.orchestrator.config.plugins import loaded
 from fedveil.orchestrator.interrupts import can_be_resumed
 from fedveil.orchestrator.report import TrialRow
 from fedveil.orchestrator.run import checkpoint
-from fedveil.orchestrator.run.alone import only_run
+from fedveil.orchestrator.run.alone import goes_on_nowhere, only_run
 from fedveil.orchestrator.run.checkpoint import Saved
-from fedveil.orchestrator.run.memory import RunMemory, new_storage, runs, settings_to_keep
+from fedveil.orchestrator.run.memory import RunMemory, began, new_storage, runs, settings_to_keep
 from fedveil.orchestrator.run.mirror import mirrored
 from fedveil.orchestrator.run.names import fitted, params_of
 from fedveil.orchestrator.run.paths import ExperimentPaths, tracking_settings
@@ -46,7 +48,7 @@ def run_single(experiment: Experiment, setup: Setup, console: Console, *, resume
     """
     paths = ExperimentPaths.of(experiment)
     if resume and paths.copy is None:
-        runs(paths).interrupted(settings_to_keep(experiment))  # what is wrong is said before anything is written
+        _to_resume(experiment, paths)  # what is wrong is said before anything is written
     tracking = tracking_settings(experiment, paths, published=setup.data.published)
     said = plainly(console)
     resources = experiment.resources
@@ -72,10 +74,44 @@ def _memory(experiment: Experiment, paths: ExperimentPaths, *, resume: bool) -> 
     """Return what is to be known of the run, which is an earlier one or has new trials."""
     settings = settings_to_keep(experiment)
     if resume:
-        return runs(paths).interrupted(settings)
+        return _to_resume(experiment, paths)
     defense = params_of(experiment)["defense.name"]
     trials = [paths.new_trial(fitted(f"{defense}-seed{one.seed}"))[0] for one in one_per_seed(experiment)]
     return RunMemory(new_storage(), settings, trials)
+
+
+def _to_resume(experiment: Experiment, paths: ExperimentPaths) -> RunMemory:
+    """The last run; where that one has finished, or has other settings, one that went on beside it and was interrupted.
+
+    What had stopped before the last one began was given up for it.
+    """
+    book, settings, seeds = runs(paths), settings_to_keep(experiment), len(one_per_seed(experiment))
+
+    def saved_of(memory: RunMemory) -> list[Path]:
+        return sorted((paths.checkpoints / memory.storage).glob(f"{checkpoint.FOLDER}*"))
+
+    def finished(memory: RunMemory) -> bool:
+        return len(newest(saved_of(memory), lambda line: None).finished) == seeds
+
+    last, refusal = None, None
+    try:
+        last = book.interrupted(settings)
+    except FedveilError as error:
+        refusal = error
+    if last is not None and not finished(last):
+        return last
+    beside = (
+        memory
+        for memory in book.earlier(settings)
+        if any(place.stat().st_mtime > began(book.recall().storage) for place in saved_of(memory))
+        and not finished(memory)
+        and goes_on_nowhere(paths.checkpoints / memory.storage)
+    )
+    found = next(beside, last)
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return found
 
 
 def _run(

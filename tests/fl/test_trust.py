@@ -207,9 +207,20 @@ def test_the_norm_is_that_of_all_that_is_sent() -> None:
     assert replace(due, max_norm=12.9).fault(update, shard=1) == "its norm is 13, above fl.max_update_norm 12.9"
 
 
-def test_without_a_limit_any_finite_update_is_taken() -> None:
+def test_without_a_limit_any_update_is_taken_whose_sums_do_not_overflow() -> None:
     due = replace(_due(federate(FedAvg(), {})), max_norm=None)
-    assert due.fault(LIES["too long to square"][0](_honest(due)), shard=SHARD) is None
+
+    def of_length(norm: float) -> ClientUpdate:
+        honest = _honest(due)
+        tensors = dict(honest.tensors)
+        name, first = next(iter(tensors.items()))
+        tensors[name] = torch.full_like(first, norm / first.numel() ** 0.5)
+        return replace(honest, tensors=tensors)
+
+    assert due.fault(of_length(0.99e18), shard=SHARD) is None
+    said = "its norm is 1.01e+18, above 1e+18: sums of such updates overflow"
+    assert due.fault(of_length(1.01e18), shard=SHARD) == said
+    assert str(due.fault(LIES["too long to square"][0](_honest(due)), shard=SHARD)).startswith("its norm is")
 
 
 @pytest.mark.parametrize(

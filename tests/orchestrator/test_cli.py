@@ -273,6 +273,19 @@ def test_a_log_leaves_no_column_out_and_a_window_does(
     assert "Left out where the window is narrow: " in " ".join(said["60"].split())
 
 
+def test_results_that_the_disk_does_not_take_hide_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = TrialRow("t", "FAILED", {"defense.name": "latent"}, {}, error="boom")
+    monkeypatch.setattr("fedveil.orchestrator.report.recorded.rows_from_mlflow", lambda *_: [row])
+    monkeypatch.setattr("fedveil.orchestrator.report.recorded.records_from_mlflow", lambda *_: {})
+    assert main(["report", "x", "--json", "/dev/full"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--json: /dev/full: No space left on device; fedveil report x --json FILE writes the same" in said
+    assert "boom" in said
+    assert main(["report", "x", "--json", "/dev/null"]) == 0
+
+
 def test_data_get_prints_the_place(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,11 +74,20 @@ def test_the_example_of_the_design_is_valid_as_it_stands(tmp_path: Path) -> None
         ("fl: {replay_public: 1}", "fl.replay_public: given 1; allowed: below 1.0"),
         ("fl: {augmentation: flip}", "fl.augmentation: given 'flip'; allowed: a list such as [a, b]"),
         ("fl: {augmentation: [3]}", "fl.augmentation.0: given 3; allowed: text"),
-        ("fl: {quorum: 0}", "fl.quorum: given 0; allowed: above 0"),
-        ("fl: {quorum: 1.5}", "fl.quorum: given 1.5; allowed: at most 1.0"),
+        (
+            "fl: {quorum: 0}",
+            "fl.quorum: given 0; it is a share of the clients, not their number: above 0 and at most 1",
+        ),
+        (
+            "fl: {quorum: 1.5}",
+            "fl.quorum: given 1.5; it is a share of the clients, not their number: above 0 and at most 1",
+        ),
         ("fl: {max_update_norm: 0}", "fl.max_update_norm: given 0; allowed: above 0"),
         ("fl: {max_update_norm: .inf}", "fl.max_update_norm: given inf; allowed: a finite number"),
-        ("fl: {cohort: 1.5}", "fl.cohort: given 1.5; allowed: at most 1.0"),
+        (
+            "fl: {cohort: 1.5}",
+            "fl.cohort: given 1.5; it is a share of the clients, not their number: above 0 and at most 1",
+        ),
         ("data: {public_fraction: 1.0}", "data.public_fraction: given 1.0; allowed: below 1.0"),
         ("data: {name: 3}", "data.name: given 3; allowed: text"),
         ("data: {size: 2}", "data.size: given 2; allowed: 8 or more"),

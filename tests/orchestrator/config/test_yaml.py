@@ -38,6 +38,7 @@ from fedveil.orchestrator.config.yaml import dump, parse
             "fl: {rounds: 1, rounds: 2}",
             'FILE, line 2: is not YAML that fedveil reads (found duplicate key "rounds")',
         ),
+        ("a: &a [*a]", "FILE: is not YAML that fedveil reads (an anchor stands within itself)"),
         ("? {a: 1}\n: b", "FILE, line 2: is not YAML that fedveil reads (found unhashable key)"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_an_unforeseen_error_is_a_sentence_and_its_traceback_is_in_a_file_for_it
     assert "secret" not in text
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_full_disk_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TrialError) as caught, logged(tmp_path / "trial"):
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    assert str(caught.value).startswith(f"no space is left for files ({tmp_path / 'trial'} and temporary ones): ")
+    assert "free some, and go on with --resume (traceback: " in str(caught.value)
 
 
 def test_what_the_user_can_mend_stays_as_it_is_and_takes_an_older_traceback_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.orchestrator.report import TrialRow
+from fedveil.orchestrator.run.checkpoint import save_records
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.results import summarise_sweep
 
@@ -27,6 +28,24 @@ def test_the_outcome_of_a_sweep(tmp_path: Path) -> None:
     assert outcome.files == (tmp_path / "pareto.png",)
     assert outcome.files[0].read_bytes().startswith(b"\x89PNG")
     assert outcome.folders["b"] == tmp_path / "trials" / "b"
+
+
+@pytest.mark.parametrize("damage", [b"", b"[{", b"{}", b'[{"mse": 1}]', b"[1]", b"\xff", None])
+def test_a_file_of_a_finished_trial_that_is_damaged_or_gone_costs_its_records_alone(
+    damage: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = ExperimentPaths(tmp_path)
+    for name in "ab":
+        save_records((), paths.trial(name).records)
+        paths.trial(name).pictures.write_bytes(b"PK damaged")
+    file = paths.trial("b").records
+    file.unlink() if damage is None else file.write_bytes(damage)
+    outcome = summarise_sweep("x", [row("a", 0.9, 0.01), row("b", 0.8, 0.02)], paths, "sqlite:///x.db")
+    assert outcome.files == (tmp_path / "pareto.png",)
+    if damage != b"{}":  # that holds no record, and none is there
+        assert outcome.records == {"a": ()}
+        assert f"{file} is damaged or gone, and left out" in caplog.text
+    assert f"{paths.trial('a').pictures} is damaged or gone" in caplog.text
 
 
 def test_a_collapsed_or_incomplete_trial_is_on_no_front(tmp_path: Path) -> None:

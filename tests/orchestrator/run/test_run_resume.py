@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from resuming import numbers
 from tiny import TINY_INVERSION, share_cache, tiny_experiment, write_bars
 
 from fedveil.fl.errors import FedveilError
+from fedveil.orchestrator.config import check, with_overrides
 from fedveil.orchestrator.report.recorded import rows_from_mlflow
+from fedveil.orchestrator.run import checkpoint
 from fedveil.orchestrator.run.alone import only_run
-from fedveil.orchestrator.run.checkpoint import load
-from fedveil.orchestrator.run.memory import runs
+from fedveil.orchestrator.run.checkpoint import Saved, load
+from fedveil.orchestrator.run.memory import RunMemory, began, runs, settings_to_keep
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.setup import make_setup
+from fedveil.orchestrator.run.single import _to_resume
 
 
 @pytest.fixture
@@ -139,3 +143,39 @@ def test_a_seed_that_failed_is_run_again_and_the_ones_before_are_not(
     assert [one[1] for one in runs_of(tmp_path).values()] == ["FINISHED", "FINISHED"]
     (storage,) = (tmp_path / "runs/tiny/checkpoints").iterdir()
     assert len(list(storage.glob("checkpoint_*"))) == 1  # the images and weights of what has finished are gone
+
+
+def test_of_runs_that_went_on_side_by_side_each_is_resumed(raw: dict[str, Any]) -> None:
+    """The first of two was out of reach once the second had begun."""
+    raw["seeds"] = [3]
+    experiment, paths = check(raw), ExperimentPaths(Path("runs/tiny").absolute())
+    given_up, first, second = (f"20260102-00000{second}-x" for second in (1, 2, 3))
+    for name, at in ((given_up, -1), (first, 60), (second, 60)):
+        runs(paths).keep(RunMemory(name, settings_to_keep(experiment), ["none-seed3"]))
+        checkpoint.save_next(Saved(), paths.checkpoints / name, last=2)
+        (saved,) = (paths.checkpoints / name).glob(f"{checkpoint.FOLDER}*")
+        stamp = began(second) + at
+        os.utime(saved, (stamp, stamp))
+
+    def resumed() -> str:
+        return _to_resume(experiment, paths).storage
+
+    def finish(name: str) -> None:
+        checkpoint.save_next(Saved(finished=({"utility/accuracy": 0.9},)), paths.checkpoints / name, last=1)
+
+    assert resumed() == second
+    finish(second)
+    assert resumed() == first
+    with only_run(paths.checkpoints / first):  # not interrupted, it runs
+        assert resumed() == second
+    finish(first)
+    # What had stopped before the last one began was given up for it; the last one will say that it has finished.
+    assert resumed() == second
+    # One with other settings that began beside it hides it no more.
+    changed = with_overrides(raw, {"fl.learning_rate": 0.2})
+    checkpoint.save_next(Saved(), paths.checkpoints / "20260102-000004-x", last=2)
+    runs(paths).keep(RunMemory("20260102-000004-x", settings_to_keep(check(changed)), ["none-seed3-2"]))
+    with pytest.raises(FedveilError, match=r"the settings are not those of the run in .*: fl\.learning_rate"):
+        resumed()
+    checkpoint.save_next(Saved(), paths.checkpoints / first, last=1)
+    assert resumed() == first
