@@ -15,15 +15,15 @@ from benchmarks.tables import MISSING, machine, table
 PAGE = Path("docs/faults.md")
 _ABOUT = """# What faults cost
 
-Made by `python -m benchmarks.faults` of its record, `benchmarks/results/faults.json`. Each fault is caused in a real small
-run or sweep: `fedveil` in a process of its own, its own Ray, an MLflow server or SQLite file. Each try has its own moment:
-where a fault may come at any time, as many tries as there are lie evenly over the whole run, of which the start is the
-longest part. Lost: points, params, files and ends of trials that an undisturbed run has and this one has not, in MLflow, in `runs/` or in the JSON at its end.
-Doubled: what it has once too often. Bit-equal: the share of tries in which all numbers are equal to those of an undisturbed
-run, to the last bit. Seconds: from the fault to the end of all, median and most; starts of `fedveil` that follow a fault
-(begun anew, resumed) are among them. A try that cost something is repeated once the code is mended; so were, among others, a
-node killed while its worker started (the trial waited five minutes, and failed) and garbage behind the end of a trial that a
-resumed sweep then recorded as killed.
+Made by `python -m benchmarks.faults` of its record, `benchmarks/results/faults.json`. Each fault is caused in a real
+small run or sweep: `fedveil` in a process of its own, its own Ray, an MLflow server or SQLite file. Each try has its own
+moment: where a fault may come at any time, as many tries as there are lie evenly over the whole run, of which the start
+is the longest part. Lost: points, params, files and ends of trials that an undisturbed run has and this one has not, in
+MLflow, in `runs/` or in the JSON at its end. Doubled: what it has once too often. Bit-equal: the share of tries in which
+all numbers are equal to those of an undisturbed run, to the last bit. Seconds: from the fault to the end of all, median
+and most; starts of `fedveil` that follow a fault (begun anew, resumed) are among them. A try that cost something is
+repeated once the code is mended; so were, among others, a node killed while its worker started (the trial waited five
+minutes, and failed) and garbage behind the end of a trial that a resumed sweep then recorded as killed.
 """
 
 Row = dict[str, Any]
