@@ -14,7 +14,7 @@ from fedveil.attacks.matching.attack import GradientMatching, Visible, problem_o
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.matching.yardstick import misfit
 from fedveil.attacks.target.smoothness import is_smooth
-from fedveil.defense.base import MOST_STEPS, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, at_least, whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn, whole
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import whole
 from fedveil.defense.transforms import TRANSFORMS, applied
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, at_least
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn
+from fedveil.defense.checks import at_least
 from fedveil.defense.devices import on_device
 from fedveil.defense.modules import Autoencoder
 from fedveil.defense.public_models import public_autoencoder

@@ -9,18 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedveil.defense.base import (
-    DEFENSES,
-    Defense,
-    DefenseContext,
-    PreparedDefense,
-    Stateless,
-    Surrogate,
-    TrainedOn,
-    above_zero,
-    at_least,
-    whole,
-)
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Stateless, Surrogate, TrainedOn
+from fedveil.defense.checks import above_zero, at_least, whole
 from fedveil.defense.dependence import coco, gaussian_kernel, linear_kernel, normalised_hsic
 from fedveil.defense.hidden import features_of, untouched
 from fedveil.fl.data.images import Images

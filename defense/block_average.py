@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedveil.defense.base import DEFENSES, Defense, at_least
+from fedveil.defense.base import DEFENSES, Defense
+from fedveil.defense.checks import at_least
 
 
 @DEFENSES.register("block_average")

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.defense.base import (
-    DEFENSES,
-    Defense,
-    DefenseContext,
-    PreparedDefense,
-    Surrogate,
-    TrainedOn,
-    above_zero,
-    at_least,
-    whole,
-)
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import above_zero, at_least, whole
 from fedveil.defense.hidden import untouched
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError

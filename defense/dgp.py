@@ -19,9 +19,8 @@ from fedveil.defense.base import (
     Stateless,
     Surrogate,
     TrainedOn,
-    at_least,
-    whole,
 )
+from fedveil.defense.checks import at_least, whole
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError
 from fedveil.fl.hooks import Memory, Turn

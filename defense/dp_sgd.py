@@ -12,7 +12,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedveil.defense.base import DEFENSES, Defense, Surrogate, above_zero
+from fedveil.defense.base import DEFENSES, Defense, Surrogate
+from fedveil.defense.checks import above_zero
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.messages import ClientUpdate
 from fedveil.fl.rounds import Exposure

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, at_least
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn
+from fedveil.defense.checks import at_least
 from fedveil.defense.latent.condense import to_bytes
 from fedveil.defense.latent.grouping import group_by_class
 from fedveil.defense.latent.pool import Pool, make_pool

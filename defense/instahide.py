@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn, whole
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import whole
 from fedveil.defense.partners import Partners
 from fedveil.fl.data.images import Images
 from fedveil.fl.errors import SettingError

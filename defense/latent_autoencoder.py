@@ -12,16 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import (
-    DEFENSES,
-    Defense,
-    DefenseContext,
-    PreparedDefense,
-    Surrogate,
-    TrainedOn,
-    above_zero,
-    at_least,
-)
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import above_zero, at_least
 from fedveil.defense.devices import on_device
 from fedveil.defense.minimax import MinimaxConfig, MinimaxModules, init_modules, perturbed, train_minimax
 from fedveil.defense.modules import Autoencoder, Perturbation

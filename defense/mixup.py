@@ -9,7 +9,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn, above_zero
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import above_zero
 from fedveil.defense.partners import Partners
 from fedveil.fl.data.images import Images
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn, at_least
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, Surrogate, TrainedOn
+from fedveil.defense.checks import at_least
 from fedveil.defense.devices import on_device
 from fedveil.defense.modules import Autoencoder, rms
 from fedveil.defense.public_models import public_autoencoder

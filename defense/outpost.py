@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, Surrogate, at_least
+from fedveil.defense.base import DEFENSES, Defense, Surrogate
+from fedveil.defense.checks import at_least
 from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import ClientUpdate
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fedveil.defense.base import DEFENSES, Defense, Gradients, Surrogate, at_least, whole
+from fedveil.defense.base import DEFENSES, Defense, Gradients, Surrogate
+from fedveil.defense.checks import at_least, whole
 from fedveil.defense.hidden import features_of, untouched
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.models import ModelSpec

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedveil.defense.base import DEFENSES, Defense, whole
+from fedveil.defense.base import DEFENSES, Defense
+from fedveil.defense.checks import whole
 
 
 @DEFENSES.register("secure_aggregation")

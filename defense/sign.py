@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, Surrogate, above_zero
+from fedveil.defense.base import DEFENSES, Defense, Surrogate
+from fedveil.defense.checks import above_zero
 from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import ClientUpdate
 

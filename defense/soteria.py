@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fedveil.defense.base import DEFENSES, Defense, Gradients, Surrogate, whole
+from fedveil.defense.base import DEFENSES, Defense, Gradients, Surrogate
+from fedveil.defense.checks import whole
 from fedveil.defense.hidden import untouched
 from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.seeding import torch_stream

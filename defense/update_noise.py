@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedveil.defense.base import DEFENSES, Defense, Surrogate, above_zero, at_least
+from fedveil.defense.base import DEFENSES, Defense, Surrogate
+from fedveil.defense.checks import above_zero, at_least
 from fedveil.fl.messages import ClientUpdate
 
 

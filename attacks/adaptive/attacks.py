@@ -26,7 +26,8 @@ from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.exposure import exposed
 from fedveil.attacks.scoring import match
 from fedveil.attacks.strongest import Strongest
-from fedveil.defense.base import Surrogate, whole
+from fedveil.defense.base import Surrogate
+from fedveil.defense.checks import whole
 from fedveil.defense.inverse.learnt import InverseTraining
 from fedveil.fl.errors import SettingError
 from fedveil.fl.messages import Likeness, Reconstruction, ThreatModel

@@ -15,7 +15,7 @@ from fedveil.attacks.base import ATTACKS, Attack, Earlier, Knowledge, Observatio
 from fedveil.attacks.labels import labels_of
 from fedveil.attacks.labels.pairing import paired
 from fedveil.attacks.matching.yardstick import misfit
-from fedveil.defense.base import whole
+from fedveil.defense.checks import whole
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import Reconstruction
 from fedveil.fl.seeding import torch_stream

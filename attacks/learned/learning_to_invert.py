@@ -16,7 +16,7 @@ from fedveil.attacks.learned.own_updates import OwnClients
 from fedveil.attacks.learned.update_features import UpdateFeatures, entries
 from fedveil.attacks.matching.attack import target_gradient
 from fedveil.attacks.matching.yardstick import misfit
-from fedveil.defense.base import MOST_STEPS, above_zero, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, whole
 from fedveil.defense.inverse.variation import mirrors, varied
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images

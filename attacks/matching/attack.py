@@ -21,7 +21,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.optimizers.progress import begin, progress
 from fedveil.attacks.target.problem import Tensors
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import MOST_STEPS, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.messages import ClientUpdate, Reconstruction

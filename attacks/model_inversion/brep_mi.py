@@ -11,7 +11,7 @@ from torch import Tensor
 from fedveil.attacks.model_inversion.base import MODEL_INVERSIONS, InversionKnowledge, Inverted, ModelInversion
 from fedveil.attacks.model_inversion.gan import GanTraining, Generator
 from fedveil.attacks.model_inversion.released import Access, LabelTarget
-from fedveil.defense.base import MOST_STEPS, above_zero, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from fedveil.defense.base import MOST_STEPS, above_zero, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, whole
 from fedveil.defense.modules import halvings
 from fedveil.defense.seeded import seeded
 from fedveil.fl.cache import State, cached, fingerprint

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedveil.attacks.model_inversion.base import MODEL_INVERSIONS, InversionKnowledge, Inverted, ModelInversion
 from fedveil.attacks.model_inversion.gan import Critic, Gan, GanTraining, adversaries
 from fedveil.attacks.model_inversion.released import Access, WeightsTarget
-from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.fl.progress import paced
 from fedveil.fl.seeding import torch_stream

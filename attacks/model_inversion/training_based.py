@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedveil.attacks.model_inversion.base import MODEL_INVERSIONS, InversionKnowledge, Inverted, ModelInversion
 from fedveil.attacks.model_inversion.released import Access, ConfidenceTarget
-from fedveil.defense.base import above_zero, whole
+from fedveil.defense.checks import above_zero, whole
 from fedveil.defense.released.decoder import DecoderTraining, train_decoder
 from fedveil.fl.seeding import torch_stream
 

@@ -17,7 +17,7 @@ from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import at_least, whole
+from fedveil.defense.checks import at_least, whole
 
 
 @ATTACKS.register("deep_leakage")

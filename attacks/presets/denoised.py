@@ -15,7 +15,7 @@ from fedveil.attacks.presets.inverting_gradients import InvertingGradients
 from fedveil.attacks.priors import Denoiser, Prior, TotalVariation
 from fedveil.attacks.priors.denoiser import train_denoiser
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import MOST_STEPS, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, at_least, whole
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.seeding import torch_stream
 

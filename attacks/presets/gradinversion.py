@@ -16,7 +16,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import GroupConsistency, ImageNorm, Prior, TotalVariation
 from fedveil.attacks.priors.consistency import groups_of
 from fedveil.attacks.priors.statistics import seen_statistics
-from fedveil.defense.base import above_zero, at_least
+from fedveil.defense.checks import above_zero, at_least
 from fedveil.fl.errors import FedveilError
 
 

@@ -14,7 +14,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.matching.starts import Start
 from fedveil.attacks.optimizers import LBFGS
 from fedveil.attacks.priors import TotalVariation
-from fedveil.defense.base import whole
+from fedveil.defense.checks import whole
 
 
 @ATTACKS.register("idlg")

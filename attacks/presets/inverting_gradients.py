@@ -13,7 +13,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import above_zero
+from fedveil.defense.checks import above_zero
 
 
 @ATTACKS.register("inverting_gradients")

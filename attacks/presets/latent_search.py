@@ -14,7 +14,7 @@ from fedveil.attacks.matching.match import Match
 from fedveil.attacks.optimizers import LBFGS, Adam
 from fedveil.attacks.presets.latent import Latent, train_decoder
 from fedveil.attacks.priors import TotalVariation
-from fedveil.defense.base import MOST_STEPS, above_zero, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, whole
 from fedveil.fl.messages import ThreatModel
 from fedveil.fl.seeding import torch_stream
 

@@ -16,7 +16,7 @@ from fedveil.attacks.optimizers import Adam
 from fedveil.attacks.presets.features import with_features
 from fedveil.attacks.priors import TotalVariation
 from fedveil.attacks.target.smoothness import Suits
-from fedveil.defense.base import above_zero, at_least
+from fedveil.defense.checks import above_zero, at_least
 
 
 @ATTACKS.register("modern")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import at_least
+from fedveil.defense.checks import at_least
 
 
 @dataclass(frozen=True, eq=False)

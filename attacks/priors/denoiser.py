@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.defense.base import at_least
+from fedveil.defense.checks import at_least
 from fedveil.defense.fitting import fit
 from fedveil.fl.data.images import Images
 

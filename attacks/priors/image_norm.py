@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedveil.defense.base import at_least
+from fedveil.defense.checks import at_least
 
 
 @dataclass(frozen=True)

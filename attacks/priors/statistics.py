@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedveil.attacks.base import Observation
 from fedveil.attacks.target.model import TargetModel
 from fedveil.attacks.target.problem import Problem, Tensors
-from fedveil.defense.base import at_least
+from fedveil.defense.checks import at_least
 
 _LEAST = 1e-5
 """Added to variances, as BatchNorm does by default."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from fedveil.defense.base import at_least
+from fedveil.defense.checks import at_least
 
 _LEAST = 1e-12
 """Keeps the root differentiable where an image is flat."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.devices import on_device
 from fedveil.defense.inverse.lessons import CHUNK, Lessons, gathered
 from fedveil.defense.inverse.muon import Muon

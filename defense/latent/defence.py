@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn, above_zero, at_least
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext, PreparedDefense, TrainedOn
+from fedveil.defense.checks import above_zero, at_least
 from fedveil.defense.latent.anchors import group_by_anchor
 from fedveil.defense.latent.code import Code
 from fedveil.defense.latent.condense import TOGETHER, Matching

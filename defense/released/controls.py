@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedveil.defense.base import DEFENSES, Defense, whole
+from fedveil.defense.base import DEFENSES, Defense
+from fedveil.defense.checks import whole
 from fedveil.defense.released.perturbing import as_logits, candidate, moved
 from fedveil.fl.errors import SettingError
 from fedveil.fl.seeding import derive_seed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.defense.base import MOST_STEPS, above_zero, at_least, whole
+from fedveil.defense.checks import MOST_STEPS, above_zero, at_least, whole
 from fedveil.defense.modules import halvings
 from fedveil.defense.seeded import seeded
 from fedveil.fl.data.images import Images

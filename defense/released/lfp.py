@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedveil.defense.base import DEFENSES, MOST_STEPS, Defense, DefenseContext, whole
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext
+from fedveil.defense.checks import MOST_STEPS, whole
 from fedveil.defense.guard import Guard
 from fedveil.defense.released.controls import check_budget
 from fedveil.defense.released.game import Game

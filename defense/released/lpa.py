@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedveil.defense.base import DEFENSES, MOST_STEPS, Defense, DefenseContext, whole
+from fedveil.defense.base import DEFENSES, Defense, DefenseContext
+from fedveil.defense.checks import MOST_STEPS, whole
 from fedveil.defense.guard import Guard
 from fedveil.defense.released.controls import check_budget
 from fedveil.defense.released.game import Game

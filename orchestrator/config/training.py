@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedveil.defense.base import MOST
+from fedveil.defense.checks import MOST
 from fedveil.fl.models import ModelSpec
 from fedveil.fl.optimizers import OPTIMIZERS, LocalOptimizer
 from fedveil.fl.partition import PARTITIONS, Partition

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fedveil.defense.base import MOST
+from fedveil.defense.checks import MOST
 from fedveil.orchestrator.cluster.connection import LEAST_SHARE
 from fedveil.orchestrator.config.options import normalise
 from fedveil.orchestrator.config.uri import runs_fault, uri_fault

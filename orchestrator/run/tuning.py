@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from fedveil.defense.base import MOST
+from fedveil.defense.checks import MOST
 from fedveil.orchestrator.config import Experiment, SearchSection
 from fedveil.orchestrator.config.space import grid_points
 from fedveil.orchestrator.run.names import panel_names, trial_name
