@@ -13,6 +13,7 @@ from fedveil.fl.errors import FedveilError, SettingError
 from fedveil.fl.messages import ClientUpdate, UpdateKind
 
 NOT_FINITE = "is not finite"
+OVERFLOWS = "sums of such updates overflow"
 SHOWN = 3
 """Rejections that a sentence names."""
 LARGEST = 1e18
@@ -71,7 +72,7 @@ class Trust:
         accepted = clients - len(rejections)
         if accepted >= self.needed(clients):
             return
-        diverged = all(rejection.reason.endswith(NOT_FINITE) for rejection in rejections)
+        diverged = all(rejection.reason.endswith((NOT_FINITE, OVERFLOWS)) for rejection in rejections)
         raise FedveilError(
             f"round {round_number}: {accepted} of {clients} clients' updates can be trusted, and fl.quorum {self.quorum:g}"
             f" asks for {self.needed(clients)}; rejected: {listed(rejections)}"
@@ -136,7 +137,7 @@ class Due:
         if self.max_norm is not None and norm > self.max_norm:
             return f"its norm is {norm:.4g}, above fl.max_update_norm {self.max_norm:g}"
         if norm > LARGEST:
-            return f"its norm is {norm:.4g}, above {LARGEST:g}: sums of such updates overflow"
+            return f"its norm is {norm:.4g}, above {LARGEST:g}: {OVERFLOWS}"
         return None
 
 
