@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 MISSING = "Not measured yet."
 
 Row = dict[str, Any]
+
+
+def page_arguments(about: str | None, results: Path, page: Path) -> argparse.Namespace:
+    """Return where a page's records are, and where it goes: ``results`` and ``page``, unless the command says otherwise."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--page", type=Path, default=page)
+    return parser.parse_args()
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -5,13 +5,12 @@ python -m benchmarks.panel.render
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import MISSING, machine, table
+from benchmarks.markdown import MISSING, machine, page_arguments, table
 from benchmarks.panel.__main__ import DATA, SEEDS, load, settings
 from benchmarks.study.cell import untouched
 from benchmarks.study.figure import save_trade_off
@@ -37,10 +36,7 @@ three encodings. *Seconds*: of the whole trial on one core, beside other work. N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    arguments = parser.parse_args()
+    arguments = page_arguments(__doc__, RESULTS, PAGE)
     arguments.page.write_text(page(arguments.results))
     for data in DATA:
         if rows := load(arguments.results / f"panel-{data}.json"):

@@ -5,7 +5,6 @@ python -m benchmarks.study.render
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.markdown import machine, table
+from benchmarks.markdown import machine, page_arguments, table
 from benchmarks.study.cell import PICTURES, picture_of, untouched
 from benchmarks.study.figure import save_trade_off
 from benchmarks.study.matched import matched
@@ -56,10 +55,7 @@ each group and strangers.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    arguments = parser.parse_args()
+    arguments = page_arguments(__doc__, RESULTS, PAGE)
     arguments.page.write_text(page(arguments.results))
     for data in PROTOCOLS:
         path = arguments.results / f"study-{data}.json"
