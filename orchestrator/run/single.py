@@ -103,7 +103,8 @@ def _to_resume(experiment: Experiment, paths: ExperimentPaths) -> RunMemory:
     beside = (
         memory
         for memory in book.earlier(settings)
-        if any(place.stat().st_mtime > began(book.recall().storage) for place in saved_of(memory))
+        if paths.copy is None  # the times of what was fetched tell nothing
+        and any(place.stat().st_mtime > began(book.recall().storage) for place in saved_of(memory))
         and not finished(memory)
         and goes_on_nowhere(paths.checkpoints / memory.storage)
     )
