@@ -246,9 +246,9 @@ def test_a_server_that_does_not_answer_is_asked_once_for_all_its_journals(
     spool.start(replace(opening("elsewhere", None, 4), uri="http://127.0.0.1:10"))
     assert [journal.token for journal in spool.journals()] == ["older", "younger", "elsewhere", "child"]
     done = replay(tmp_path)
-    assert (done.runs, done.waiting, tries) == (0, 4, ["older", "elsewhere"])
+    assert (done.runs, done.waiting, sorted(tries)) == (0, 4, ["elsewhere", "older"])  # two stores, side by side
     assert replay(tmp_path).waiting == 4
-    assert tries == 2 * ["older", "elsewhere"]
+    assert sorted(tries) == sorted(2 * ["elsewhere", "older"])
     assert caplog.text.count("MLflow does not take the record") == 2  # of each journal once
 
 
