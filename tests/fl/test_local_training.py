@@ -1,4 +1,4 @@
-"""What a client's training may have beside plain SGD on its own images, see test_training.py for the rest."""
+"""What a client's training may have beside plain SGD on its own images, see test_training.py for that."""
 
 from __future__ import annotations
 
