@@ -3,9 +3,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.faults.servers import MlflowServer, free_port
+
+TINY = """
+experiment: tiny
+data: {name: "npz:two.npz"}
+model: {name: convnet, width: 4}
+fl: {clients: 2, rounds: 1}
+audit: {victims: 2, gallery: 10}
+"""
+SEARCH = "search: {panel: [{seed: 1}]}\n"
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +37,23 @@ def own_mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which nothing may start Ray."""
+
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("this got as far as Ray")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("FEDVEIL_DATA", raising=False)
+    monkeypatch.setattr("fedveil.orchestrator.run.api.connect", started)
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12), dtype=np.uint8)
+    arrays = {f"{split}_images": images for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(60) % 2 for split in ("train", "val", "test")}
+    np.savez(tmp_path / "two.npz", **arrays, **labels)
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "sweep.yaml").write_text(TINY + SEARCH, encoding="utf-8")
+    return tmp_path
