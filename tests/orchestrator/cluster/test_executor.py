@@ -1,3 +1,5 @@
+"""One pool of two slots: order, losses, errors, shared values, and room beside it."""
+
 from __future__ import annotations
 
 import logging
@@ -5,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,15 +14,14 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle, tune
+from slot_tasks import Fatal, Weights, cached, die, double, nested_sum, own_pid, pids_of_both, scaled_sum
 from torch import nn
 
-from fedveil.defense import DEFENSES
 from fedveil.fl import progress
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, SerialExecutor, Slot
 from fedveil.orchestrator.cluster.connection import check_fit, placement_group
-from fedveil.orchestrator.cluster.executor import MAX_CACHED, RayExecutor, _unpacked
-from fedveil.orchestrator.config.plugins import Plugin, load_plugins
+from fedveil.orchestrator.cluster.executor import MAX_CACHED, RayExecutor
 
 # The workers cannot import a test module by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -34,28 +34,6 @@ def pool(ray_cluster: None) -> Iterator[RayExecutor]:
     """Two slots of half a core each; the other core is left to the tests that start their own workers."""
     with RayExecutor(2, cpus_per_worker=0.5) as executor:
         yield executor
-
-
-def own_pid(slot: Slot, item: object) -> int:
-    return os.getpid()
-
-
-def double(slot: Slot, item: int) -> int:
-    return 2 * item
-
-
-def meet(slot: Slot, place: tuple[Path, int]) -> int:
-    """Leave a mark and wait for the other's: it only ends if two slots run at the same time."""
-    folder, number = place
-    (folder / f"{number}").touch()
-    while not (folder / f"{1 - number}").exists():
-        time.sleep(0.005)
-    return os.getpid()
-
-
-def pids_of_both(pool: RayExecutor, folder: Path) -> set[int]:
-    folder.mkdir()
-    return set(pool.map(meet, [(folder, 0), (folder, 1)]))
 
 
 def log(slot: Slot, item: int) -> None:
@@ -111,23 +89,6 @@ def test_a_slow_item_does_not_hold_up_the_others(pool: RayExecutor, tmp_path: Pa
     first, *others = pool.map(wait_for_the_others, [(tmp_path, number) for number in range(6)])
     assert len(set(others)) == 1
     assert first not in others
-
-
-@dataclass(frozen=True)
-class Fatal:
-    """An item that kills its worker until ``deaths`` marks lie in the folder."""
-
-    folder: Path
-    number: int
-    deaths: int
-
-
-def die(slot: Slot, item: Fatal) -> tuple[int, int]:
-    marks = list(item.folder.glob(f"{item.number}-*"))
-    if len(marks) < item.deaths:
-        (item.folder / f"{item.number}-{len(marks)}").touch()
-        os._exit(1)
-    return item.number, len(marks)
 
 
 def test_a_lost_worker_is_replaced_and_its_item_replayed(pool: RayExecutor, tmp_path: Path) -> None:
@@ -194,21 +155,6 @@ def test_an_item_that_cannot_be_sent(pool: RayExecutor, tmp_path: Path) -> None:
     assert len(pids_of_both(pool, tmp_path / "still")) == 2
 
 
-Weights = dict[str, torch.Tensor]
-
-
-def scaled_sum(slot: Slot, factor: int, weights: Weights, offset: float) -> float:
-    return factor * float(weights["w"].sum()) + offset
-
-
-def nested_sum(slot: Slot, item: tuple[Handle[Weights], int]) -> float:
-    return scaled_sum(slot, item[1], item[0].get(), 0.0)
-
-
-def cached(slot: Slot, item: object) -> int:
-    return len(_unpacked)
-
-
 def test_tasks_get_the_shared_values_themselves(pool: RayExecutor) -> None:
     handle = pool.broadcast({"w": torch.arange(5.0)})
     assert pool.map(scaled_sum, range(4), shared=(handle, 0.5)) == [0.5, 10.5, 20.5, 30.5]
@@ -247,69 +193,6 @@ def test_old_shared_values_do_not_pile_up(pool: RayExecutor) -> None:
         weights = {"w": torch.tensor([float(value)])}
         assert pool.map(scaled_sum, [1, 1], shared=(weights, 0.0)) == [float(value)] * 2
     assert max(pool.map(cached, range(4))) <= MAX_CACHED
-
-
-PLUGIN = """
-from dataclasses import dataclass
-
-from fedveil.defense import DEFENSES
-from fedveil.defense.base import Defense
-
-
-@DEFENSES.register("darken_in_slots")
-@dataclass(frozen=True, kw_only=True)
-class Darken(Defense[None]):
-    strength: float = 0.5
-
-    def data(self, x, y, stream):
-        return self.strength * x
-"""
-
-
-def use(slot: Slot, item: int, defense: Any) -> float:
-    return float(defense.data(torch.tensor(float(item)), None, None))
-
-
-def test_slots_know_the_plugins_whose_objects_they_are_sent(ray_cluster: None, tmp_path: Path) -> None:
-    (tmp_path / "darken.py").write_text(PLUGIN)
-    plugins = load_plugins(["./darken.py"], tmp_path)
-    with RayExecutor(1, cpus_per_worker=0.5, plugins=plugins) as executor:
-        assert executor.map(use, [1, 2], shared=(DEFENSES["darken_in_slots"](strength=0.25),)) == [0.25, 0.5]
-
-
-DYING = """
-import os, signal
-from pathlib import Path
-
-deaths = Path("{folder}")
-if os.getpid() != {pid} and len(list(deaths.iterdir())) < {times}:
-    (deaths / str(os.getpid())).touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def dying(folder: Path, times: int) -> tuple[Plugin, ...]:
-    """A plug-in that kills the first processes that install it, as a node does that goes down."""
-    (folder / "deaths").mkdir()
-    (folder / "dying.py").write_text(DYING.format(folder=folder / "deaths", pid=os.getpid(), times=times))
-    return load_plugins(["./dying.py"], folder)
-
-
-def test_a_worker_that_dies_while_it_starts_is_started_again(ray_cluster: None, tmp_path: Path) -> None:
-    with RayExecutor(1, cpus_per_worker=0.5, plugins=dying(tmp_path, 2), max_retries=2) as executor:
-        assert executor.map(double, [1, 2]) == [2, 4]
-    assert len(list((tmp_path / "deaths").iterdir())) == 2
-
-
-def test_one_that_always_dies_is_given_up_with_a_sentence(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(FedveilError, match="worker 0 of 1 died while it started 2 times"):
-        RayExecutor(1, cpus_per_worker=0.5, plugins=dying(tmp_path, 9), max_retries=1)
-    assert len(list((tmp_path / "deaths").iterdir())) == 2
-
-
-def test_what_cannot_fit_is_refused_at_once() -> None:
-    with pytest.raises(FedveilError, match=r"3 worker.* do not fit: .*missing 1 CPU"):
-        RayExecutor(3)
 
 
 def test_a_worker_that_finds_no_room_in_time_is_not_waited_for(pool: RayExecutor) -> None:
