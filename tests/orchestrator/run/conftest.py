@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 from resuming import numbers, stumbling_experiment, sweep
-from tiny import share_cache
+from tiny import share_cache, write_bars
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz")
 
 
 @pytest.fixture(scope="session")

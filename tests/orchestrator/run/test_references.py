@@ -61,11 +61,6 @@ def unattacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_module, "prepare_audits", lambda *arguments, **options: Idle())
 
 
-@pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz")
-
-
 def run(bars: Path, executor: Any, resumed: Progress | None = None, cache: Path | None = None, **sections: Any) -> Any:
     """Return the setup, what was kept, and the result of a trial that attacks nothing."""
     raw = tiny_experiment(bars, **{"references": SHORT, **sections})
