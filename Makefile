@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where it is set, each worker process compiles PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-orchestrator test-run test-floors coverage lint docs clean
+.PHONY: demo test test-orchestrator test-run test-floors test-long coverage lint docs clean
 
 demo: $(READY)
 	$(BIN)/fedveil sweep tune_configs/demo.yaml
@@ -30,6 +30,11 @@ test-run: $(READY)
 
 test-floors: $(READY)
 	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest $(COUNTED) --ignore=tests/orchestrator
+
+# Every kind of fault once, laws over more moments, sweeps that go on elsewhere: more of what the tests above are a sample of.
+test-long: export RAY_worker_niceness := 0
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 # Which lines the tests run. Counting them takes up to as long again as the tests, so that CI does without.
 coverage:

@@ -62,7 +62,7 @@ def run(python: Path, script: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["flower_mod.py", "flower_strategy.py"])
+@pytest.mark.parametrize("script", [pytest.param("flower_mod.py", marks=pytest.mark.long), "flower_strategy.py"])
 def test_a_flower_client_and_a_flower_server_audit_each_round_of_a_simulation(tmp_path: Path, script: str) -> None:
     output = run(environment("flower"), ADAPTERS / script, tmp_path)
     rounds = re.findall(r"^round (\d): mean squared error (\S+)$", output, re.MULTILINE)

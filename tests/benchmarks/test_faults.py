@@ -70,10 +70,22 @@ def test_what_the_record_has_is_not_repeated(tmp_path, monkeypatch):
     assert [one["time"] for one in json.loads(out.read_text())["rows"]] == [0, 1, 2]
 
 
+SAMPLE = "worker-round"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(modules, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for command in ("run", "sweep"):
+        share_cache(folder / command, modules)
+    return faults.Undisturbed(folder)
+
+
 @pytest.mark.slow
-def test_a_sample_of_the_faults_costs_nothing(modules, tmp_path):
-    for name in ("sweep", "try"):
-        share_cache(tmp_path / name, modules)
-    found = faults.attempt(FAULTS["sweep-killed"], 3, faults.Undisturbed(tmp_path), tmp_path / "try")
+@pytest.mark.parametrize(
+    "kind", [SAMPLE, *(pytest.param(kind, marks=pytest.mark.long) for kind in FAULTS if kind != SAMPLE)]
+)
+def test_a_fault_costs_nothing(kind, undisturbed, modules, tmp_path):
+    found = faults.attempt(FAULTS[kind], 3, undisturbed, share_cache(tmp_path / "try", modules))
     assert found["troubles"] == []
     assert (found["lost"], found["doubled"], found["bit_equal"]) == (0, 0, True)

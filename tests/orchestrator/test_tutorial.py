@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_leads_to_a_report(folder: Path, ray_cluster: None) -> None:
     ran = []
     for words in (words for block in blocks_of(TUTORIAL) for words in block.commands()):

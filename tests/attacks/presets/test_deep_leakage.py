@@ -51,7 +51,7 @@ def test_lenet_tells_nearly_everything(blobs: Blobs, observe: Observe) -> None:
     assert all(float(f.images.min()) >= 0 and float(f.images.max()) <= 1 for f in found)
 
 
-@pytest.mark.parametrize(("steps", "ratio"), [(1, 1.2), (5, 5)])
+@pytest.mark.parametrize(("steps", "ratio"), [(1, 1.2), pytest.param(5, 5, marks=pytest.mark.long)])
 def test_a_batch_is_found_among_natural_images(steps: int, ratio: float, observe: Observe) -> None:
     """Many images explain its update; without the spectrum's prior the one that is found is mostly noise."""
     images = load_data("mni152").train

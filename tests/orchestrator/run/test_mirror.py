@@ -311,7 +311,7 @@ def test_a_place_that_does_not_answer_is_refused_before_anything_runs(here: Path
         pytest.fail("it has to be refused")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
     store: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Whole:
 
 
 @given(data=st.data())
-@settings(max_examples=5)
+@settings(max_examples=2)
 def test_a_trial_stopped_at_any_moments_and_resumed_ends_in_the_same_bits(whole: Whole, data: st.DataObject) -> None:
-    stops = data.draw(st.lists(st.integers(0, whole.moments - 1), min_size=1, max_size=3))
+    stop_and_resume(whole, data.draw(st.lists(st.integers(0, whole.moments - 1), min_size=1, max_size=3)))
+
+
+@pytest.mark.long
+def test_a_trial_stopped_at_each_moment_and_resumed_ends_in_the_same_bits(whole: Whole) -> None:
+    for moment in range(whole.moments):
+        stop_and_resume(whole, [moment])
+
+
+def stop_and_resume(whole: Whole, stops: Sequence[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ends = [whole.attempt(folder, Stopping(after)) for after in stops]
