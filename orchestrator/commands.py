@@ -284,7 +284,12 @@ def _check_update(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _uri(given: str | None) -> str:
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"{_LOCAL}{Path(_DATABASE).absolute()}"
+    """Where the record is: what was named, with the login that the variable has for it, or else what the variable names."""
+    from fedveil.orchestrator.tracking.logins import remember, with_login
+
+    own = os.environ.get("MLFLOW_TRACKING_URI") or f"{_LOCAL}{Path(_DATABASE).absolute()}"
+    remember(own)
+    return with_login(given or own)
 
 
 def show(arguments: argparse.Namespace, console: Console) -> int:

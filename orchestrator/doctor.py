@@ -157,13 +157,8 @@ def _mlflow(uri: str) -> Iterator[Finding]:
     from fedveil.orchestrator.config.uri import uri_fault
 
     parts = urlsplit(uri)
-    advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"
     if parts.scheme in ("http", "https"):
-        trouble = unreachable(parts.hostname or "", _port(parts))
-        if trouble:
-            yield Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)} does not answer ({trouble})", advice)
-        else:
-            yield Finding("mlflow uri", Level.OK, f"{without_passwords(uri)} accepts connections")
+        yield _server(uri, parts)
     elif parts.scheme == "sqlite":
         file = Path(uri.removeprefix("sqlite:///"))
         trouble = _unwritable(file.absolute().parent)
@@ -176,6 +171,22 @@ def _mlflow(uri: str) -> Iterator[Finding]:
         yield Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)}: nothing that MLflow records in", fault)
     else:
         yield Finding("mlflow uri", Level.WARN, f"{without_passwords(uri)}: this kind of store was not tried")
+
+
+def _server(uri: str, parts: SplitResult) -> Finding:
+    """Whether an MLflow server answers there, and takes the login."""
+    from fedveil.orchestrator.report.recorded import mlflow_client
+
+    advice = "start the server, or unset MLFLOW_TRACKING_URI to record in a file here"
+    trouble = unreachable(parts.hostname or "", _port(parts))  # MLflow's client would try for a while
+    if trouble:
+        return Finding("mlflow uri", Level.FAIL, f"{without_passwords(uri)} does not answer ({trouble})", advice)
+    try:
+        with mlflow_client(uri) as client:
+            client.search_experiments(max_results=1)
+    except FedveilError as error:
+        return Finding("mlflow uri", Level.FAIL, str(error), "see the server's log, and whether this is its address")
+    return Finding("mlflow uri", Level.OK, f"{without_passwords(uri)} answers")
 
 
 def _ray() -> Iterator[Finding]:

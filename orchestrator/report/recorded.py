@@ -19,7 +19,7 @@ from fedveil.orchestrator.report.rows import FINISHED
 from fedveil.orchestrator.run.checkpoint import load_records
 from fedveil.orchestrator.tracking import view_path, without_passwords
 from fedveil.orchestrator.tracking.names import KIND_TAG, RECORDS
-from fedveil.orchestrator.tracking.trouble import reason
+from fedveil.orchestrator.tracking.trouble import LOGIN, login_refused, reason
 
 INTERVALS = ("utility/accuracy", "privacy/mse")
 
@@ -192,4 +192,6 @@ def mlflow_client(uri: str) -> Iterator[Any]:
     except FedveilError:
         raise
     except Exception as error:  # MLflow raises what its transport raises
+        if login_refused(error):
+            raise FedveilError(f"MLflow at {without_passwords(uri)} refuses the login; {LOGIN}") from error
         raise FedveilError(f"MLflow at {without_passwords(uri)} does not answer ({brief(reason(error))})") from error

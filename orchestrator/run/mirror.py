@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fedveil.fl.errors import FedveilError
 from fedveil.fl.sealed import write_whole
 from fedveil.orchestrator.run.place import TROUBLE, Place, said
 from fedveil.orchestrator.run.private import private_folder
+from fedveil.orchestrator.tracking.spool import JOURNAL
 
 EVERY = 30.0
 """Seconds between two times of sending."""
@@ -36,6 +37,7 @@ LONG = 5.0
 _SIGN = "running-"
 _LAST = re.compile(r"(.*/)?(experiment_state-[^/]*|sweep|run)\.json")
 """What refers to other files, and is sent after them."""
+_OF_A_RECORD = re.compile(r"spool/[^/]+/")
 _SENDINGS = ".sent.json"
 _OWN = re.compile(r"(.*/)?(\.?lock|\.sweep\.lock|\.sent\.json|[^/]*\.(part|new|tmp)|\.tmp[^/]*)")
 """What is for the processes of this machine alone."""
@@ -59,6 +61,8 @@ class Mirror:
         self._folder = folder
         self._sign = f"{_SIGN}{uuid.uuid4().hex}"
         self._sent: dict[str, Stamp] = {} if resume else self._here()
+        self._over: set[str] = set()
+        """Files there that are to go once they are not here, or are not."""
         self._signed = False
 
     def claim(self, *, patience: float = 0.0, say: Callable[[str], None] = print) -> None:
@@ -106,20 +110,27 @@ class Mirror:
     def fetch(self, below: str = "") -> None:
         """Bring what is there and not here, or older here. A file keeps the time at which it was sent.
 
+        What is there of a record that somebody has delivered meanwhile is left, to be deleted.
+
         Raises:
             FedveilError: the place does not answer.
         """
         before = self._sendings()
         with self.place.reached():
-            for name, at in self.place.times(below).items():
+            times = self.place.times(below)
+            for name, at in times.items():
                 own = self._folder / name
                 parts = name.split("/")
-                if name.startswith(_SIGN) or not {"", ".", ".."}.isdisjoint(parts) or before.get(name) == at:
-                    continue  # the last is this machine's own sending, than which its file is no older
-                if not own.exists() or own.stat().st_mtime < at:
+                if name.startswith(_SIGN) or not {"", ".", ".."}.isdisjoint(parts):
+                    continue
+                if _delivered(name, times):
+                    self._over.add(name)
+                elif before.get(name) != at and (not own.exists() or own.stat().st_mtime < at):
                     write_whole(own, [self.place.read(name)])
                     os.utime(own, (at, at))
                     self._sent[name] = _stamp(own)
+                elif own.exists():  # this machine's own sending, or what has changed since
+                    self._over.add(name)
 
     def reserve(self, below: str) -> None:
         """Make the folders that are there below one, so that nobody takes their names anew."""
@@ -159,9 +170,10 @@ class Mirror:
                     trouble = trouble or error
             if trouble is not None:
                 raise trouble
-        for name in self._sent.keys() - here.keys():
+        for name in sorted((self._sent.keys() | self._over) - here.keys(), key=_journals_first):
             self.place.delete(name)
-            del self._sent[name]
+            self._sent.pop(name, None)
+            self._over.discard(name)
         there = self.place.times()
         sendings = {name: there[name] for name in self._sent if name in there}
         write_whole(self._folder / _SENDINGS, [json.dumps(sendings).encode()])
@@ -201,6 +213,17 @@ class Mirror:
                 except FileNotFoundError:
                     continue
         return found
+
+
+def _delivered(name: str, there: Collection[str]) -> bool:
+    """Whether a file belongs to a record in the spool of which the journal is gone: the last that is sent, the first that
+    is deleted."""
+    found = _OF_A_RECORD.match(name)
+    return found is not None and f"{found[0]}{JOURNAL}" not in there
+
+
+def _journals_first(name: str) -> tuple[bool, str]:
+    return not name.endswith(f"/{JOURNAL}"), name
 
 
 def _stamp(path: Path) -> Stamp:

@@ -12,6 +12,7 @@ from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.config.uri import is_address, runs_fault
 from fedveil.orchestrator.run.private import private_folder
 from fedveil.orchestrator.tracking import ImagePolicy, TrackingSettings, without_passwords
+from fedveil.orchestrator.tracking.logins import remember
 
 RUNS = "runs"
 RUNS_VARIABLE = "FEDVEIL_RUNS"
@@ -143,4 +144,5 @@ def tracking_settings(experiment: Experiment, paths: ExperimentPaths, *, publish
             "tracking.uri: this job runs in a temporary copy of your folder, where the record would be lost; start an"
             " MLflow server and give its address by tracking.uri or MLFLOW_TRACKING_URI"
         )
+    remember(uri)  # for what earlier runs could not deliver there
     return TrackingSettings(experiment=experiment.experiment, uri=uri, spool=paths.root / "spool", images=images)

@@ -72,7 +72,7 @@ def delivering(
         if waiting:
             say(
                 f"MLflow did not take the records of {waiting} run(s): they wait in {spool} for the next run or sweep of"
-                f" {spool.parent.name}"
+                f" {spool.parent.name}, or this one's --resume"
             )
 
 

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from fedveil.orchestrator.interrupts import uninterrupted
+from fedveil.orchestrator.tracking.logins import with_login
 from fedveil.orchestrator.tracking.names import INCOMPLETE_TAG, cut
 from fedveil.orchestrator.tracking.operations import Artifact, DamagedLineError, Open, Operation
 from fedveil.orchestrator.tracking.spool import Journal, Spool
@@ -46,12 +47,12 @@ class Sender:
 
     @cached_property
     def uri(self) -> str:
-        """Where to.
+        """Where to, with the login that this process has been given for it.
 
         Raises:
             ValueError: the journal does not say.
         """
-        return self._opening().uri
+        return with_login(self._opening().uri)
 
     def _opening(self) -> Open:
         opening = self.journal.opening()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from fedveil.orchestrator.tracking.logins import remember
+from fedveil.orchestrator.tracking.settings import without_passwords
 from fedveil.orchestrator.tracking.views import SweptKey
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class Open(Operation):
 
     Attributes:
         token: the journal's name and the run's tag, made by the client.
-        uri: MLflow's tracking URI.
+        uri: MLflow's tracking URI. Its line has it without a login: who delivers it has been given that, or waits.
         experiment: the experiment's name.
         name: the run's name.
         parent: the parent's run id or pending name; None for a parent.
@@ -99,6 +101,13 @@ class Open(Operation):
     run_id: str | None
     tags: dict[str, str]
     time: int
+
+    def __post_init__(self) -> None:
+        remember(self.uri)
+
+    def encode(self) -> str:
+        """See `Operation.encode`."""
+        return Operation.encode(replace(self, uri=without_passwords(self.uri)))
 
     def send(self, run: RemoteRun, folder: Path) -> None:
         """See `Operation.send`."""

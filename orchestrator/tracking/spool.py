@@ -19,6 +19,8 @@ from fedveil.orchestrator.tracking.operations import Close, Damaged, Open, Opera
 from fedveil.orchestrator.tracking.settings import without_passwords
 
 _log = logging.getLogger(__name__)
+JOURNAL = "journal.jsonl"
+"""The file in a journal's folder that makes it one."""
 PENDING = "pending-"
 """What a run is called until the server has given it an id: this and its token."""
 _PRIVATE = 0o600
@@ -46,7 +48,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lines = folder / "journal.jsonl"
+        self._lines = folder / JOURNAL
         self._life = FileLock(folder / "alive", timeout=0, mode=_PRIVATE, thread_local=False)
 
     def hold(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from fedveil.orchestrator.tracking.settings import without_passwords
 
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
 
 def no_answer(error: BaseException) -> bool:
     """Whether the store itself is away: any other failure is one journal's own, and holds up no other."""
@@ -29,6 +31,11 @@ def no_answer(error: BaseException) -> bool:
     )
 
 
+def login_refused(error: BaseException) -> bool:
+    """Whether an MLflow server does not know the user, or the password is another's."""
+    return any("error code 401" in str(one) for one in _causes(error))
+
+
 def reason(error: BaseException) -> str:
     """Return what an error says in one line, without passwords; of a connection that failed, what the system said of it.
 
@@ -43,6 +50,8 @@ def reason(error: BaseException) -> str:
                 return one.strerror
             if isinstance(one, TimeoutError):
                 return "no answer in time"
+    if login_refused(error):
+        return f"it refuses the login; {LOGIN}"
     said: str = without_passwords(" ".join(str(error).split()) or type(error).__name__)
     return said
 

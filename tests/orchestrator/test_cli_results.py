@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from fedveil.orchestrator import commands
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.config import Experiment
 from fedveil.orchestrator.interrupts import can_be_resumed
@@ -20,6 +21,7 @@ from fedveil.orchestrator.run.checkpoint import save_records
 from fedveil.orchestrator.run.paths import ExperimentPaths
 from fedveil.orchestrator.run.results import RunResult
 from fedveil.orchestrator.run.setup import Setup
+from fedveil.orchestrator.tracking import logins
 from fedveil.orchestrator.tracking.names import KIND_TAG
 
 CONNECT = "fedveil.orchestrator.run.api.connect"
@@ -163,6 +165,15 @@ def test_trials_come_back_from_mlflow_oldest_first(store: str) -> None:
     ]
     assert rows_from_mlflow(store, "second") == []
     assert [trial["name"] for trial in rows_as_json("first", rows)["trials"]] == ["b", "a"]
+
+
+def test_a_named_record_has_the_login_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the commands have it that are printed at the end of a run."""
+    monkeypatch.setattr(logins, "_given", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host:5000")
+    for named in (None, "http://host:5000"):
+        assert commands._uri(named) == "http://me:hunter2@host:5000"
+    assert commands._uri("http://other:5000") == "http://other:5000"
 
 
 def test_report(store: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

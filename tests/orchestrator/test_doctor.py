@@ -5,7 +5,10 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +127,50 @@ def test_data_folders(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "npz:mine.npz" in found("data").text
 
 
-def test_mlflow_servers(listening: int) -> None:
-    there = found("mlflow uri", f"http://user:secret@127.0.0.1:{listening}")
-    assert there == Finding("mlflow uri", Level.OK, f"http://127.0.0.1:{listening} accepts connections")
+@contextmanager
+def server(code: int, body: bytes) -> Iterator[str]:
+    """The address, without its scheme, of one that answers all requests so."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{running.server_port}"
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+def test_mlflow_servers(machine: Path) -> None:
+    with server(200, b'{"experiments": []}') as place:
+        there = found("mlflow uri", f"http://user:secret@{place}")
+        assert there == Finding("mlflow uri", Level.OK, f"http://{place} answers")
+    with server(401, b"You are not authenticated.") as place:
+        locked = found("mlflow uri", f"http://user:secret@{place}")
+        assert (locked.level, locked.text) == (
+            Level.FAIL,
+            f"MLflow at http://{place} refuses the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+    with server(404, b"a page of something else") as place:
+        other = found("mlflow uri", f"http://{place}")
+        assert (other.level, "does not answer" in other.text, "404" in other.text) == (Level.FAIL, True, True)
+
+
+def test_mlflow_servers_that_are_away() -> None:
     gone = found("mlflow uri", "http://user:secret@127.0.0.1:9")
     assert gone.level is Level.FAIL
     assert gone.text.startswith("http://127.0.0.1:9 does not answer (")

@@ -83,6 +83,27 @@ def test_nothing_is_deleted_that_this_process_has_not_had(here: Path, place: Pla
     assert {"a.txt", "c.txt", "trials/none/record.json"} <= place.times().keys()
 
 
+def test_of_a_record_that_was_delivered_nothing_stays_there(here: Path, place: Place) -> None:
+    """Its pictures show people. It waits when a process ends, and the next delivers it before it sends anything."""
+    write(here / "spool/run/files/1/image.png", "5")
+    Mirror(here, place).send()
+    again = Mirror(here, place)
+    again.fetch()
+    shutil.rmtree(here / "spool/run")
+    again.send()
+    assert place.times().keys() == {"a.txt", "trials/none/record.json"}
+
+
+def test_what_is_left_of_a_record_that_was_delivered_is_not_fetched(here: Path, place: Place, tmp_path: Path) -> None:
+    write(here / "spool/gone/files/1/image.png", "5")
+    Mirror(here, place).send()
+    later = Mirror(tmp_path / "later", place, resume=False)
+    later.fetch("spool")
+    assert files(tmp_path / "later") == {"spool/run/journal.jsonl": "2"}
+    later.send()
+    assert place.times().keys() == {"a.txt", "spool/run/journal.jsonl", "trials/none/record.json"}
+
+
 def test_only_what_is_older_here_is_fetched(here: Path, place: Place, tmp_path: Path) -> None:
     Mirror(here, place).send()
     other = tmp_path / "other"

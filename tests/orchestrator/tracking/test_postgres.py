@@ -73,12 +73,13 @@ def test_a_sweep_is_recorded(where: TrackingSettings, monkeypatch: pytest.Monkey
 
 
 def test_what_a_wrong_password_keeps_back_is_delivered_with_the_right_one(
-    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch
+    where: TrackingSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     login(monkeypatch, "wrong")
     with TrialTracker(where, parent_run_id=None, name="trial", params={"seed": 3}) as trial:
         trial.log_final({"utility/accuracy": 0.75})
     assert replay(where.spool_folder).waiting == 1
+    assert "it refuses the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in caplog.text
     login(monkeypatch, PASSWORD)
     assert replay(where.spool_folder).runs == 1
     client = MlflowClient(where.uri)
