@@ -197,7 +197,7 @@ def test_what_is_proved_of_victims_that_share_an_image(bars: Path) -> None:
             audit={"rounds": [0], "attacks": ["baseline"], "chunks": 1, "batch_size": batch_size, "victims": 8},
         )
         experiment = check(raw)
-        metrics = Trial(experiment, make_setup(experiment), SerialExecutor()).run().metrics
+        metrics = Trial(experiment, make_setup(experiment), SerialExecutor(), cache=cache_of(bars)).run().metrics
         return {name: value for name, value in metrics.items() if name in ("privacy/proved_mse", "privacy/trained_mse")}
 
     shared = {"name": "group_mean", "k": 3}

@@ -27,7 +27,7 @@ LEARNT = {"name": "learning_to_invert", "steps": 2, "width": 8, "features": 8, "
     ],
     ids=str,
 )
-def test_a_trial_runs_and_its_attacker_is_complete(defense: Any, labels: str, tmp_path: Path) -> None:
+def test_a_trial_runs_and_its_attacker_is_complete(defense: Any, labels: str, tmp_path: Path, modules: Path) -> None:
     audit = {
         "victims": 4,
         "batch_size": 2,
@@ -38,7 +38,7 @@ def test_a_trial_runs_and_its_attacker_is_complete(defense: Any, labels: str, tm
         write_bars(tmp_path / "bars.npz"), defense=defense, fl={"rounds": 2}, audit={"rounds": ["last"], **audit}
     )
     experiment = check(raw)
-    found = Trial(experiment, make_setup(experiment), SerialExecutor()).run().metrics
+    found = Trial(experiment, make_setup(experiment), SerialExecutor(), cache=modules).run().metrics
     assert found["privacy/complete"] == 1
     for attack in ("inverting_gradients", "adaptive", "learning_to_invert"):
         assert 0 <= found[f"attack/{attack}/mse"] <= 1
