@@ -12,7 +12,8 @@ import torch
 from ray import cloudpickle
 
 from fedveil.fl.executor import Handle, Slot
-from fedveil.orchestrator.cluster.executor import RayExecutor, _unpacked
+from fedveil.orchestrator.cluster.executor import RayExecutor
+from fedveil.orchestrator.cluster.slot import _unpacked
 
 # The workers cannot import a test module by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]

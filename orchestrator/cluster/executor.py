@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import ray
-import torch
 from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
@@ -23,10 +22,11 @@ from ray.exceptions import (
 )
 
 from fedveil.fl.errors import FedveilError
-from fedveil.fl.executor import Handle, Slot
 from fedveil.fl.progress import Pace
 from fedveil.orchestrator.cluster.connection import amounts, check_fit, first_line
 from fedveil.orchestrator.cluster.progress import Say, log_to
+from fedveil.orchestrator.cluster.slot import RayHandle, SlotActor
+from fedveil.orchestrator.cluster.work import Work
 
 if TYPE_CHECKING:
     from fedveil.orchestrator.config.plugins import Plugin
@@ -37,82 +37,6 @@ Result = TypeVar("Result")
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 """What Ray raises where a worker, or the machine that held its result, is gone. The item can be run again."""
-
-MAX_CACHED = 32
-"""Broadcast values that a process keeps unpacked: a data set or two and the last rounds' weights, no more."""
-
-_unpacked: OrderedDict[str, Any] = OrderedDict()
-
-
-class RayHandle(Handle[T]):
-    """A value in Ray's object store. It may be put into items, however deep; copies of it are a few bytes.
-
-    Args:
-        ref: Ray's reference to it.
-    """
-
-    travels = True
-
-    def __init__(self, ref: Any) -> None:
-        self._ref = ref
-
-    def get(self) -> T:
-        """Return the value. A process unpacks it once, so treat it as read-only."""
-        # The key does not keep the object alive: Ray frees it as soon as no handle is left.
-        key = self._ref.hex()
-        if key not in _unpacked:
-            _unpacked[key] = ray.get(self._ref)
-        _unpacked.move_to_end(key)
-        while len(_unpacked) > MAX_CACHED:
-            _unpacked.popitem(last=False)
-        return cast(T, _unpacked[key])
-
-
-class SlotActor:
-    """The process behind one worker slot. It keeps models, overwritten by each client, and no other state.
-
-    Args:
-        threads: PyTorch's.
-        gpu: compute on CUDA where there is any.
-        plugins: installed before this process unpickles anything else: an item may hold objects of their classes.
-        name: that Ray's dashboard shows.
-    """
-
-    def __init__(self, threads: int, gpu: bool, plugins: Sequence[Plugin], name: str) -> None:
-        self._name = name
-        torch.set_num_threads(threads)
-        _keep_freed_memory()
-        self._slot = Slot(torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu"))
-        if plugins:
-            from fedveil.orchestrator.config.plugins import install
-
-            install(plugins)
-
-    def __repr__(self) -> str:
-        """What Ray's dashboard shows; a name of Ray's own would stay taken for a while when the actor dies."""
-        return self._name
-
-    def ready(self) -> None:
-        """Return once the actor is there."""
-
-    def run(
-        self, task: Callable[..., Result], item: Item, shared: Handle[tuple[object, ...]], say: Say | None
-    ) -> Result:
-        """Run the task on this slot, with the values behind ``shared`` and behind the handles among them."""
-        values = [value.get() if isinstance(value, Handle) else value for value in shared.get()]
-        with log_to(say):
-            return task(self._slot, item, *values)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep for the next step what a step of training frees, up to some tens of MiB.
-
-    By default glibc hands back what is free at its heap's end as soon as that is twice the largest block that it ever mapped
-    by itself and got back. A process that only ever trained on small batches so gives up its memory after each layer, and
-    has the kernel make empty pages again: tens of thousands a round. Freeing one large block, which nobody has written to,
-    raises the limit; of 32 MiB and more nothing is learnt.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -128,46 +52,6 @@ class _Start:
     slot: int
     deadline: float
     died: int = 0
-
-
-class _Work(Generic[Item, Result]):
-    """What one `RayExecutor.map` call has handed out, got back and lost. It knows items, not actors."""
-
-    def __init__(self, items: Sequence[Item], on_lost: Callable[[Item], None] | None, max_retries: int) -> None:
-        self.items = items
-        self.waiting = deque(range(len(items)))
-        self.failure: Exception | None = None
-        self.done: dict[int, Result] = {}
-        self._losses = [0] * len(items)
-        self._on_lost = on_lost
-        self._max_retries = max_retries
-
-    def fail(self, error: Exception) -> None:
-        """Hand out nothing more. The first failure is the one that the caller gets."""
-        self.failure = self.failure or error
-        self.waiting.clear()
-
-    def lost(self, index: int) -> None:
-        """Put the item first in the queue, unless it cost too many workers."""
-        item = self.items[index]
-        self._losses[index] += 1
-        if self._on_lost is not None:
-            self._on_lost(item)
-        if self._losses[index] > self._max_retries:
-            self.fail(
-                FedveilError(
-                    f"item {index} of {len(self.items)} killed its worker {self._losses[index]} times"
-                    f" (max_retries {self._max_retries}): {' '.join(repr(item).split()):.100}"
-                )
-            )
-        elif self.failure is None:
-            self.waiting.appendleft(index)
-
-    def results(self) -> list[Result]:
-        """Return the results in the items' order, or raise what made the call fail."""
-        if self.failure is not None:
-            raise self.failure
-        return [self.done[index] for index in range(len(self.items))]
 
 
 class _LateError(FedveilError):
@@ -261,7 +145,7 @@ class RayExecutor:
         if self._closed:
             raise RuntimeError("this RayExecutor is closed")
         self._fill()
-        work: _Work[Item, Result] = _Work(items, on_lost, self.max_retries)
+        work: Work[Item, Result] = Work(items, on_lost, self.max_retries)
         sent = self.broadcast(tuple(shared))
         # Each item may be too quick to say anything, and all of them together take minutes.
         pace = Pace()
@@ -374,7 +258,7 @@ class RayExecutor:
             ) from error
         return slot
 
-    def _collect(self, ref: Any, slot: int, index: int, work: _Work[Any, Any]) -> bool:
+    def _collect(self, ref: Any, slot: int, index: int, work: Work[Any, Any]) -> bool:
         """Take in what became of an item. Say if its slot is free; if not, a new actor is on its way."""
         try:
             work.done[index] = ray.get(ref)

@@ -21,7 +21,8 @@ from fedveil.fl import progress
 from fedveil.fl.errors import FedveilError
 from fedveil.fl.executor import Handle, SerialExecutor, Slot
 from fedveil.orchestrator.cluster.connection import check_fit, placement_group
-from fedveil.orchestrator.cluster.executor import MAX_CACHED, RayExecutor
+from fedveil.orchestrator.cluster.executor import RayExecutor
+from fedveil.orchestrator.cluster.slot import MAX_CACHED
 
 # The workers cannot import a test module by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
