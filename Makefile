@@ -10,14 +10,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where it is set, each worker process compiles PyTorch's modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-orchestrator test-run test-floors test-long coverage lint docs clean
+.PHONY: demo test test-orchestrator test-run test-attacks test-floors test-long coverage lint docs clean
 
 demo: $(READY)
 	$(BIN)/fedveil sweep tune_configs/demo.yaml
 
-# Three processes' worth of tests, side by side with `make -j3 test`: two of them wait for Ray, servers and processes that are
+# Four processes' worth of tests, side by side with `make -j4 test`: two of them wait for Ray, servers and processes that are
 # to die for much of their time, so that two cores do for all.
-test: test-orchestrator test-run test-floors
+test: test-orchestrator test-run test-attacks test-floors
 
 # Ray gives its workers niceness 15: what runs beside them would go first, and the tests that wait for them end last.
 test-orchestrator test-run: export RAY_worker_niceness := 0
@@ -28,8 +28,11 @@ test-orchestrator: $(READY)
 test-run: $(READY)
 	COVERAGE_FILE=.coverage.run $(BIN)/python -m pytest $(COUNTED) tests/orchestrator/run
 
+test-attacks: $(READY)
+	COVERAGE_FILE=.coverage.attacks $(BIN)/python -m pytest $(COUNTED) tests/attacks
+
 test-floors: $(READY)
-	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest $(COUNTED) --ignore=tests/orchestrator
+	COVERAGE_FILE=.coverage.floors $(BIN)/python -m pytest $(COUNTED) --ignore=tests/orchestrator --ignore=tests/attacks
 
 # Every kind of fault once, laws over more moments, sweeps that go on elsewhere: more of what the tests above are a sample of.
 test-long: export RAY_worker_niceness := 0

@@ -17,7 +17,10 @@ from fedveil.fl.models.base import MODELS
 from fedveil.fl.strategies.base import STRATEGIES
 
 
-@pytest.mark.parametrize("name", ["fedveil", *fv.__all__])
+@pytest.mark.parametrize(
+    "name",
+    ["fedveil", *(pytest.param(one, marks=[pytest.mark.long] if one == "sweep" else []) for one in fv.__all__)],
+)
 def test_every_public_name_has_an_example_that_runs(
     name: str,
     ray_cluster: None,

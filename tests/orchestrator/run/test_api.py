@@ -68,7 +68,7 @@ def test_run_and_sweep_refuse_each_others_files(
         call("e.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_with_packages_of_the_same_names_and_a_plugin(tmp_path: Path) -> None:
     """Neither the driver nor a worker imports the user's own packages; both import the plug-in."""
     for name in TRAPS:

@@ -11,7 +11,10 @@ import fedveil as fv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "steps"), [(1, 1), (8, 3), (64, 1)])
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [(8, 3), *(pytest.param(size, 1, marks=pytest.mark.long) for size in (1, 64))],
+)
 def test_label_recovery_is_recorded(
     size: int, steps: int, ray_cluster: None, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,7 +357,7 @@ def test_a_sweep_goes_on_elsewhere_from_an_object_store_to_the_same_numbers(
     assert {"tiny/sweep.json", "tiny/pareto.png"} <= Place(store).times().keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_runs_of_two_machines_lie_side_by_side(
     store: str, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,7 +84,12 @@ def test_a_trial_resumes_from_its_checkpoint_to_the_same_end(bars: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml")), ids=lambda p: p.stem
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.long] if path.stem == "cifar10-minimax" else [])  # a deep network
+        for path in sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
+    ],
+    ids=lambda path: path.stem,
 )
 def test_every_shipped_sweep_runs(path: Path, bars: Path, modules: Path) -> None:
     """The file's first control, and its learnt defence at a corner of its space, cut down to a tiny data set."""

@@ -90,6 +90,7 @@ def test_each_seed_has_a_run_of_its_own_and_the_searcher_sees_the_mean(
     assert {name: alone.rows[0].metrics[name] for name in same} == {name: result.rows[1].metrics[name] for name in same}
 
 
+@pytest.mark.long
 def test_a_resumed_trial_keeps_the_seeds_that_are_done(
     bars: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

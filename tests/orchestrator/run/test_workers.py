@@ -56,7 +56,7 @@ def test_each_part_of_a_sweep_knows_how_many_trials_it_has(search: dict[str, Any
     assert {part.name: part.at_once for part in sweep_parts(experiment, experiment.search)} == at_once
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_results_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
