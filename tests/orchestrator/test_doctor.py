@@ -5,16 +5,16 @@ import os
 import re
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.faults.servers import serving
 from fedveil.orchestrator import doctor
 from fedveil.orchestrator.cli import main
 from fedveil.orchestrator.cluster import nodes
@@ -144,15 +144,8 @@ def server(code: int, body: bytes) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+    with serving(Answers) as port:
+        yield f"127.0.0.1:{port}"
 
 
 def test_mlflow_servers(machine: Path) -> None:
